@@ -1,0 +1,203 @@
+"""What a worker asks of a container engine: an interface small enough that plain child processes fit it too.
+
+Two implementations exist, :mod:`worker.docker_engine` and :mod:`worker.process_engine`; ``tests/docker/test_engine_conformance.py``
+holds both to the same behaviour. A worker keeps at most one :class:`Machine` (a live container with a supervisor in it) per
+workspace; runs, execs and PTYs are :class:`Process` es inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+Network = Literal["none", "internet"]
+Progress = Callable[[str], None]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one workspace's container may use."""
+
+    cpu: float = 2.0  #: cores
+    memory: int = 2 * 1024**3  #: bytes
+    pids: int = 512
+    disk: int = 10 * 1024**3  #: bytes; enforced where the host can
+
+
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An image as a task project defines it: a base and build steps, in order.
+
+    A step is ``[kind, arguments…]`` with kind one of ``run, apt, pip, copy, env, workdir, user``, as ``helmr.Image`` records
+    it. ``context`` is the folder ``copy`` steps are relative to (the unpacked deployment).
+    """
+
+    base: str = "python:3.12-slim"
+    steps: tuple[tuple[str, ...], ...] = ()
+    context: Path | None = None
+
+
+class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything needed to bring one workspace to life."""
+
+    workspace_id: str
+    worker_id: str
+    image: str  #: what :meth:`Engine.ensure_image` returned
+    mount_path: str = "/workspace"
+    limits: Limits = Limits()
+    network: Network = "internet"
+    labels: dict[str, str] = {}
+
+
+class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One process tree to start in a machine.
+
+    ``kind="task"`` forks the machine's zygote and calls ``helmr.guest.runner.main(task, sock)``; ``kind="argv"`` executes
+    ``argv``. ``secrets`` are added to the environment of this process alone and are written nowhere.
+    """
+
+    id: str  #: unique within the machine; used in logs and for re-attachment
+    kind: Literal["task", "argv"] = "task"
+    argv: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    secrets: dict[str, str] = {}
+    cwd: str | None = None  #: default: the workspace's mount path
+    source: str | None = None  #: name of a source tree that :meth:`Machine.put_source` delivered
+    task: dict[str, Any] = {}  #: handed to the runner as it is
+    deadline: float | None = None  #: seconds from the start of the process until it is terminated
+    grace: float = 10.0  #: seconds between SIGTERM and SIGKILL, for deadline and cancel
+
+
+class Output(msgspec.Struct, frozen=True, tag="output"):
+    """Bytes the process tree wrote; ``offset`` counts the bytes of this stream before these."""
+
+    stream: Literal["stdout", "stderr"]
+    offset: int
+    data: bytes
+
+
+class Message(msgspec.Struct, frozen=True, tag="message"):
+    """One JSON object from the task's control channel (``op``: started, log, metadata, output, result, error, cancelled)."""
+
+    body: dict[str, Any]
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """The last frame of a process: its whole tree is gone.
+
+    ``exit_code`` is None when a signal ended the main process. ``cause`` says who ended it: the process itself (``exit``),
+    a cancel, the deadline, or the loss of the machine. ``oom`` is true when the kernel killed a process of the tree for
+    memory.
+    """
+
+    exit_code: int | None = None
+    signal: int | None = None
+    oom: bool = False
+    cause: Literal["exit", "cancel", "deadline", "lost"] = "exit"
+    detail: str = ""
+
+
+Frame = Output | Message | Exited
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What :meth:`Engine.check` found out; ``host`` identifies where this engine keeps its workspaces, over restarts."""
+
+    name: str
+    version: str
+    host: str
+    isolated: bool
+    notes: tuple[str, ...] = ()
+
+
+class Process(Protocol):
+    """A process tree inside a machine."""
+
+    id: str
+
+    def frames(self) -> AsyncIterator[Frame]:
+        """Everything the tree says, in order, ending with exactly one :class:`Exited`.
+
+        Asking for the next frame acknowledges the one before. What is not taken is bounded (the supervisor stops reading the
+        pipes, and the task blocks), so a slow reader costs no memory.
+        """
+        ...
+
+    async def send(self, body: dict[str, Any]) -> None:
+        """Deliver one JSON object to the task's control channel."""
+        ...
+
+    async def cancel(self, grace: float) -> None:
+        """Ask for the end: SIGTERM to the tree, SIGKILL after ``grace`` seconds. :class:`Exited` follows when all is gone."""
+        ...
+
+
+class Machine(Protocol):
+    """A live workspace: a container (or, for the process engine, a supervisor process) that can run process trees."""
+
+    workspace_id: str
+    #: The container's id, or the supervisor's pid, for people and for the event log.
+    ref: str
+
+    async def put_source(self, name: str, tree: Path) -> None:
+        """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""
+        ...
+
+    async def start(self, spec: ProcessSpec) -> Process:
+        """Start a process tree.
+
+        Raises:
+            Unavailable: the machine is gone.
+            Conflict: a process with this id exists already.
+        """
+        ...
+
+    async def stop(self, grace: float = 2.0) -> None:
+        """End every process and the machine itself; the workspace's files stay. Stopping twice is fine."""
+        ...
+
+    async def wait_lost(self) -> str:
+        """Return, with the reason, when the machine has ended for whatever reason (stop included)."""
+        ...
+
+
+class Engine(Protocol):
+    """Where machines come from. Built once per worker; safe to use from many tasks at once."""
+
+    name: str
+
+    async def check(self) -> EngineInfo:
+        """Find out whether the engine works.
+
+        Raises:
+            EngineUnavailable: it does not, with what to do about it as hint.
+        """
+        ...
+
+    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+        """The reference of the image for ``spec``, building or pulling it if need be; concurrent calls build once.
+
+        Raises:
+            ImageError: with the end of the builder's output in ``details["log"]``.
+        """
+        ...
+
+    async def materialize(self, spec: MachineSpec) -> Machine:
+        """A live machine for the workspace, its files as they were left; ready to start processes.
+
+        What an earlier, lost machine of the same workspace left running (a dead worker's container) is removed first.
+        """
+        ...
+
+    async def delete(self, workspace_id: str) -> None:
+        """Remove whatever is live of the workspace, and its files."""
+        ...
+
+    async def collect(self, live_workers: set[str]) -> list[str]:
+        """Remove machines of workers that are not in ``live_workers``; files stay. Returns the refs removed."""
+        ...
+
+    async def close(self) -> None:
+        """Stop every machine this engine started and release its resources."""
+        ...
