@@ -1,0 +1,1 @@
+"""The ``helmr`` command: one module a noun, and rendering; no rules of its own."""

@@ -1,0 +1,276 @@
+"""The events of runs, sessions and workspaces, and the state each of them carries: the log's own vocabulary.
+
+Every event holds the state that results from it, so the last message of an entity is its snapshot. What the events
+mean, and which may follow which, is for :mod:`helmr.reducers` alone to say.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+Status = Literal["queued", "running", "waiting", "succeeded", "failed", "cancelled", "expired"]
+Source = Literal["control", "worker", "task"]
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "expired"})
+
+#: Why a run was (re)queued.
+Cause = Literal["start", "input", "retry", "resume", "redispatch", "schedule"]
+
+#: Failure codes a run can end with (DESIGN: the run).
+FailureCode = Literal[
+    "task_error",
+    "task_exit",
+    "out_of_memory",
+    "max_duration",
+    "worker_lost",
+    "dispatch_exhausted",
+    "secret_missing",
+    "image_error",
+    "workspace_error",
+    "output_invalid",
+    "output_too_large",
+    "disk_full",
+    "nondeterminism",
+]
+
+RUN_KINDS = (
+    "held",
+    "queued",
+    "leased",
+    "started",
+    "waiting",
+    "wait_completed",
+    "wait_timed_out",
+    "wait_cancelled",
+    "step",
+    "output",
+    "metadata",
+    "token_created",
+    "log",
+    "cancel_requested",
+    "lease_lost",
+    "retry_scheduled",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "expired",
+)
+
+
+def now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(UTC)
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a run failed."""
+
+    code: FailureCode
+    message: str
+    detail: dict[str, Any] = {}
+    retryable: bool = False
+
+
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When and how often a failed attempt is tried again; delays in seconds."""
+
+    max_attempts: int = 1
+    min_delay: float = 1.0
+    max_delay: float = 30.0
+    factor: float = 2.0
+    jitter: bool = True
+    codes: tuple[str, ...] | None = None  #: None: every retryable code
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a run was started with: the ``data.spec`` of its first event, never changed afterwards. Times in seconds."""
+
+    session_id: str
+    workspace_id: str
+    deployment_id: str
+    deployment_version: str
+    task_id: str
+    turn: int = 0
+    payload: Any = None
+    metadata: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    max_duration: float = 900.0
+    ttl: float | None = None
+    retry: RetryPolicy | None = None
+    cancel_grace: float = 10.0
+    on_worker_lost: Literal["redispatch", "fail"] = "redispatch"
+    queue: str | None = None
+    concurrency_key: str | None = None
+    priority: int = 0
+    external_id: str | None = None
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who executes the run: the worker, and the cursor of the ``leased`` event that made it so."""
+
+    worker: str
+    cursor: int
+    at: datetime
+
+
+class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Somebody wants an executing run to end."""
+
+    reason: str | None = None
+    force: bool = False
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a waiting run waits for."""
+
+    kind: Literal["stream", "token", "timer"]
+    stream: str | None = None
+    token: str | None = None
+    correlation_id: str | None = None
+    due: datetime | None = None
+    since: datetime | None = None
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fold of a run's events, small enough to travel in each of them.
+
+    ``dispatch`` is the cursor of the ``queued`` event whose message may be leased; None while the run is held, waits for
+    a retry or must be queued again. ``active_seconds`` is the time spent in ``running`` before the present lease.
+    """
+
+    id: str
+    status: Status
+    cursor: int
+    session_id: str
+    workspace_id: str
+    deployment_id: str
+    task_id: str
+    turn: int = 0
+    attempt: int | None = None
+    next_attempt: int = 1
+    dispatch_attempt: int = 0
+    dispatch: int | None = None
+    lane: str | None = None
+    lease: Lease | None = None
+    cancel: CancelRequest | None = None
+    wait: Wait | None = None
+    metadata: dict[str, Any] = {}
+    queue: str | None = None
+    priority: int = 0
+    concurrency_key: str | None = None
+    max_duration: float = 900.0
+    active_seconds: float = 0.0
+    exit_code: int | None = None
+    created_at: datetime
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the run has ended; nothing follows."""
+        return self.status in TERMINAL
+
+
+class RunEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a run; ``cursor`` counts the run's events from 1 without a gap."""
+
+    cursor: int
+    id: str
+    run_id: str
+    kind: str
+    at: datetime
+    attempt: int | None = None
+    dispatch_attempt: int = 0
+    source: Source = "control"
+    message: str = ""
+    data: dict[str, Any] = {}
+    state: RunState
+
+
+SessionStatus = Literal["open", "closed", "cancelled", "expired"]
+
+
+class SessionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fold of a session's events."""
+
+    id: str
+    status: SessionStatus
+    cursor: int
+    task_id: str
+    workspace_id: str
+    deployment_id: str
+    run_id: str  #: the latest run
+    turn: int = 0
+    external_id: str | None = None
+    fingerprint: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    created_at: datetime
+    finished_at: datetime | None = None
+    reason: str | None = None
+
+
+class SessionEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a session: ``opened, turn, closed, cancelled, expired``."""
+
+    cursor: int
+    id: str
+    session_id: str
+    kind: str
+    at: datetime
+    source: Source = "control"
+    message: str = ""
+    data: dict[str, Any] = {}
+    state: SessionState
+
+
+class Materialization(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a workspace is live."""
+
+    worker: str
+    ref: str = ""
+    at: datetime
+
+
+class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fold of a workspace's events; ``host`` is where its files are, once they are anywhere."""
+
+    id: str
+    status: Literal["active", "deleted"]
+    cursor: int
+    sandbox: str
+    fingerprint: str = ""
+    deployment_id: str = ""
+    mount_path: str = "/workspace"
+    materialization: Materialization | None = None
+    host: str | None = None
+    version: str | None = None
+    created_at: datetime
+    updated_at: datetime
+
+
+class WorkspaceEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a workspace: ``created, materialized, stopped, deleted``."""
+
+    cursor: int
+    id: str
+    workspace_id: str
+    kind: str
+    at: datetime
+    source: Source = "control"
+    message: str = ""
+    data: dict[str, Any] = {}
+    state: WorkspaceState
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that a reducer decided on and nobody has appended yet."""
+
+    kind: str
+    data: dict[str, Any] = {}
+    message: str = ""
+    source: Source = "control"

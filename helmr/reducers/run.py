@@ -1,0 +1,312 @@
+"""The life of a run: which event may follow which, and what state results.
+
+``apply`` is the whole transition table. The deciding functions (``lease``, ``cancel``, …) turn a command into one draft, or
+raise :class:`~helmr.errors.Conflict` with the reason; what they return ``apply`` always accepts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from helmr.errors import Conflict
+from helmr.events import (
+    CancelRequest,
+    Cause,
+    Draft,
+    Failure,
+    Lease,
+    RetryPolicy,
+    RunSpec,
+    RunState,
+    Status,
+    Wait,
+)
+
+#: Leases of one attempt after which a run fails with ``dispatch_exhausted``.
+MAX_DISPATCH_ATTEMPTS = 5
+#: Failure codes a retry policy may act on.
+RETRYABLE = frozenset({"task_error", "task_exit", "out_of_memory", "max_duration", "worker_lost"})
+
+_ACTIVE: tuple[Status, ...] = ("queued", "running", "waiting")
+_JOURNAL = ("step", "output", "metadata", "token_created", "log")
+
+#: The statuses each kind may be appended in; a kind that is absent may only open a run.
+_ALLOWED: dict[str, tuple[Status, ...]] = {
+    "held": ("queued",),
+    "queued": ("queued",),
+    "leased": ("queued",),
+    "started": ("running",),
+    "waiting": ("running",),
+    "wait_completed": ("waiting",),
+    "wait_timed_out": ("waiting",),
+    "wait_cancelled": ("waiting",),
+    "cancel_requested": ("running",),
+    "lease_lost": ("running",),
+    "retry_scheduled": ("running", "queued"),
+    "succeeded": ("running",),
+    "failed": _ACTIVE,
+    "cancelled": _ACTIVE,
+    "expired": ("queued",),
+} | dict.fromkeys(_JOURNAL, ("running",))
+
+
+def apply(state: RunState | None, kind: str, data: dict[str, Any], at: datetime, *, run_id: str = "") -> RunState:
+    """The state after one more event.
+
+    Raises:
+        Conflict: the event may not follow; for a terminal state that is every event.
+    """
+    if state is None:
+        if kind not in {"queued", "held"}:
+            raise Conflict(f"the first event of a run is queued or held, not {kind}")
+        state = _opened(run_id, msgspec.convert(data["spec"], RunSpec), at)
+    elif state.status not in _ALLOWED.get(kind, ()):
+        raise Conflict(f"run {state.id} is {state.status}: {kind} cannot follow", details={"status": state.status})
+    changed = _FOLDS.get(kind, _keep)(state, data, at)
+    return msgspec.structs.replace(changed, cursor=state.cursor + 1)
+
+
+def _opened(run_id: str, spec: RunSpec, at: datetime) -> RunState:
+    return RunState(
+        id=run_id,
+        status="queued",
+        cursor=0,
+        session_id=spec.session_id,
+        workspace_id=spec.workspace_id,
+        deployment_id=spec.deployment_id,
+        task_id=spec.task_id,
+        turn=spec.turn,
+        metadata=spec.metadata,
+        queue=spec.queue,
+        priority=spec.priority,
+        concurrency_key=spec.concurrency_key,
+        max_duration=spec.max_duration,
+        created_at=at,
+    )
+
+
+_Fold = Callable[[RunState, dict[str, Any], datetime], RunState]
+
+
+def _keep(state: RunState, _data: dict[str, Any], _at: datetime) -> RunState:
+    return state
+
+
+def _held(state: RunState, _data: dict[str, Any], at: datetime) -> RunState:
+    return msgspec.structs.replace(state, dispatch=None, lane=None, queued_at=state.queued_at or at)
+
+
+def _queued(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    keeps_count = data["cause"] == "redispatch"
+    return msgspec.structs.replace(
+        state,
+        dispatch=state.cursor + 1,
+        lane=data["lane"],
+        queued_at=at,
+        dispatch_attempt=state.dispatch_attempt if keeps_count else 0,
+    )
+
+
+def _leased(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    return msgspec.structs.replace(
+        state,
+        status="running",
+        lease=Lease(worker=data["worker"], cursor=state.cursor + 1, at=at),
+        attempt=state.next_attempt,
+        dispatch_attempt=state.dispatch_attempt + 1,
+        started_at=state.started_at or at,
+    )
+
+
+def _released(state: RunState, at: datetime) -> RunState:
+    """The lease ends: time in ``running`` is added up."""
+    spent = (at - state.lease.at).total_seconds() if state.lease else 0.0
+    return msgspec.structs.replace(state, lease=None, active_seconds=state.active_seconds + max(spent, 0.0))
+
+
+def _waiting(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    wait = msgspec.convert({**data, "since": at}, Wait)
+    return msgspec.structs.replace(_released(state, at), status="waiting", wait=wait, dispatch=None)
+
+
+def _woken(state: RunState, _data: dict[str, Any], _at: datetime) -> RunState:
+    return msgspec.structs.replace(state, status="queued", wait=None, dispatch=None)
+
+
+def _metadata(state: RunState, data: dict[str, Any], _at: datetime) -> RunState:
+    return msgspec.structs.replace(state, metadata=data["metadata"])
+
+
+def _cancel_requested(state: RunState, data: dict[str, Any], _at: datetime) -> RunState:
+    return msgspec.structs.replace(
+        state, cancel=CancelRequest(reason=data.get("reason"), force=data.get("force", False))
+    )
+
+
+def _lease_lost(state: RunState, _data: dict[str, Any], at: datetime) -> RunState:
+    return msgspec.structs.replace(_released(state, at), status="queued")
+
+
+def _retry_scheduled(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    return msgspec.structs.replace(
+        _released(state, at), status="queued", dispatch=None, dispatch_attempt=0, next_attempt=data["attempt"]
+    )
+
+
+def _terminal(status: Status) -> _Fold:
+    def fold(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+        return msgspec.structs.replace(
+            _released(state, at),
+            status=status,
+            dispatch=None,
+            wait=None,
+            finished_at=at,
+            exit_code=data.get("exit_code"),
+        )
+
+    return fold
+
+
+_FOLDS: dict[str, _Fold] = {
+    "held": _held,
+    "queued": _queued,
+    "leased": _leased,
+    "waiting": _waiting,
+    "wait_completed": _woken,
+    "wait_timed_out": _woken,
+    "wait_cancelled": _woken,
+    "metadata": _metadata,
+    "cancel_requested": _cancel_requested,
+    "lease_lost": _lease_lost,
+    "retry_scheduled": _retry_scheduled,
+    "succeeded": _terminal("succeeded"),
+    "failed": _terminal("failed"),
+    "cancelled": _terminal("cancelled"),
+    "expired": _terminal("expired"),
+}
+
+
+def create(spec: RunSpec, *, cause: Cause, lane: str) -> Draft:
+    """Open a run, ready to be leased in ``lane``."""
+    data = {"cause": cause, "lane": lane, "spec": msgspec.to_builtins(spec)}
+    return Draft(kind="queued", data=data, message=f"queued in {lane}")
+
+
+def requeue(state: RunState, *, cause: Cause, lane: str) -> Draft:
+    """Dispatch a queued run (again), in ``lane``; an older dispatch message becomes stale."""
+    _require(state, "queued")
+    return Draft(kind="queued", data={"cause": cause, "lane": lane}, message=f"queued in {lane}")
+
+
+def lease(state: RunState, *, worker: str, dispatch: int) -> Draft:
+    """Take the run for ``worker``, on the strength of the dispatch message with cursor ``dispatch``."""
+    _require(state, "queued")
+    if state.dispatch != dispatch:
+        raise Conflict(f"run {state.id}: this dispatch message is stale", details={"dispatch": state.dispatch})
+    if state.dispatch_attempt >= MAX_DISPATCH_ATTEMPTS:
+        raise Conflict(f"run {state.id} was dispatched {state.dispatch_attempt} times", details={"exhausted": True})
+    attempt, again = state.next_attempt, state.dispatch_attempt + 1
+    data = {"worker": worker, "attempt": attempt, "dispatch_attempt": again}
+    return Draft(kind="leased", data=data, message=f"leased by {worker}", source="worker")
+
+
+def holds(state: RunState, *, worker: str, cursor: int) -> bool:
+    """Whether the lease that began with the event ``cursor`` is still this worker's: the fence."""
+    return state.lease is not None and state.lease.worker == worker and state.lease.cursor == cursor
+
+
+def lose_lease(state: RunState, *, reason: str) -> Draft:
+    """The holder is gone."""
+    _require(state, "running")
+    worker = state.lease.worker if state.lease else None
+    return Draft(kind="lease_lost", data={"worker": worker, "reason": reason}, message=reason, source="worker")
+
+
+def exhausted(state: RunState) -> Draft:
+    """The run has been dispatched too often."""
+    message = f"dispatched {state.dispatch_attempt} times without an end; the last worker was lost each time"
+    return fail(Failure(code="dispatch_exhausted", message=message))
+
+
+def cancel(state: RunState, *, reason: str | None, force: bool, holder_alive: bool) -> Draft | None:
+    """End the run: at once when nothing executes it (or, forced, when its worker is gone), else by request.
+
+    None means that the very request stands already.
+    """
+    if state.terminal:
+        raise Conflict(f"run {state.id} is {state.status} already", details={"status": state.status})
+    if state.status != "running" or (force and not holder_alive):
+        return cancelled(reason)
+    if state.cancel and (state.cancel.force or not force):
+        return None
+    data = {"reason": reason, "force": force}
+    return Draft(kind="cancel_requested", data=data, message=reason or "cancel requested")
+
+
+def cancelled(reason: str | None, *, source: str = "control", **data: Any) -> Draft:
+    """Nothing of the run is alive any more, by request."""
+    return Draft(
+        kind="cancelled",
+        data={"reason": reason, **data},
+        message=reason or "cancelled",
+        source="worker" if source == "worker" else "control",
+    )
+
+
+def fail(failure: Failure, *, exit_code: int | None = None, **data: Any) -> Draft:
+    """The run ends as failed."""
+    body = {"failure": msgspec.to_builtins(failure), **data}
+    if exit_code is not None:
+        body["exit_code"] = exit_code
+    return Draft(kind="failed", data=body, message=failure.message.partition("\n")[0][:500], source="worker")
+
+
+def end_attempt(
+    state: RunState,
+    spec: RunSpec,
+    failure: Failure,
+    *,
+    at: datetime,
+    chance: Callable[[], float] = random.random,
+    **data: Any,
+) -> Draft:
+    """A failed attempt leads to another one, if the retry policy says so, or to the end of the run."""
+    policy = spec.retry
+    attempt = state.attempt or 1
+    if policy is None or state.cancel or not _may_retry(policy, failure, attempt):
+        return fail(failure, **data)
+    due = at + timedelta(seconds=retry_delay(policy, attempt, chance))
+    body = {"attempt": attempt + 1, "at": due.isoformat(), "failure": msgspec.to_builtins(failure), **data}
+    return Draft(
+        kind="retry_scheduled", data=body, message=f"attempt {attempt} failed: {failure.message}"[:500], source="worker"
+    )
+
+
+def _may_retry(policy: RetryPolicy, failure: Failure, attempt: int) -> bool:
+    wanted = failure.code in policy.codes if policy.codes is not None else True
+    return failure.code in RETRYABLE and wanted and attempt < policy.max_attempts
+
+
+def retry_delay(policy: RetryPolicy, attempt: int, chance: Callable[[], float]) -> float:
+    """Seconds before the attempt after ``attempt``: exponential, capped, with full jitter unless switched off."""
+    full = min(policy.max_delay, policy.min_delay * policy.factor ** (attempt - 1))
+    return full * chance() if policy.jitter else full
+
+
+def expire(state: RunState, *, ttl: float) -> Draft:
+    """The run was not leased within its time to live."""
+    _require(state, "queued")
+    if state.attempt is not None:
+        raise Conflict(f"run {state.id} has been leased before: its ttl no longer counts")
+    return Draft(kind="expired", data={"ttl": ttl}, message=f"not started within {ttl:g} s")
+
+
+def _require(state: RunState, *statuses: Status) -> None:
+    if state.status not in statuses:
+        wanted = " or ".join(statuses)
+        raise Conflict(f"run {state.id} is {state.status}, not {wanted}", details={"status": state.status})

@@ -1,0 +1,72 @@
+"""The life of a session: open until closed, cancelled or expired; its runs follow one another as turns."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from helmr.errors import Conflict
+from helmr.events import Draft, SessionState, Status
+
+Activity = Literal["idle", "queued", "running", "waiting"]
+
+_ENDS: dict[str, Literal["closed", "cancelled", "expired"]] = {
+    "closed": "closed",
+    "cancelled": "cancelled",
+    "expired": "expired",
+}
+
+
+def apply(
+    state: SessionState | None, kind: str, data: dict[str, Any], at: datetime, *, session_id: str = ""
+) -> SessionState:
+    """The state after one more event.
+
+    Raises:
+        Conflict: the event may not follow.
+    """
+    if state is None:
+        if kind != "opened":
+            raise Conflict(f"the first event of a session is opened, not {kind}")
+        return msgspec.convert(
+            {**data, "id": session_id, "status": "open", "cursor": 1, "created_at": at}, SessionState, strict=False
+        )
+    if state.status != "open":
+        raise Conflict(f"session {state.id} is {state.status}: {kind} cannot follow", details={"status": state.status})
+    if kind == "turn":
+        return msgspec.structs.replace(state, run_id=data["run_id"], turn=data["turn"], cursor=state.cursor + 1)
+    if kind not in _ENDS:
+        raise Conflict(f"session {state.id} is open already")
+    return msgspec.structs.replace(
+        state, status=_ENDS[kind], finished_at=at, reason=data.get("reason"), cursor=state.cursor + 1
+    )
+
+
+def activity(run_status: Status | None) -> Activity:
+    """What an open session does, derived from its latest run."""
+    return run_status if run_status in {"queued", "running", "waiting"} else "idle"  # type: ignore[return-value]
+
+
+def close(state: SessionState, *, run_status: Status | None) -> Draft | None:
+    """Take no more input. None: it is closed already.
+
+    Raises:
+        Conflict: a run is still active, or the session ended otherwise.
+    """
+    if state.status == "closed":
+        return None
+    if activity(run_status) != "idle":
+        raise Conflict(
+            f"session {state.id} has an active run {state.run_id}",
+            hint=f"wait for it (helmr run wait {state.run_id}) or cancel the session",
+        )
+    return Draft(kind="closed", message="closed")
+
+
+def cancel(state: SessionState, *, reason: str | None) -> Draft | None:
+    """End the session; its current run is cancelled separately. None: it is cancelled already."""
+    if state.status == "cancelled":
+        return None
+    return Draft(kind="cancelled", data={"reason": reason}, message=reason or "cancelled")

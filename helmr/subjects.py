@@ -1,0 +1,155 @@
+"""Every NATS subject Helmr uses, built and parsed here and nowhere else.
+
+The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
+
+    helmr.ev.<scope>.<entity>.<id>.<kind>[.<lane>.<priority>]   events, stored in RUNS; entity: run, session, workspace
+    helmr.event.<scope>.…                                       the same, republished for core-NATS subscribers
+    helmr.log.<scope>.<owner>.<id>.<attempt>.<stream>           log chunks, stored in LOGS; owner: run
+    helmr.io.<scope>.<session>.<in|out>.<stream>                records of session streams, stored in SESSIONS
+    helmr.api.<scope>.<noun>.<verb>                             request/reply services
+    helmr.worker.<worker>.<verb>                                request/reply to one worker
+
+It lives in :mod:`helmr` because the client needs it, too, and must not import the bus.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Entity = Literal["run", "session", "workspace"]
+
+_EVENTS = "helmr.ev"
+_LIVE = "helmr.event"
+_LOGS = "helmr.log"
+_IO = "helmr.io"
+_API = "helmr.api"
+_WORKER = "helmr.worker"
+
+#: Kinds that share the subject token ``journal``, so that a chatty run costs the server one subject, not five.
+JOURNAL_KINDS = frozenset({"step", "output", "metadata", "token_created", "log"})
+
+ALL_EVENTS = f"{_EVENTS}.>"
+ALL_LIVE = f"{_LIVE}.>"
+ALL_LOGS = f"{_LOGS}.>"
+ALL_IO = f"{_IO}.>"
+ALL_API = f"{_API}.>"
+
+
+class Scope(NamedTuple):
+    """The project and environment that everything belongs to."""
+
+    project: str
+    environment: str
+
+    def __str__(self) -> str:
+        return f"{self.project}.{self.environment}"
+
+
+class EventSubject(NamedTuple):
+    """What the subject of a stored event says."""
+
+    scope: Scope
+    entity: str
+    id: str
+    kind: str
+    lane: str | None = None
+    priority: str | None = None
+
+
+def event(scope: Scope, entity: Entity, entity_id: str, kind: str, *, lane: str = "", priority: int = 0) -> str:
+    """The subject an event is stored under; ``queued`` run events carry the lane they are dispatched in."""
+    base = f"{_EVENTS}.{scope}.{entity}.{entity_id}.{'journal' if kind in JOURNAL_KINDS else kind}"
+    return f"{base}.{lane}.{priority}" if lane else base
+
+
+def parse_event(subject: str) -> EventSubject:
+    """The parts of a stored event's subject."""
+    _, _, project, environment, entity, entity_id, kind, *rest = subject.split(".")
+    lane, priority = rest if len(rest) == 2 else (None, None)
+    return EventSubject(Scope(project, environment), entity, entity_id, kind, lane, priority)
+
+
+def history(scope: Scope, entity: Entity, entity_id: str) -> str:
+    """The filter for all events of one entity.
+
+    Also the one string for ``Nats-Expected-Last-Subject-Sequence-Subject``: on a replicated stream the server compares
+    in-flight filters as strings, so every writer must use this very one.
+    """
+    return f"{_EVENTS}.{scope}.{entity}.{entity_id}.>"
+
+
+def of_kind(entity: Entity, kind: str) -> str:
+    """The filter for one kind of event of every entity in every scope."""
+    return f"{_EVENTS}.*.*.{entity}.*.{kind}"
+
+
+def lane(name: str) -> str:
+    """The filter of a dispatch consumer: what is queued in this lane, in every scope."""
+    return f"{_EVENTS}.*.*.run.*.queued.{name}.*"
+
+
+def live(scope: Scope, entity: Entity | Literal["*"] = "*", entity_id: str = "*", kind: str = ">") -> str:
+    """What a core-NATS subscriber listens to for republished events."""
+    return f"{_LIVE}.{scope}.{entity}.{entity_id}.{kind}"
+
+
+def log(scope: Scope, run_id: str, attempt: int | Literal["*"], stream: str, owner: str = "run") -> str:
+    """The subject of log chunks; also a filter, with ``*`` for attempt or stream."""
+    return f"{_LOGS}.{scope}.{owner}.{run_id}.{attempt}.{stream}"
+
+
+class LogSubject(NamedTuple):
+    """What the subject of a log chunk says."""
+
+    scope: Scope
+    owner: str
+    id: str
+    attempt: int
+    stream: str
+
+
+def parse_log(subject: str) -> LogSubject:
+    """The parts of a log chunk's subject."""
+    _, _, project, environment, owner, owner_id, attempt, stream = subject.split(".")
+    return LogSubject(Scope(project, environment), owner, owner_id, int(attempt), stream)
+
+
+def io(scope: Scope, session_id: str, direction: Literal["in", "out", "*"], stream: str = "*") -> str:
+    """The subject of the records of a session stream; also a filter."""
+    return f"{_IO}.{scope}.{session_id}.{direction}.{stream}"
+
+
+class IoSubject(NamedTuple):
+    """What the subject of a stream record says."""
+
+    scope: Scope
+    session_id: str
+    direction: str
+    stream: str
+
+
+def parse_io(subject: str) -> IoSubject:
+    """The parts of a stream record's subject."""
+    _, _, project, environment, session_id, direction, stream = subject.split(".")
+    return IoSubject(Scope(project, environment), session_id, direction, stream)
+
+
+def api(scope: Scope, noun: str, verb: str) -> str:
+    """The subject a client sends a request to."""
+    return f"{_API}.{scope}.{noun}.{verb}"
+
+
+def api_endpoint(noun: str, verb: str) -> str:
+    """The subject a service listens on, for every scope."""
+    return f"{_API}.*.*.{noun}.{verb}"
+
+
+def parse_api(subject: str) -> tuple[Scope, str, str]:
+    """Scope, noun and verb of a request."""
+    _, _, project, environment, noun, verb = subject.split(".")
+    return Scope(project, environment), noun, verb
+
+
+def worker(worker_id: str, verb: str) -> str:
+    """The subject for a request to one worker."""
+    return f"{_WORKER}.{worker_id}.{verb}"

@@ -1,0 +1,1 @@
+"""Leases runs and executes them in workspaces: engines, images, live machines, log pumping."""
