@@ -137,8 +137,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fold of a run's events, small enough to travel in each of them.
 
-    ``dispatch`` is the cursor of the ``queued`` event whose message may be leased; None while the run is held, waits for
-    a retry or must be queued again. ``active_seconds`` is the time spent in ``running`` before the present lease.
+    ``dispatch`` is the cursor of the ``queued`` event whose message may be leased; None while the run is held, waits
+    for a retry or must be queued again. ``active_seconds`` is the time spent in ``running`` before the present lease.
     """
 
     id: str

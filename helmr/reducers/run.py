@@ -1,7 +1,7 @@
 """The life of a run: which event may follow which, and what state results.
 
-``apply`` is the whole transition table. The deciding functions (``lease``, ``cancel``, …) turn a command into one draft, or
-raise :class:`~helmr.errors.Conflict` with the reason; what they return ``apply`` always accepts.
+``apply`` is the whole transition table. The deciding functions (``lease``, ``cancel``, …) turn a command into one draft,
+or raise :class:`~helmr.errors.Conflict` with the reason; what they return ``apply`` always accepts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ MAX_DISPATCH_ATTEMPTS = 5
 RETRYABLE = frozenset({"task_error", "task_exit", "out_of_memory", "max_duration", "worker_lost"})
 
 _ACTIVE: tuple[Status, ...] = ("queued", "running", "waiting")
-_JOURNAL = ("step", "output", "metadata", "token_created", "log")
 
 #: The statuses each kind may be appended in; a kind that is absent may only open a run.
 _ALLOWED: dict[str, tuple[Status, ...]] = {
@@ -52,7 +51,12 @@ _ALLOWED: dict[str, tuple[Status, ...]] = {
     "failed": _ACTIVE,
     "cancelled": _ACTIVE,
     "expired": ("queued",),
-} | dict.fromkeys(_JOURNAL, ("running",))
+    "step": ("running",),
+    "output": ("running",),
+    "metadata": ("running",),
+    "token_created": ("running",),
+    "log": ("running",),
+}
 
 
 def apply(state: RunState | None, kind: str, data: dict[str, Any], at: datetime, *, run_id: str = "") -> RunState:

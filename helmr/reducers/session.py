@@ -46,7 +46,7 @@ def apply(
 
 def activity(run_status: Status | None) -> Activity:
     """What an open session does, derived from its latest run."""
-    return run_status if run_status in {"queued", "running", "waiting"} else "idle"  # type: ignore[return-value]
+    return run_status if run_status in {"queued", "running", "waiting"} else "idle"
 
 
 def close(state: SessionState, *, run_status: Status | None) -> Draft | None:

@@ -1,0 +1,104 @@
+"""Every stream, consumer and bucket of Helmr, declared here and nowhere else.
+
+Retention is by entity, never by age: a run may wait for months, and an age limit would take its state with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    RePublish,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+
+from helmr import subjects
+
+RUNS = "RUNS"
+SESSIONS = "SESSIONS"
+LOGS = "LOGS"
+CONFIG_BUCKET = "config"
+PRESENCE_BUCKET = "presence"
+#: The stream behind the bucket of deployments; the projector reads it like any other.
+CONFIG = f"KV_{CONFIG_BUCKET}"
+ARTIFACTS = "artifacts"
+
+#: Seconds without an acknowledgement or a heartbeat after which a dispatch message goes to another worker.
+ACK_WAIT = 15.0
+#: Seconds between heartbeats of a worker on its dispatch messages, and on its presence key.
+HEARTBEAT = 5.0
+#: Seconds a presence key lives without renewal.
+PRESENCE_TTL = 15.0
+
+#: Log chunks are dropped, oldest first, beyond this many bytes and this age (seconds).
+LOG_BYTES = 20 * 1024**3
+LOG_AGE = 7 * 86400.0
+
+#: Log chunk headers: see :mod:`bus.logs`.
+HEADER_OFFSET = "Helmr-Offset"
+HEADER_DISPATCH = "Helmr-Dispatch"
+HEADER_AT = "Helmr-At"
+HEADER_TOMBSTONE = "Helmr-Tombstone"
+
+
+def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
+    """The streams, each with the settings nats-py's config class does not know."""
+    runs = StreamConfig(
+        name=RUNS,
+        subjects=[subjects.ALL_EVENTS],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        allow_direct=True,
+        republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.ALL_LIVE),
+        duplicate_window=0,
+    )
+    sessions = StreamConfig(name=SESSIONS, subjects=[subjects.ALL_IO], storage=StorageType.FILE, allow_direct=True)
+    logs = StreamConfig(
+        name=LOGS,
+        subjects=[subjects.ALL_LOGS],
+        storage=StorageType.FILE,
+        allow_direct=True,
+        max_bytes=LOG_BYTES,
+        max_age=LOG_AGE,
+    )
+    return [
+        (runs, {"allow_msg_schedules": True, "allow_msg_ttl": True}),
+        (sessions, {}),
+        (logs, {"persist_mode": "async"}),
+    ]
+
+
+def lane_consumer_name(lane: str) -> str:
+    """The durable consumer of a lane: group ``default``, worker ``@wrk_…``, host ``~host_…``."""
+    prefix = {"@": "worker-", "~": "host-"}.get(lane[0], "group-")
+    return f"lane-{prefix}{lane.lstrip('@~')}"
+
+
+def lane_consumer(lane: str) -> ConsumerConfig:
+    """Dispatch of one lane: straight from the log, by ack deadline. Redelivery is unlimited; the run's state counts."""
+    return ConsumerConfig(
+        durable_name=lane_consumer_name(lane),
+        filter_subject=subjects.lane(lane),
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ACK_WAIT,
+        max_ack_pending=-1,
+        max_waiting=4096,
+    )
+
+
+def reactor_consumer(name: str, kinds: list[str]) -> ConsumerConfig:
+    """A durable consumer that turns facts into next facts; ``kinds`` are filters over RUNS."""
+    return ConsumerConfig(
+        durable_name=f"reactor-{name}",
+        filter_subjects=kinds,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=30.0,
+        max_ack_pending=1000,
+    )

@@ -1,0 +1,237 @@
+"""The records users see: what the CLI prints with ``--json`` and the client returns. Keys and meaning are a public contract.
+
+Times are tz-aware UTC; durations are seconds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+
+from helmr.events import CancelRequest, Failure, RunEvent, RunSpec, RunState, SessionState, Status, Wait, WorkspaceState
+from helmr.reducers.session import Activity, activity
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """One execution for a session."""
+
+    id: str
+    status: Status
+    task_id: str
+    project: str
+    environment: str
+    session_id: str
+    turn: int
+    workspace_id: str
+    deployment_id: str
+    deployment_version: str
+    payload: Any
+    output: Any
+    failure: Failure | None
+    metadata: dict[str, Any]
+    tags: tuple[str, ...]
+    secrets: tuple[str, ...]
+    max_duration: float
+    attempt: int | None
+    dispatch_attempt: int
+    queue: str | None
+    priority: int
+    concurrency_key: str | None
+    ttl: float | None
+    cancel_requested: CancelRequest | None
+    pending_wait: Wait | None
+    exit_code: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    active_seconds: float
+    cursor: int
+
+
+def run_record(project: str, environment: str, spec: RunSpec, last: RunEvent) -> Run:
+    """The run record, from what the run was started with and its latest event."""
+    state: RunState = last.state
+    failure = last.data.get("failure") if state.status == "failed" else None
+    return Run(
+        id=state.id,
+        status=state.status,
+        task_id=state.task_id,
+        project=project,
+        environment=environment,
+        session_id=state.session_id,
+        turn=state.turn,
+        workspace_id=state.workspace_id,
+        deployment_id=state.deployment_id,
+        deployment_version=spec.deployment_version,
+        payload=spec.payload,
+        output=last.data.get("output") if state.status == "succeeded" else None,
+        failure=msgspec.convert(failure, Failure) if failure else None,
+        metadata=state.metadata,
+        tags=spec.tags,
+        secrets=spec.secrets,
+        max_duration=state.max_duration,
+        attempt=state.attempt,
+        dispatch_attempt=state.dispatch_attempt,
+        queue=state.queue,
+        priority=state.priority,
+        concurrency_key=state.concurrency_key,
+        ttl=spec.ttl,
+        cancel_requested=state.cancel,
+        pending_wait=state.wait,
+        exit_code=state.exit_code,
+        created_at=state.created_at,
+        started_at=state.started_at,
+        finished_at=state.finished_at,
+        active_seconds=round(state.active_seconds, 6),
+        cursor=state.cursor,
+    )
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a run."""
+
+    cursor: int
+    id: str
+    run_id: str
+    kind: str
+    at: datetime
+    attempt: int | None
+    dispatch_attempt: int
+    source: str
+    message: str
+    data: dict[str, Any]
+
+
+def event_record(event: RunEvent) -> Event:
+    """The public part of a stored event (its state is for Helmr itself)."""
+    return Event(
+        cursor=event.cursor,
+        id=event.id,
+        run_id=event.run_id,
+        kind=event.kind,
+        at=event.at,
+        attempt=event.attempt,
+        dispatch_attempt=event.dispatch_attempt,
+        source=event.source,
+        message=event.message,
+        data=event.data,
+    )
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """One conversation or job: ordered runs of one task on one workspace."""
+
+    id: str
+    status: Literal["open", "closed", "cancelled", "expired"]
+    activity: Activity
+    task_id: str
+    project: str
+    environment: str
+    external_id: str | None
+    workspace_id: str
+    deployment_id: str
+    run_id: str
+    turn: int
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    reason: str | None
+    created_at: datetime
+    finished_at: datetime | None
+    cursor: int
+
+
+def session_record(project: str, environment: str, state: SessionState, run_status: Status | None) -> Session:
+    """The session record; its activity is that of its latest run."""
+    return Session(
+        id=state.id,
+        status=state.status,
+        activity=activity(run_status) if state.status == "open" else "idle",
+        task_id=state.task_id,
+        project=project,
+        environment=environment,
+        external_id=state.external_id,
+        workspace_id=state.workspace_id,
+        deployment_id=state.deployment_id,
+        run_id=state.run_id,
+        turn=state.turn,
+        tags=state.tags,
+        metadata=state.metadata,
+        reason=state.reason,
+        created_at=state.created_at,
+        finished_at=state.finished_at,
+        cursor=state.cursor,
+    )
+
+
+class Workspace(msgspec.Struct, frozen=True, kw_only=True):
+    """A durable file tree; ``state`` is ``live`` while a container of it runs."""
+
+    id: str
+    state: Literal["live", "stopped", "deleted"]
+    sandbox: str
+    project: str
+    environment: str
+    mount_path: str
+    worker: str | None
+    host: str | None
+    version: str | None
+    created_at: datetime
+    updated_at: datetime
+    cursor: int
+
+
+def workspace_record(project: str, environment: str, state: WorkspaceState) -> Workspace:
+    """The workspace record."""
+    live = state.materialization
+    return Workspace(
+        id=state.id,
+        state="deleted" if state.status == "deleted" else "live" if live else "stopped",
+        sandbox=state.sandbox,
+        project=project,
+        environment=environment,
+        mount_path=state.mount_path,
+        worker=live.worker if live else None,
+        host=state.host,
+        version=state.version,
+        created_at=state.created_at,
+        updated_at=state.updated_at,
+        cursor=state.cursor,
+    )
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """An immutable snapshot of a task project; ``index`` is what :mod:`helmr.indexing` found in it."""
+
+    id: str
+    version: str
+    project: str
+    environment: str
+    content_hash: str
+    archive_bytes: int
+    created_at: datetime
+    index: dict[str, Any]
+    current: bool = False
+
+
+class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One record of a session stream; ``sequence`` counts the records of the stream from 1 without a gap."""
+
+    id: str
+    session_id: str
+    stream: str
+    direction: Literal["in", "out"]
+    sequence: int
+    data: Any
+    correlation_id: str | None = None
+    run_id: str | None = None
+    at: datetime
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a start."""
+
+    session: Session
+    run: Run
+    reused: bool = False
