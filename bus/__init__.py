@@ -1,1 +1,1 @@
-"""Everything that touches NATS: topology, the one append, dispatch, the embedded server, control services and reactors."""
+"""Everything that touches NATS: topology, the one append, dispatch, the embedded server, control, reactors."""

@@ -50,12 +50,11 @@ def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
     """The streams, each with the settings nats-py's config class does not know."""
     runs = StreamConfig(
         name=RUNS,
-        subjects=[subjects.ALL_EVENTS],
+        subjects=[subjects.ALL_EVENTS, subjects.ALL_TIMERS, subjects.ALL_DUE],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
         allow_direct=True,
         republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.ALL_LIVE),
-        duplicate_window=0,
     )
     sessions = StreamConfig(name=SESSIONS, subjects=[subjects.ALL_IO], storage=StorageType.FILE, allow_direct=True)
     logs = StreamConfig(

@@ -1,4 +1,4 @@
-"""The records users see: what the CLI prints with ``--json`` and the client returns. Keys and meaning are a public contract.
+"""The records users see: what ``--json`` prints and the client returns. Keys and meaning are a public contract.
 
 Times are tz-aware UTC; durations are seconds.
 """

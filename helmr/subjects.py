@@ -6,6 +6,8 @@ The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
     helmr.event.<scope>.…                                       the same, republished for core-NATS subscribers
     helmr.log.<scope>.<owner>.<id>.<attempt>.<stream>           log chunks, stored in LOGS; owner: run
     helmr.io.<scope>.<session>.<in|out>.<stream>                records of session streams, stored in SESSIONS
+    helmr.timer.<scope>.run.<id>.<what>                         pending timers, stored in RUNS; what: retry, ttl
+    helmr.due.<scope>.run.<id>.<what>                           what a timer publishes when it fires, stored in RUNS
     helmr.api.<scope>.<noun>.<verb>                             request/reply services
     helmr.worker.<worker>.<verb>                                request/reply to one worker
 
@@ -22,6 +24,8 @@ _EVENTS = "helmr.ev"
 _LIVE = "helmr.event"
 _LOGS = "helmr.log"
 _IO = "helmr.io"
+_TIMERS = "helmr.timer"
+_DUE = "helmr.due"
 _API = "helmr.api"
 _WORKER = "helmr.worker"
 
@@ -32,6 +36,8 @@ ALL_EVENTS = f"{_EVENTS}.>"
 ALL_LIVE = f"{_LIVE}.>"
 ALL_LOGS = f"{_LOGS}.>"
 ALL_IO = f"{_IO}.>"
+ALL_TIMERS = f"{_TIMERS}.>"
+ALL_DUE = f"{_DUE}.>"
 ALL_API = f"{_API}.>"
 
 
@@ -132,6 +138,22 @@ def parse_io(subject: str) -> IoSubject:
     """The parts of a stream record's subject."""
     _, _, project, environment, session_id, direction, stream = subject.split(".")
     return IoSubject(Scope(project, environment), session_id, direction, stream)
+
+
+def timer(scope: Scope, run_id: str, what: str) -> str:
+    """The subject under which a pending timer of a run is stored: one timer per subject, the latest wins."""
+    return f"{_TIMERS}.{scope}.run.{run_id}.{what}"
+
+
+def due(scope: Scope, run_id: str, what: str) -> str:
+    """The subject a timer of a run publishes to when it fires."""
+    return f"{_DUE}.{scope}.run.{run_id}.{what}"
+
+
+def parse_due(subject: str) -> tuple[Scope, str, str]:
+    """Scope, run id and what is due."""
+    _, _, project, environment, _, run_id, what = subject.split(".")
+    return Scope(project, environment), run_id, what
 
 
 def api(scope: Scope, noun: str, verb: str) -> str:

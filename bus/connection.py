@@ -1,0 +1,92 @@
+"""Connections to NATS, with the defaults that experience asks for, and their errors translated."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import nats
+import nats.errors
+from nats.aio.client import Client as Nats
+
+from helmr.errors import NotAllowed, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+log = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT = 5.0
+Callback = Callable[[], Awaitable[None]]
+
+
+async def connect(
+    url: str,
+    *,
+    name: str,
+    token: str | None = None,
+    on_reconnect: Callback | None = None,
+    on_closed: Callback | None = None,
+) -> Nats:
+    """A connection that reconnects for ever; ``name`` shows in the server's connection list.
+
+    ``on_closed`` is called when the client gives up for good all the same (the server answered with an error it does not
+    recover from): whoever owns the connection must build a new one, or end.
+
+    Raises:
+        Unavailable: nothing answers at ``url``.
+        NotAllowed: the credentials are refused.
+    """
+    client = Nats()
+    try:
+        async with asyncio.timeout(_CONNECT_TIMEOUT):
+            await client.connect(
+                url,
+                name=name,
+                token=token,
+                connect_timeout=2,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a float works
+                ping_interval=10,
+                max_outstanding_pings=2,
+                drain_timeout=2,
+                error_cb=_log_error,
+                reconnected_cb=on_reconnect,
+                closed_cb=on_closed,
+            )
+    except nats.errors.AuthorizationError as error:
+        raise NotAllowed(f"NATS at {url} refuses these credentials", hint="check HELMR_API_KEY") from error
+    except (TimeoutError, OSError, nats.errors.Error) as error:
+        await client.close()
+        raise unreachable(url) from error
+    if not client.is_connected:  # connect() can return unconnected when the server hangs up during the handshake
+        await client.close()
+        raise unreachable(url)
+    return client
+
+
+def unreachable(url: str) -> Unavailable:
+    """The error for a server that does not answer."""
+    hint = "start Helmr with `helmr dev` (or `helmr server`), or set HELMR_URL to a server that runs"
+    return Unavailable(f"no NATS server answers at {url}", hint=hint)
+
+
+async def _log_error(error: Exception) -> None:
+    if isinstance(error, ConnectionRefusedError | nats.errors.StaleConnectionError | nats.errors.UnexpectedEOF):
+        log.debug("connection: %s", error)
+    else:
+        log.warning("connection: %s: %s", type(error).__name__, error)
+
+
+@asynccontextmanager
+async def connected(url: str, *, name: str, token: str | None = None) -> AsyncIterator[Nats]:
+    """A connection for the length of a block."""
+    client = await connect(url, name=name, token=token)
+    try:
+        yield client
+    finally:
+        await client.close()

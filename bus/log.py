@@ -1,0 +1,305 @@
+"""The one log: every change of a run, session or workspace is appended here, with compare-and-set, by this module alone.
+
+All writers of an entity send ``Nats-Expected-Last-Subject-Sequence`` together with the identical filter string of
+:func:`helmr.subjects.history`. On a replicated stream the server compares in-flight filters as strings; writers that use
+other filters, or none, slip through the check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client as Nats
+from nats.js import JetStreamContext
+
+from bus import topology
+from helmr import events, ids, subjects
+from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable
+from helmr.events import Draft, RunEvent, RunState, SessionEvent, SessionState, WorkspaceEvent, WorkspaceState
+from helmr.reducers import run as run_rules
+from helmr.reducers import session as session_rules
+from helmr.reducers import workspace as workspace_rules
+from helmr.subjects import Entity, Scope
+
+_EXPECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
+_EXPECT_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
+#: "wrong last sequence", as the stream's leader and as its in-flight check put it.
+_CONFLICTS = frozenset({10071, 10164})
+_MAX_PAYLOAD = 10054
+_PUBLISH_TIMEOUT = 5.0
+#: How long an append is retried while the server is away.
+_PATIENCE = 60.0
+
+
+class _State(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def cursor(self) -> int: ...
+
+
+class _Event(Protocol):
+    @property
+    def id(self) -> str: ...
+    @property
+    def state(self) -> Any: ...
+
+
+S = TypeVar("S", bound=_State)
+E = TypeVar("E", bound=_Event)
+
+
+class Kind(Generic[S, E]):
+    """What the log needs to know of one kind of entity: its name, its event type and its reducer."""
+
+    def __init__(self, name: Entity, event_type: type[E], fold: Callable[[S | None, Draft, Any, str], S]) -> None:
+        self.name = name
+        self.event_type = event_type
+        self.fold = fold
+        self._decoder = msgspec.json.Decoder(event_type)
+
+    def decode(self, data: bytes) -> E:
+        """The event of a stored message."""
+        return self._decoder.decode(data)
+
+    def make(self, state: S | None, entity_id: str, draft: Draft) -> E:
+        """The event that a draft becomes after ``state``."""
+        at = events.now()
+        after = self.fold(state, draft, at, entity_id)
+        fields: dict[str, Any] = {f"{self.name}_id": entity_id, "cursor": after.cursor, "id": ids.new("evt")}
+        if isinstance(after, RunState):
+            fields |= {"attempt": after.attempt, "dispatch_attempt": after.dispatch_attempt}
+        create: Callable[..., E] = self.event_type
+        return create(
+            kind=draft.kind,
+            at=at,
+            source=draft.source,
+            message=draft.message,
+            data=draft.data,
+            state=after,
+            **fields,
+        )
+
+
+RUN: Kind[RunState, RunEvent] = Kind(
+    "run", RunEvent, lambda state, draft, at, key: run_rules.apply(state, draft.kind, draft.data, at, run_id=key)
+)
+SESSION: Kind[SessionState, SessionEvent] = Kind(
+    "session",
+    SessionEvent,
+    lambda state, draft, at, key: session_rules.apply(state, draft.kind, draft.data, at, session_id=key),
+)
+WORKSPACE: Kind[WorkspaceState, WorkspaceEvent] = Kind(
+    "workspace",
+    WorkspaceEvent,
+    lambda state, draft, at, key: workspace_rules.apply(state, draft.kind, draft.data, at, workspace_id=key),
+)
+
+
+class Position(msgspec.Struct, Generic[E], frozen=True):
+    """The last event of an entity and where it stands in the stream; ``seq`` 0 and no event before the first one."""
+
+    seq: int
+    event: E | None
+
+    @property
+    def state(self) -> Any:
+        """The entity's present state."""
+        return self.event.state if self.event else None
+
+
+class Superseded(Conflict):
+    """Somebody else appended first; read the last event and decide again."""
+
+
+class Log:
+    """Reads and appends events."""
+
+    def __init__(self, nc: Nats) -> None:
+        self.nc = nc
+        self.js: JetStreamContext = nc.jetstream(timeout=_PUBLISH_TIMEOUT)
+
+    async def last(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> Position[E]:
+        """The entity's latest event, or an empty position."""
+        found = await self._get(subjects.history(scope, kind.name, entity_id))
+        return Position(0, None) if found is None else Position(found[0], kind.decode(found[1]))
+
+    async def first(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> E:
+        """The entity's first event.
+
+        Raises:
+            NotFound: the log has none (any more).
+        """
+        found = await self._get(subjects.history(scope, kind.name, entity_id), after=0)
+        if found is None:
+            raise NotFound(f"no {kind.name} {entity_id} in {scope}")
+        return kind.decode(found[1])
+
+    async def present(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> E:
+        """The entity's latest event.
+
+        Raises:
+            NotFound: the log has none (any more).
+        """
+        position = await self.last(kind, scope, entity_id)
+        if position.event is None:
+            raise NotFound(f"no {kind.name} {entity_id} in {scope}")
+        return position.event
+
+    async def events(
+        self, kind: Kind[S, E], scope: Scope, entity_id: str, *, after: int = 0, limit: int = 1000
+    ) -> list[E]:
+        """The entity's events with a cursor beyond ``after``, oldest first."""
+        filter_subject = subjects.history(scope, kind.name, entity_id)
+        found: list[E] = []
+        seq = 0
+        while len(found) < limit:
+            message = await self._get(filter_subject, after=seq)
+            if message is None:
+                break
+            seq = message[0]
+            event = kind.decode(message[1])
+            if event.state.cursor > after:
+                found.append(event)
+        return found
+
+    async def append(
+        self,
+        kind: Kind[S, E],
+        scope: Scope,
+        entity_id: str,
+        position: Position[E],
+        draft: Draft,
+        *,
+        headers: dict[str, str] | None = None,
+    ) -> Position[E]:
+        """Append one event right after ``position``; returns the new position.
+
+        An outcome that stays unknown (the server went away before it answered) is resolved by reading the last event: if
+        its id is ours, we succeeded.
+
+        Raises:
+            Superseded: another event came first.
+            Conflict: the reducer refuses the event.
+            Unavailable: the server stayed away.
+        """
+        event = kind.make(position.state, entity_id, draft)
+        lane = draft.data.get("lane", "") if draft.kind == "queued" else ""
+        subject = subjects.event(scope, kind.name, entity_id, draft.kind, lane=lane, priority=priority_of(event))
+        expected = {
+            _EXPECT_SEQ: str(position.seq),
+            _EXPECT_FILTER: subjects.history(scope, kind.name, entity_id),
+        }
+        body = msgspec.json.encode(event)
+        deadline = asyncio.get_running_loop().time() + _PATIENCE
+        while True:
+            try:
+                seq = await self._publish(subject, body, expected | (headers or {}))
+            except Superseded:
+                last = await self.last(kind, scope, entity_id)
+                if last.event is not None and last.event.id == event.id:
+                    return last
+                raise
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await self._until_connected(deadline)
+            else:
+                return Position(seq, event)
+
+    async def transact(
+        self,
+        kind: Kind[S, E],
+        scope: Scope,
+        entity_id: str,
+        decide: Callable[[S], Draft | None],
+        *,
+        headers: dict[str, str] | None = None,
+    ) -> Position[E]:
+        """Read the entity, let ``decide`` choose an event (or none), append it; again when somebody else was first.
+
+        Raises:
+            NotFound: there is no such entity.
+            Conflict: ``decide`` or the reducer refuses.
+        """
+        while True:
+            position = await self.last(kind, scope, entity_id)
+            if position.event is None:
+                raise NotFound(f"no {kind.name} {entity_id} in {scope}")
+            draft = decide(position.state)
+            if draft is None:
+                return position
+            try:
+                return await self.append(kind, scope, entity_id, position, draft, headers=headers)
+            except Superseded:
+                continue
+
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
+        try:
+            ack = await self.js.publish(subject, body, timeout=_PUBLISH_TIMEOUT, headers=headers)
+        except nats.js.errors.APIError as error:
+            raise _translate(error) from error
+        except nats.errors.MaxPayloadError as error:
+            raise TooLarge(f"an event of {len(body)} bytes exceeds the server's max_payload") from error
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise Unavailable(f"NATS does not acknowledge: {type(error).__name__} {error}") from error
+        return ack.seq
+
+    async def _until_connected(self, deadline: float) -> None:
+        """Wait for the connection to come back; a flush answers as soon as it does."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                while True:
+                    try:
+                        await self.nc.flush(timeout=1)
+                    except (TimeoutError, nats.errors.Error, OSError):
+                        # Not connected: flush can fail at once, so give the reconnect loop room to run.
+                        await asyncio.sleep(0.05)
+                    else:
+                        return
+        except TimeoutError:
+            return
+
+    async def _get(self, subject: str, *, after: int | None = None) -> tuple[int, bytes] | None:
+        """The last message under a filter, or with ``after`` the first one beyond that sequence."""
+        return await get_message(self.js, topology.RUNS, subject, after=after)
+
+
+def priority_of(event: _Event) -> int:
+    """The priority token of a dispatch subject."""
+    return event.state.priority if isinstance(event.state, RunState) else 0
+
+
+async def get_message(
+    js: JetStreamContext, stream: str, subject: str, *, after: int | None = None
+) -> tuple[int, bytes] | None:
+    """The last message of ``stream`` under a filter, or with ``after`` the first one beyond that sequence; None if none.
+
+    Raises:
+        Unavailable: the server does not answer.
+    """
+    try:
+        if after is None:
+            message = await js.get_msg(stream, subject=subject, direct=True)
+        else:
+            message = await js.get_msg(stream, seq=after + 1, subject=subject, direct=True, next=True)
+    except nats.js.errors.NotFoundError:
+        return None
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
+    return message.seq or 0, message.data or b""
+
+
+def _translate(error: nats.js.errors.APIError) -> HelmrError:
+    if error.err_code in _CONFLICTS:
+        return Superseded("another event came first")
+    if error.err_code == _MAX_PAYLOAD:
+        return TooLarge("the event exceeds the stream's message size")
+    if error.code == 503:
+        return Unavailable(f"JetStream is not ready: {error.description}")
+    return HelmrError(f"JetStream refuses the event: {error.description}", details={"err_code": error.err_code})
