@@ -1,0 +1,146 @@
+"""Images for sandboxes: found, pulled or built; the base stands in for Python's where no registry answers.
+
+An image is named by what goes into it, so that it is built once and never again until something changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import re
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, TimedOut
+from worker import base_image
+from worker.docker_api import DockerApi
+from worker.docker_build import BuildLog, build
+from worker.dockerfile import content_hash, context, context_files, dockerfile
+from worker.engine import ImageSpec, Progress
+
+#: Seconds a registry may take to say whether it has an image. Without a route this is what the first start waits.
+REGISTRY_TIMEOUT = 20.0
+#: The same where the stand-in exists already: a registry that has come back is welcome, waiting for one is not.
+READY_TIMEOUT = 3.0
+
+#: How the engine words it when no registry answers (Go's net package, and gateways in between).
+_NO_ANSWER = re.compile(
+    r"dial tcp|no such host|connection (refused|reset)|i/o timeout|TLS handshake|x509|proxyconnect|deadline exceeded"
+    r"|request canceled|server misbehaving|unreachable|\bEOF\b|50[234]|Service Unavailable|Bad Gateway",
+    re.IGNORECASE,
+)
+
+
+class Images:
+    """The images of one engine. Calls for the same image build it once, in this process and across processes."""
+
+    def __init__(self, api: DockerApi, home: Path) -> None:
+        self._api = api
+        self._locks_folder = home / "locks"
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._refused: dict[str, str] = {}  # base -> why no registry gave it: with a stand-in, asked once per process
+
+    async def ensure(self, spec: ImageSpec, progress: Progress) -> str:
+        """The name of the image for ``spec``; see :meth:`worker.engine.Engine.ensure_image`."""
+        base = await self._base(spec.base, progress)
+        if not spec.steps:
+            return base
+        details = await self._api.call(lambda client: client.inspect_image(base))
+        if any(kind == "apt" for kind, *_ in spec.steps) and "helmr.base" in (details["Config"].get("Labels") or {}):
+            raise ImageError(
+                "there is no apt in the locally built base image, so .apt() steps cannot run",
+                hint=f"make a registry reachable so that {spec.base} can be pulled, or load it with `docker load`",
+            )
+        text = dockerfile(spec, base)
+        files = await asyncio.to_thread(context_files, spec)
+        digest = await asyncio.to_thread(content_hash, text, details["Id"], files)
+        name = f"helmr/image:{digest[:16]}"
+        if await base_image.exists(self._api, name):
+            return name
+        async with self._exclusive(digest[:16]):
+            if not await base_image.exists(self._api, name):
+                progress(f"building {name} from {base}, {len(spec.steps)} steps")
+                archive = await asyncio.to_thread(context, text, files)
+                await build(self._api, archive, tag=name, labels={"helmr.image": digest}, progress=progress)
+        return name
+
+    async def _base(self, base: str, progress: Progress) -> str:
+        if await base_image.exists(self._api, base):
+            return base
+        async with self._exclusive(re.sub(r"\W", "-", base)):
+            if await base_image.exists(self._api, base):
+                return base
+            if base_image.covers(base):
+                return await self._pull_or_stand_in(base, progress)
+            if (reason := await self._pull(base, REGISTRY_TIMEOUT, progress)) is not None:
+                raise ImageError(
+                    f"the image {base} is not on this machine and no registry answers ({reason})",
+                    hint="make a registry reachable for the Docker engine, or load the image with `docker load`",
+                )
+            return base
+
+    async def _pull_or_stand_in(self, base: str, progress: Progress) -> str:
+        ready = await base_image.exists(self._api, base_image.tag())
+        if base not in self._refused:
+            patience = READY_TIMEOUT if ready else REGISTRY_TIMEOUT
+            reason = await self._pull(base, patience, progress)
+            if reason is None:
+                return base
+            self._refused[base] = reason
+        async with self._exclusive("base"):
+            if not ready:
+                progress(
+                    f"no registry answers ({self._refused[base]}); building an equivalent base image locally, once"
+                )
+            return await base_image.ensure(self._api, progress)
+
+    async def _pull(self, base: str, patience: float, progress: Progress) -> str | None:
+        """Pull; None when done, else why no registry answers.
+
+        Raises:
+            ImageError: a registry answered, and does not have the image or will not give it.
+        """
+        log = BuildLog(progress)
+        try:
+            # A separate question first: the pull itself may rightly take minutes, an answer may not.
+            await self._api.call(lambda client: client.inspect_distribution(base), patience=patience)
+            progress(f"pulling {base}")
+            await self._api.stream(lambda client: client.pull(base, stream=True, decode=True), log)
+        except TimedOut:
+            return f"nothing within {patience:.0f}s"
+        except (EngineUnavailable, Conflict):
+            raise
+        except HelmrError as error:
+            log.error = error.message
+        if log.error is None:
+            return None
+        if _NO_ANSWER.search(log.error):
+            return log.error.rpartition(": ")[2]
+        raise ImageError(
+            f"the image {base} cannot be pulled: {log.error}",
+            hint="check its name, and `docker login` if it is private",
+        )
+
+    @contextlib.asynccontextmanager
+    async def _exclusive(self, key: str) -> AsyncIterator[None]:
+        """One at a time for ``key``: tasks wait on a lock, processes on a file lock, which the kernel drops for the dead."""
+        async with self._locks[key]:
+            self._locks_folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._locks_folder / f"image-{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                while not _locked(descriptor):  # noqa: ASYNC110 - flock has no asynchronous form, and builds take seconds
+                    await asyncio.sleep(0.1)
+                yield
+            finally:
+                os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
