@@ -15,8 +15,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _TIME_CHARS = 10
 _RANDOM_CHARS = 14
 
-#: The prefixes in use: run, session, workspace, deployment, token, exec, PTY, schedule, version, worker, host, event.
-PREFIXES = ("run", "ses", "ws", "dep", "tok", "exec", "pty", "sch", "ver", "wrk", "host", "evt")
+#: The prefixes in use: run, session, workspace, deployment, token, exec, PTY, schedule, version, worker, host, event,
+#: record, request.
+PREFIXES = ("run", "ses", "ws", "dep", "tok", "exec", "pty", "sch", "ver", "wrk", "host", "evt", "rec", "req")
 
 
 def _encode(value: int, length: int) -> str:
@@ -38,6 +39,14 @@ def derive(prefix: str, *parts: str, at_ms: int | None = None) -> str:
     digest = int.from_bytes(hashlib.sha256("\0".join((prefix, *parts)).encode()).digest(), "big")
     head = (digest >> 70) & ((1 << 50) - 1) if at_ms is None else at_ms
     return f"{prefix}_{_encode(head, _TIME_CHARS)}{_encode(digest & ((1 << 70) - 1), _RANDOM_CHARS)}"
+
+
+def time_ms(text: str) -> int:
+    """The time part of an id, in milliseconds since 1970."""
+    value = 0
+    for char in text.partition("_")[2][:_TIME_CHARS]:
+        value = value << 5 | _ALPHABET.index(char)
+    return value
 
 
 def is_id(text: str, prefix: str) -> bool:

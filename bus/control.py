@@ -1,0 +1,92 @@
+"""Control: the services clients call, and the reactors that turn facts into next facts.
+
+It keeps nothing of its own: several may run side by side, and one may die at any point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client as Nats
+
+from bus import topology
+from bus.artifacts import ArtifactStore
+from bus.deployments import Deployments
+from bus.log import Log
+from bus.presence import Presence, WorkerInfo
+from bus.reactors import Reactors
+from bus.requests import api
+from bus.services.deployments import DeploymentService, NoArguments
+from bus.services.endpoint import Endpoint, serve
+from bus.services.runs import Runs
+from bus.services.sessions import Sessions
+from bus.services.workspaces import Workspaces
+from bus.setup import ensure_topology
+from bus.starts import Planner
+from helmr.subjects import Scope
+
+VERSION = importlib.metadata.version("helmr")
+
+
+class StatusReply(msgspec.Struct, kw_only=True):
+    """Control's view of the installation."""
+
+    version: str
+    nats_version: str
+    streams: dict[str, dict[str, int]]
+    workers: list[WorkerInfo]
+    current: str | None
+
+
+class Control:
+    """One control process; use as ``async with asyncio.TaskGroup() as tasks: await control.start(tasks)``."""
+
+    def __init__(self, nc: Nats) -> None:
+        self.nc = nc
+        self.log = Log(nc)
+        self.presence = Presence(nc)
+        self.deployments = Deployments(nc)
+        self.runs = Runs(self.log, self.presence)
+        planner = Planner(self.log, self.deployments, self.presence)
+        self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
+        self.workspaces = Workspaces(self.log, self.presence)
+        self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
+        self.reactors = Reactors(self.log, self.presence)
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Set up the streams, catch up with the buckets, start the reactors, and answer."""
+        await ensure_topology(self.nc)
+        tasks.create_task(self.presence.watch())
+        tasks.create_task(self.deployments.watch())
+        await asyncio.gather(self.presence.ready.wait(), self.deployments.ready.wait())
+        await self.reactors.start(tasks)
+        await serve(self.nc, "helmr-control", VERSION, self._endpoints(), tasks)
+
+    def close(self) -> None:
+        """Remove scratch files."""
+        self.uploads.close()
+
+    def _endpoints(self) -> list[Endpoint]:
+        services: list[Any] = [self.sessions, self.runs, self.workspaces, self.uploads]
+        own = [Endpoint("status", "get", NoArguments, self.status)]
+        return own + [endpoint for service in services for endpoint in service.endpoints()]
+
+    async def status(self, scope: Scope, _request: NoArguments) -> StatusReply:
+        """Who is there, and how far the streams are."""
+        names = (topology.RUNS, topology.SESSIONS, topology.LOGS)
+        infos = await asyncio.gather(*(api(self.nc, f"STREAM.INFO.{name}", None) for name in names))
+        streams = {
+            name: {key: info["state"][key] for key in ("messages", "bytes", "last_seq")}
+            for name, info in zip(names, infos, strict=True)
+        }
+        current = [d.version for d in self.deployments.list(scope) if d.current]
+        return StatusReply(
+            version=VERSION,
+            nats_version=str(self.nc.connected_server_version),
+            streams=streams,
+            workers=sorted(self.presence.alive().values(), key=lambda w: w.id),
+            current=current[0] if current else None,
+        )

@@ -1,0 +1,153 @@
+"""Deployments and the pointer to the current one, in the ``config`` bucket, with a cache that follows it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client as Nats
+from nats.js.kv import KeyValue
+
+from bus import topology
+from helmr import events, ids
+from helmr.errors import NotFound, Unavailable
+from helmr.models import Deployment
+from helmr.subjects import Scope
+
+log = logging.getLogger(__name__)
+
+
+class Deployments:
+    """Creates, finds and promotes deployments; run :meth:`watch` in a task of its own."""
+
+    def __init__(self, nc: Nats) -> None:
+        self.nc = nc
+        self.ready = asyncio.Event()
+        self._by_id: dict[str, Deployment] = {}
+        self._current: dict[Scope, str] = {}
+
+    def get(self, scope: Scope, reference: str) -> Deployment:
+        """A deployment by id or version.
+
+        Raises:
+            NotFound: with close matches as hint.
+        """
+        for deployment in self.list(scope):
+            if reference in {deployment.id, deployment.version}:
+                return deployment
+        versions = [deployment.version for deployment in self.list(scope)]
+        close = get_close_matches(reference, versions, n=1)
+        hint = f"did you mean {close[0]}?" if close else "list them with `helmr deployment list`"
+        raise NotFound(f"no deployment {reference} in {scope}", hint=hint)
+
+    async def load(self, scope: Scope, deployment_id: str) -> Deployment:
+        """A deployment by id, read from the bucket if the cache does not have it yet."""
+        cached = self._by_id.get(deployment_id)
+        if cached is not None:
+            return cached
+        try:
+            entry = await (await self._bucket()).get(_key(scope, deployment_id))
+        except nats.js.errors.KeyNotFoundError as error:
+            raise NotFound(f"no deployment {deployment_id} in {scope}") from error
+        except (TimeoutError, nats.errors.Error) as error:
+            raise Unavailable(f"the config bucket does not answer: {error}") from error
+        return self._remember(entry.value or b"")
+
+    def current(self, scope: Scope) -> Deployment:
+        """The current deployment of an environment.
+
+        Raises:
+            NotFound: nothing has been deployed there.
+        """
+        current = self._current.get(scope)
+        if current is None or current not in self._by_id:
+            raise NotFound(f"nothing is deployed in {scope}", hint="deploy a task project first: helmr deploy DIR")
+        return msgspec.structs.replace(self._by_id[current], current=True)
+
+    def list(self, scope: Scope) -> list[Deployment]:
+        """The deployments of an environment, newest first."""
+        current = self._current.get(scope)
+        found = [d for d in self._by_id.values() if (d.project, d.environment) == tuple(scope)]
+        found.sort(key=lambda d: d.created_at, reverse=True)
+        return [msgspec.structs.replace(d, current=d.id == current) for d in found]
+
+    async def create(
+        self, scope: Scope, *, content_hash: str, archive_bytes: int, index: dict[str, Any], promote: bool
+    ) -> Deployment:
+        """Record a new, immutable deployment; its archive must be stored already."""
+        bucket = await self._bucket()
+        at = events.now()
+        version = await self._claim_version(bucket, scope, at)
+        deployment = Deployment(
+            id=ids.new("dep"),
+            version=version,
+            project=scope.project,
+            environment=scope.environment,
+            content_hash=content_hash,
+            archive_bytes=archive_bytes,
+            created_at=at,
+            index=index,
+        )
+        await bucket.put(_key(scope, deployment.id), msgspec.json.encode(deployment))
+        self._by_id[deployment.id] = deployment
+        return await self.promote(scope, deployment.id) if promote else deployment
+
+    async def promote(self, scope: Scope, reference: str) -> Deployment:
+        """Make a deployment the current one; promoting an older one is a rollback."""
+        deployment = self.get(scope, reference)
+        await (await self._bucket()).put(f"current.{scope}", deployment.id.encode())
+        self._current[scope] = deployment.id
+        return self.current(scope)
+
+    async def watch(self) -> None:
+        """Follow the bucket for ever; starts over when the watch breaks."""
+        while True:
+            try:
+                await self._follow(await self._bucket())
+            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, Unavailable) as error:
+                log.info("deployments: starting over: %s", error)
+                await asyncio.sleep(0.5)  # the server is away; there is no event for its return on this path
+
+    async def _follow(self, bucket: KeyValue) -> None:
+        watcher = await bucket.watchall()
+        try:
+            async for entry in watcher:
+                if entry is None:
+                    self.ready.set()
+                elif entry.key.startswith("deployment.") and entry.value:
+                    self._remember(entry.value)
+                elif entry.key.startswith("current.") and entry.value:
+                    _, project, environment = entry.key.split(".")
+                    self._current[Scope(project, environment)] = entry.value.decode()
+        finally:
+            await watcher.stop()
+
+    def _remember(self, data: bytes) -> Deployment:
+        deployment = msgspec.json.decode(data, type=Deployment)
+        self._by_id[deployment.id] = deployment
+        return deployment
+
+    async def _claim_version(self, bucket: KeyValue, scope: Scope, at: datetime) -> str:
+        """The next free ``YYYYMMDD.N``; creating its key is what claims it."""
+        day = at.strftime("%Y%m%d")
+        number = sum(d.version.startswith(f"{day}.") for d in self.list(scope)) + 1
+        while True:
+            try:
+                await bucket.create(f"version.{scope}.{day}-{number}", b"1")
+            except nats.js.errors.KeyWrongLastSequenceError:
+                number += 1
+            else:
+                return f"{day}.{number}"
+
+    async def _bucket(self) -> KeyValue:
+        return await self.nc.jetstream().key_value(topology.CONFIG_BUCKET)
+
+
+def _key(scope: Scope, deployment_id: str) -> str:
+    return f"deployment.{scope}.{deployment_id}"

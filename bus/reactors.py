@@ -1,0 +1,178 @@
+"""Reactors: durable consumers that turn facts into next facts, and the sweep that rescues what a dead worker left.
+
+They are at-least-once; the compare-and-set append makes them exactly-once in effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Any
+
+import nats.errors
+
+from bus import timers, topology
+from bus.log import RUN, WORKSPACE, Log
+from bus.presence import Presence
+from bus.pull import Delivery, Puller, ensure_consumer
+from bus.requests import api
+from bus.services.sessions import spec_of
+from bus.starts import DEFAULT_GROUP
+from helmr import subjects
+from helmr.errors import Conflict, HelmrError, NotFound
+from helmr.events import Draft, Failure, RunEvent, RunState
+from helmr.reducers import run as rules
+from helmr.reducers import workspace as workspace_rules
+from helmr.subjects import Scope
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+_RETRY_DELAY = 1.0
+_Handler = Callable[[Delivery], Awaitable[None]]
+
+
+class Reactors:
+    """All reactors of one control process."""
+
+    def __init__(self, event_log: Log, presence: Presence) -> None:
+        self.log = event_log
+        self.presence = presence
+        self._rescuers: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Create the consumers and start following them."""
+        pairs: list[tuple[str, list[str], _Handler]] = [
+            ("due", [subjects.ALL_DUE], self._due),
+            ("retry", [subjects.of_kind("run", "retry_scheduled")], self._retry_scheduled),
+        ]
+        for name, filters, handler in pairs:
+            config = topology.reactor_consumer(name, filters)
+            await ensure_consumer(self.log.nc, topology.RUNS, config.as_dict())
+            tasks.create_task(self._follow(f"reactor-{name}", handler))
+        tasks.create_task(self._rescue_lanes(tasks))
+
+    async def _follow(self, consumer: str, handler: _Handler) -> None:
+        while True:
+            try:
+                async with Puller(self.log.nc, topology.RUNS, consumer) as puller:
+                    while True:
+                        async for item in puller.pull(_BATCH):
+                            await self._handle(item, handler)
+            except (HelmrError, nats.errors.Error) as error:
+                log.info("%s: starting over: %s", consumer, error)
+                await asyncio.sleep(_RETRY_DELAY)  # the server is away
+
+    async def _handle(self, item: Delivery, handler: _Handler) -> None:
+        try:
+            await handler(item)
+        except (Conflict, NotFound) as error:
+            log.debug("moot: %s", error)  # somebody else drew the consequence, or the entity is gone
+        await item.msg.ack()
+
+    async def _due(self, item: Delivery) -> None:
+        """A timer fired: a queued run expires, or its next attempt begins."""
+        scope, run_id, what = subjects.parse_due(item.msg.subject)
+        if what == "ttl":
+            ttl = spec_of(await self.log.first(RUN, scope, run_id)).ttl or 0.0
+            await self.log.transact(RUN, scope, run_id, lambda state: rules.expire(state, ttl=ttl))
+        elif what == "retry":
+            await self.requeue(scope, run_id, "retry")
+
+    async def _retry_scheduled(self, item: Delivery) -> None:
+        """Arm the timer of a retry; whoever appended the event may have died before doing so."""
+        event = RUN.decode(item.msg.data)
+        scope = subjects.parse_event(item.msg.subject).scope
+        await timers.arm(self.log.js, scope, event.run_id, "retry", datetime.fromisoformat(event.data["at"]))
+
+    async def requeue(self, scope: Scope, run_id: str, cause: str) -> None:
+        """Dispatch a queued run whose dispatch message is spent."""
+        lane = await self._lane(scope, run_id)
+
+        def decide(state: RunState) -> Draft | None:
+            if state.status != "queued" or state.dispatch is not None:
+                return None
+            return rules.requeue(state, cause="retry" if cause == "retry" else "redispatch", lane=lane)
+
+        await self.log.transact(RUN, scope, run_id, decide)
+
+    async def _lane(self, scope: Scope, run_id: str) -> str:
+        run = await self.log.present(RUN, scope, run_id)
+        workspace = await self.log.last(WORKSPACE, scope, run.state.workspace_id)
+        return workspace_rules.lane(workspace.state, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
+
+    async def _rescue_lanes(self, tasks: asyncio.TaskGroup) -> None:
+        """Watch for lanes whose worker is gone. Presence is a matter of time passing, so this is a sweep."""
+        while True:
+            await asyncio.sleep(topology.HEARTBEAT / 2)
+            if not self.presence.settled:
+                continue
+            try:
+                lanes = await dead_lanes(self.log, self.presence)
+            except HelmrError as error:
+                log.info("rescue: %s", error)
+                continue
+            for consumer in lanes:
+                if consumer not in self._rescuers or self._rescuers[consumer].done():
+                    self._rescuers[consumer] = tasks.create_task(self._rescue(consumer))
+
+    async def _rescue(self, consumer: str) -> None:
+        """Become the consumer of a dead worker's lane until it is empty, then remove it."""
+        log.info("rescuing %s", consumer)
+        try:
+            async with Puller(self.log.nc, topology.RUNS, consumer) as puller:
+                while await self._occupied(consumer):
+                    async for item in puller.pull(_BATCH):
+                        await self._handle(item, self._redispatch)
+            await api(self.log.nc, f"CONSUMER.DELETE.{topology.RUNS}.{consumer}", None)
+        except (HelmrError, nats.errors.Error) as error:
+            log.warning("rescue of %s: %s", consumer, error)  # the sweep tries again
+
+    async def _occupied(self, consumer: str) -> bool:
+        info = await api(self.log.nc, f"CONSUMER.INFO.{topology.RUNS}.{consumer}", None)
+        return "error" not in info and (info["num_pending"] > 0 or info["num_ack_pending"] > 0)
+
+    async def _redispatch(self, item: Delivery) -> None:
+        """Move one run from a dead worker's lane to where it can be executed."""
+        event: RunEvent = RUN.decode(item.msg.data)
+        scope = subjects.parse_event(item.msg.subject).scope
+        state = (await self.log.present(RUN, scope, event.run_id)).state
+        if state.dispatch != event.cursor:
+            return
+        if state.lease is not None:
+            await lose_lease(self.log, scope, event.run_id, state.lease.worker)
+        lane = await self._lane(scope, event.run_id)
+
+        def decide(now: RunState) -> Draft | None:
+            if now.status != "queued" or now.dispatch != event.cursor:
+                return None
+            return rules.requeue(now, cause="redispatch", lane=lane)
+
+        await self.log.transact(RUN, scope, event.run_id, decide)
+
+
+async def lose_lease(event_log: Log, scope: Scope, run_id: str, worker: str) -> Any:
+    """Take the run from a worker that is gone: back to the queue, or to its end if the task asks for that."""
+    spec = spec_of(await event_log.first(RUN, scope, run_id))
+
+    def decide(state: RunState) -> Draft | None:
+        if state.lease is None or state.lease.worker != worker:
+            return None
+        if state.cancel is not None:
+            return rules.cancelled(state.cancel.reason)
+        if spec.on_worker_lost == "fail":
+            message = f"worker {worker} was lost while it executed the run"
+            return rules.fail(Failure(code="worker_lost", message=message))
+        return rules.lose_lease(state, reason=f"worker {worker} was lost")
+
+    return await event_log.transact(RUN, scope, run_id, decide)
+
+
+async def dead_lanes(event_log: Log, presence: Presence) -> list[str]:
+    """The consumers of lanes that belong to workers which are gone."""
+    prefix = topology.lane_consumer_name("@")
+    alive = {topology.lane_consumer_name(f"@{worker}") for worker in presence.alive()}
+    answer = await api(event_log.nc, f"CONSUMER.NAMES.{topology.RUNS}", {"offset": 0})
+    return [name for name in answer.get("consumers") or [] if name.startswith(prefix) and name not in alive]

@@ -1,0 +1,1 @@
+"""What control answers over request/reply: one module a noun, each a list of endpoints."""

@@ -1,0 +1,129 @@
+"""Receiving deployments, and asking about them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bus.artifacts import ArtifactStore
+from bus.deployments import Deployments
+from bus.services.endpoint import Endpoint
+from helmr.errors import NotFound, TooLarge, UsageError
+from helmr.models import Deployment
+from helmr.subjects import Scope
+
+#: Bytes of a deployment archive, compressed.
+MAX_ARCHIVE = 64 * 1024**2
+
+
+class UploadRequest(msgspec.Struct, kw_only=True):
+    """One part of an archive; parts are sent in order, each beginning at ``offset``."""
+
+    content_hash: str
+    offset: int
+    data: bytes
+    last: bool
+
+
+class UploadReply(msgspec.Struct, kw_only=True):
+    """``have``: bytes received so far; ``stored``: the archive is complete."""
+
+    have: int
+    stored: bool
+
+
+class CreateRequest(msgspec.Struct, kw_only=True):
+    """Record a deployment whose archive has been uploaded."""
+
+    content_hash: str
+    archive_bytes: int
+    index: dict[str, Any]
+    promote: bool = True
+
+
+class DeploymentRef(msgspec.Struct, kw_only=True):
+    """A deployment by id or version; none: the current one."""
+
+    id: str | None = None
+
+
+class NoArguments(msgspec.Struct):
+    """A request without arguments."""
+
+
+class DeploymentService:
+    """The deployment service; ``scratch`` holds archives while they arrive."""
+
+    def __init__(self, deployments: Deployments, artifacts: ArtifactStore) -> None:
+        self.deployments = deployments
+        self.artifacts = artifacts
+        self._scratch = Path(tempfile.mkdtemp(prefix="helmr-upload-"))
+
+    def close(self) -> None:
+        """Remove what has arrived only in part."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def endpoints(self) -> list[Endpoint]:
+        """What this service answers."""
+        return [
+            Endpoint("deployment", "upload", UploadRequest, self.upload),
+            Endpoint("deployment", "create", CreateRequest, self.create),
+            Endpoint("deployment", "get", DeploymentRef, self.get),
+            Endpoint("deployment", "list", NoArguments, self.list),
+            Endpoint("deployment", "promote", DeploymentRef, self.promote),
+        ]
+
+    async def upload(self, _scope: Scope, request: UploadRequest) -> UploadReply:
+        """Take one part; an archive that is stored already is complete at once."""
+        if not request.content_hash.isalnum():
+            raise UsageError("the content hash is not a hex digest")
+        if request.offset == 0 and await self.artifacts.has(request.content_hash):
+            return UploadReply(have=0, stored=True)
+        path = self._scratch / request.content_hash
+        have = path.stat().st_size if path.exists() else 0
+        if request.offset not in {0, have}:
+            return UploadReply(have=have, stored=False)
+        if request.offset + len(request.data) > MAX_ARCHIVE:
+            path.unlink(missing_ok=True)
+            raise TooLarge(
+                f"the archive exceeds {MAX_ARCHIVE // 1024**2} MiB", hint="leave files out with .helmrignore"
+            )
+        with path.open("ab" if request.offset else "wb") as target:
+            target.write(request.data)
+        have = request.offset + len(request.data)
+        if request.last:
+            try:
+                await self.artifacts.put(path, request.content_hash)
+            finally:
+                path.unlink(missing_ok=True)
+        return UploadReply(have=have, stored=request.last)
+
+    async def create(self, scope: Scope, request: CreateRequest) -> Deployment:
+        """Record and (unless told otherwise) promote a deployment."""
+        if not await self.artifacts.has(request.content_hash):
+            raise NotFound("the archive of this deployment has not been uploaded", hint="run `helmr deploy` again")
+        return await self.deployments.create(
+            scope,
+            content_hash=request.content_hash,
+            archive_bytes=request.archive_bytes,
+            index=request.index,
+            promote=request.promote,
+        )
+
+    async def get(self, scope: Scope, request: DeploymentRef) -> Deployment:
+        """One deployment."""
+        return self.deployments.get(scope, request.id) if request.id else self.deployments.current(scope)
+
+    async def list(self, scope: Scope, _request: NoArguments) -> list[Deployment]:
+        """All deployments of the environment, newest first, without their indexes."""
+        return [msgspec.structs.replace(d, index={}) for d in self.deployments.list(scope)]
+
+    async def promote(self, scope: Scope, request: DeploymentRef) -> Deployment:
+        """Make a deployment the current one."""
+        if request.id is None:
+            raise UsageError("say which deployment to promote")
+        return await self.deployments.promote(scope, request.id)

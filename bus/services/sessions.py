@@ -1,0 +1,140 @@
+"""Starting sessions, and asking about them.
+
+A start touches up to three entities: session opened, workspace created, run queued. Their ids are derived from the request, so
+that a client's retry completes the same start and never makes a second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from bus import timers
+from bus.log import RUN, SESSION, WORKSPACE, E, Kind, Log, Position, S, Superseded
+from bus.services.endpoint import Endpoint
+from bus.starts import Plan, Planner, StartRequest
+from helmr import events
+from helmr.errors import Conflict, HelmrError
+from helmr.events import Draft, RunEvent, SessionEvent
+from helmr.models import Session, Started, run_record, session_record
+from helmr.reducers import session as rules
+from helmr.subjects import Scope
+
+
+class Ref(msgspec.Struct, kw_only=True):
+    """A request that only names an entity."""
+
+    id: str
+    reason: str | None = None
+
+
+class Sessions:
+    """The session service."""
+
+    def __init__(self, log: Log, planner: Planner, cancel_run: Any) -> None:
+        self.log = log
+        self.planner = planner
+        self._cancel_run = cancel_run
+
+    def endpoints(self) -> list[Endpoint]:
+        """What this service answers."""
+        return [
+            Endpoint("session", "start", StartRequest, self.start),
+            Endpoint("session", "get", Ref, self.get),
+            Endpoint("session", "close", Ref, self.close),
+            Endpoint("session", "cancel", Ref, self.cancel),
+        ]
+
+    async def start(self, scope: Scope, request: StartRequest) -> Started:
+        """Open a session with its first run, or find the one this start made before."""
+        plan = await self.planner.plan(scope, request)
+        if plan.ttl is not None:
+            due = events.now() + timedelta(seconds=plan.ttl)
+            await timers.arm(self.log.js, scope, plan.run_id, "ttl", due)
+        if request.external_id is None:
+            return await self._append_all(scope, plan)
+        try:
+            opened = await self.log.append(SESSION, scope, plan.session_id, Position(0, None), plan.session)
+        except Superseded:
+            return await self._reuse(scope, plan)
+        return await self._append_rest(scope, plan, opened.event)
+
+    async def _append_all(self, scope: Scope, plan: Plan) -> Started:
+        """All at once: publishes of one connection are stored in their order."""
+        opened, started = await asyncio.gather(
+            self._append_or_read(SESSION, scope, plan.session_id, plan.session),
+            self._append_rest(scope, plan, None),
+        )
+        session = session_record(*scope, opened.state, started.run.status)
+        return msgspec.structs.replace(started, session=session)
+
+    async def _append_rest(self, scope: Scope, plan: Plan, opened: SessionEvent | None) -> Started:
+        writes: list[Any] = []
+        if plan.workspace is not None:
+            writes.append(self._append_or_read(WORKSPACE, scope, plan.workspace_id, plan.workspace))
+        writes.append(self._append_or_read(RUN, scope, plan.run_id, plan.run))
+        queued: RunEvent = (await asyncio.gather(*writes))[-1]
+        run = run_record(*scope, plan.spec, queued)
+        if opened is None:
+            return Started(session=plan.session_preview(scope), run=run)
+        return Started(session=session_record(*scope, opened.state, run.status), run=run)
+
+    async def _append_or_read(self, kind: Kind[S, E], scope: Scope, entity_id: str, draft: Draft) -> E:
+        """Append an entity's first event; a retry finds that it stands already."""
+        try:
+            position = await self.log.append(kind, scope, entity_id, Position(0, None), draft)
+        except Superseded:
+            return await self.log.present(kind, scope, entity_id)
+        if position.event is None:
+            raise HelmrError(f"{kind.name} {entity_id} was not stored")
+        return position.event
+
+    async def _reuse(self, scope: Scope, plan: Plan) -> Started:
+        existing = await self.log.present(SESSION, scope, plan.session_id)
+        state = existing.state
+        if state.fingerprint != plan.fingerprint:
+            hint = "use another --external-id, or start with the same task, payload and options"
+            raise Conflict(
+                f"external id {state.external_id!r} belongs to session {state.id}, started differently", hint=hint
+            )
+        same = plan.with_ids(run_id=state.run_id, workspace_id=state.workspace_id)
+        if state.turn > 0:
+            return Started(
+                session=await self.get(scope, Ref(id=state.id)), run=await self._run(scope, state.run_id), reused=True
+            )
+        done = await self._append_rest(scope, same, existing)
+        return msgspec.structs.replace(done, reused=True)
+
+    async def _run(self, scope: Scope, run_id: str) -> Any:
+        first, last = await asyncio.gather(self.log.first(RUN, scope, run_id), self.log.present(RUN, scope, run_id))
+        return run_record(*scope, spec_of(first), last)
+
+    async def get(self, scope: Scope, request: Ref) -> Session:
+        """One session."""
+        event = await self.log.present(SESSION, scope, request.id)
+        run = await self.log.last(RUN, scope, event.state.run_id)
+        return session_record(*scope, event.state, run.state.status if run.event else None)
+
+    async def close(self, scope: Scope, request: Ref) -> Session:
+        """Take no more input; refused while a run is active."""
+        session = await self.get(scope, request)
+        run = await self.log.last(RUN, scope, session.run_id)
+        status = run.state.status if run.event else None
+        position = await self.log.transact(SESSION, scope, request.id, lambda s: rules.close(s, run_status=status))
+        return session_record(*scope, position.state, status)
+
+    async def cancel(self, scope: Scope, request: Ref) -> Session:
+        """Cancel the session and its current run."""
+        position = await self.log.transact(SESSION, scope, request.id, lambda s: rules.cancel(s, reason=request.reason))
+        run = await self.log.last(RUN, scope, position.state.run_id)
+        if run.event is not None and not run.event.state.terminal:
+            await self._cancel_run(scope, position.state.run_id, request.reason or "session cancelled")
+        return await self.get(scope, request)
+
+
+def spec_of(first: RunEvent) -> events.RunSpec:
+    """What a run was started with, from its first event."""
+    return msgspec.convert(first.data["spec"], events.RunSpec)

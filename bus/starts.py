@@ -1,0 +1,257 @@
+"""From a start request to the events that carry it out: everything that can be refused is refused here, before a run exists."""
+
+from __future__ import annotations
+
+import hashlib
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Any
+
+import jsonschema
+import msgspec
+from jsonschema.exceptions import best_match
+
+from bus.deployments import Deployments
+from bus.log import WORKSPACE, Log
+from bus.presence import Presence
+from helmr import events, ids
+from helmr.errors import Conflict, NotFound, PayloadInvalid, TooLarge, UsageError
+from helmr.events import Draft, RetryPolicy, RunSpec
+from helmr.models import Deployment, Session, session_record
+from helmr.reducers import run as run_rules
+from helmr.reducers import session as session_rules
+from helmr.reducers import workspace as workspace_rules
+from helmr.subjects import Scope
+
+#: Limits of DESIGN, "The run": bytes of JSON, numbers, seconds.
+MAX_PAYLOAD = 512 * 1024
+MAX_METADATA = 256 * 1024
+MAX_TAGS, MAX_TAG_LENGTH = 10, 128
+MIN_DURATION, MAX_DURATION = 5.0, 86_400.0
+MAX_KEY_LENGTH = 512
+#: The lane of runs that any worker of the default group may take.
+DEFAULT_GROUP = "default"
+
+
+class StartRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a client sends to start a session; durations in seconds. A retry repeats ``request_id``."""
+
+    task: str
+    request_id: str
+    payload: Any = None
+    external_id: str | None = None
+    workspace: str | None = None
+    queue: str | None = None
+    concurrency_key: str | None = None
+    priority: int = 0
+    ttl: float | None = None
+    max_duration: float | None = None
+    metadata: dict[str, Any] = {}
+    tags: list[str] = []
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The drafts of one start."""
+
+    session_id: str
+    workspace_id: str
+    run_id: str
+    fingerprint: str
+    spec: RunSpec
+    session: Draft
+    workspace: Draft | None
+    run: Draft
+    ttl: float | None
+
+    def with_ids(self, *, run_id: str, workspace_id: str) -> Plan:
+        """The same start, with the ids that its first try chose."""
+        spec = msgspec.structs.replace(self.spec, workspace_id=workspace_id)
+        data = self.run.data | {"spec": msgspec.to_builtins(spec)}
+        run = msgspec.structs.replace(self.run, data=data)
+        return msgspec.structs.replace(self, run_id=run_id, workspace_id=workspace_id, spec=spec, run=run)
+
+    def session_preview(self, scope: Scope) -> Session:
+        """The session record before its event is stored."""
+        state = session_rules.apply(None, "opened", self.session.data, events.now(), session_id=self.session_id)
+        return session_record(*scope, state, "queued")
+
+
+class Planner:
+    """Turns requests into plans."""
+
+    def __init__(self, log: Log, deployments: Deployments, presence: Presence) -> None:
+        self.log = log
+        self.deployments = deployments
+        self.presence = presence
+
+    async def plan(self, scope: Scope, request: StartRequest) -> Plan:
+        """Check everything and decide on ids and events.
+
+        Raises:
+            NotFound: no deployment, task, sandbox or workspace of that name.
+            PayloadInvalid, TooLarge, UsageError: the request is wrong.
+            Conflict: the workspace does not fit the task.
+        """
+        deployment = self.deployments.current(scope)
+        task = find_task(deployment, request.task)
+        check_limits(request)
+        check_payload(deployment, task, request.payload)
+        sandbox = find_sandbox(deployment, task)
+        at_ms = ids.time_ms(request.request_id)
+        if request.external_id is None:
+            session_id = ids.derive("ses", *scope, request.request_id, at_ms=at_ms)
+        else:
+            session_id = ids.derive("ses", *scope, "external", request.external_id)
+        run_id = ids.derive("run", *scope, request.request_id, at_ms=at_ms)
+        workspace_id, workspace, lane = await self._workspace(scope, request, deployment, sandbox, at_ms)
+        spec = run_spec(request, deployment, task, session_id=session_id, workspace_id=workspace_id)
+        mark = fingerprint(request)
+        opened = {
+            "task_id": task["id"],
+            "workspace_id": workspace_id,
+            "deployment_id": deployment.id,
+            "run_id": run_id,
+            "external_id": request.external_id,
+            "fingerprint": mark,
+            "tags": request.tags,
+            "metadata": request.metadata,
+        }
+        return Plan(
+            session_id=session_id,
+            workspace_id=workspace_id,
+            run_id=run_id,
+            fingerprint=mark,
+            spec=spec,
+            session=Draft(kind="opened", data=opened, message=f"opened for task {task['id']}"),
+            workspace=workspace,
+            run=run_rules.create(spec, cause="start", lane=lane),
+            ttl=spec.ttl,
+        )
+
+    async def _workspace(
+        self, scope: Scope, request: StartRequest, deployment: Deployment, sandbox: dict[str, Any], at_ms: int
+    ) -> tuple[str, Draft | None, str]:
+        if request.workspace is None:
+            workspace_id = ids.derive("ws", *scope, request.request_id, at_ms=at_ms)
+            draft = workspace_rules.create(
+                sandbox=sandbox["name"],
+                fingerprint=sandbox["fingerprint"],
+                deployment_id=deployment.id,
+                mount_path=sandbox["mount_path"],
+            )
+            return workspace_id, draft, DEFAULT_GROUP
+        state = (await self.log.present(WORKSPACE, scope, request.workspace)).state
+        if state.status == "deleted":
+            raise Conflict(f"workspace {state.id} is deleted")
+        if state.sandbox != sandbox["name"] or state.mount_path != sandbox["mount_path"]:
+            raise Conflict(
+                f"workspace {state.id} was made from sandbox {state.sandbox!r} at {state.mount_path}; task "
+                f"{request.task} needs {sandbox['name']!r} at {sandbox['mount_path']}",
+                hint="leave out --workspace, or choose one of the same sandbox",
+            )
+        lane = workspace_rules.lane(state, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
+        return state.id, None, lane
+
+
+def find_task(deployment: Deployment, task_id: str) -> dict[str, Any]:
+    """A task of a deployment, by id.
+
+    Raises:
+        NotFound: with the closest name as hint.
+    """
+    tasks: dict[str, dict[str, Any]] = {task["id"]: task for task in deployment.index["tasks"]}
+    if task_id in tasks:
+        return tasks[task_id]
+    close = get_close_matches(task_id, tasks, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"deployed tasks: {', '.join(sorted(tasks))}"
+    raise NotFound(f"no task {task_id!r} in deployment {deployment.version}", hint=hint)
+
+
+def find_sandbox(deployment: Deployment, task: dict[str, Any]) -> dict[str, Any]:
+    """The sandbox a task runs in."""
+    found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == task["sandbox"])
+    return found
+
+
+def check_limits(request: StartRequest) -> None:
+    """Refuse what exceeds a documented limit."""
+    _check_size("the payload", request.payload, MAX_PAYLOAD)
+    _check_size("the metadata", request.metadata, MAX_METADATA)
+    if len(request.tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in request.tags):
+        raise TooLarge(f"at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters")
+    for name, key in (("external id", request.external_id), ("concurrency key", request.concurrency_key)):
+        if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+            raise UsageError(f"the {name} must have 1 to {MAX_KEY_LENGTH} characters")
+    if request.max_duration is not None and not MIN_DURATION <= request.max_duration <= MAX_DURATION:
+        raise UsageError(
+            f"max duration {request.max_duration:g} s is out of range",
+            hint=f"choose between {MIN_DURATION:g} s and {MAX_DURATION:g} s (24 h)",
+        )
+    if request.ttl is not None and request.ttl <= 0:
+        raise UsageError("ttl must be positive")
+
+
+def _check_size(what: str, value: Any, limit: int) -> None:
+    size = len(msgspec.json.encode(value))
+    if size > limit:
+        raise TooLarge(
+            f"{what} is {size} bytes of JSON; the limit is {limit}", hint="pass a reference to the data instead"
+        )
+
+
+def check_payload(deployment: Deployment, task: dict[str, Any], payload: Any) -> None:
+    """Refuse a payload that does not fit the task's schema.
+
+    Raises:
+        PayloadInvalid: with the JSON path of the worst mismatch.
+    """
+    schema = task.get("payload_schema")
+    if schema is None:
+        return
+    error = best_match(_validator(deployment.id, task["id"], msgspec.json.encode(schema)).iter_errors(payload))
+    if error is not None:
+        where = error.json_path if error.json_path != "$" else "the payload"
+        raise PayloadInvalid(
+            f"payload does not fit task {task['id']}: {where}: {error.message[:500]}",
+            hint=f"see its schema with `helmr task get {task['id']}`",
+            details={"path": error.json_path},
+        )
+
+
+@lru_cache(maxsize=512)
+def _validator(_deployment_id: str, _task_id: str, schema: bytes) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(msgspec.json.decode(schema))
+
+
+def run_spec(
+    request: StartRequest, deployment: Deployment, task: dict[str, Any], *, session_id: str, workspace_id: str
+) -> RunSpec:
+    """What the run is started with: the task's own settings, overridden by the request."""
+    retry = task.get("retry")
+    return RunSpec(
+        session_id=session_id,
+        workspace_id=workspace_id,
+        deployment_id=deployment.id,
+        deployment_version=deployment.version,
+        task_id=task["id"],
+        payload=request.payload,
+        metadata=request.metadata,
+        tags=tuple(sorted(set(request.tags))),
+        secrets=tuple(secret["name"] for secret in task.get("secrets", ())),
+        max_duration=request.max_duration or task["max_duration"],
+        ttl=request.ttl or task.get("ttl"),
+        retry=msgspec.convert(retry, RetryPolicy) if retry else None,
+        cancel_grace=task.get("cancel_grace", 10.0),
+        on_worker_lost=task.get("on_worker_lost", "redispatch"),
+        queue=request.queue or task.get("queue"),
+        concurrency_key=request.concurrency_key,
+        priority=request.priority,
+        external_id=request.external_id,
+    )
+
+
+def fingerprint(request: StartRequest) -> str:
+    """A digest of what was asked for, the same whenever the same start is asked for again."""
+    body = msgspec.to_builtins(request)
+    del body["request_id"]
+    return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()[:32]
