@@ -75,6 +75,12 @@ def unreachable(url: str) -> Unavailable:
     return Unavailable(f"no NATS server answers at {url}", hint=hint)
 
 
+def server_version(client: Nats) -> str:
+    """The version of the server the client is connected to, e.g. ``2.15.1``."""
+    version = client.connected_server_version
+    return f"{version.major}.{version.minor}.{version.patch}"
+
+
 async def _log_error(error: Exception) -> None:
     if isinstance(error, ConnectionRefusedError | nats.errors.StaleConnectionError | nats.errors.UnexpectedEOF):
         log.debug("connection: %s", error)

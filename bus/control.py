@@ -6,7 +6,6 @@ It keeps nothing of its own: several may run side by side, and one may die at an
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from nats.aio.client import Client as Nats
 
 from bus import topology
 from bus.artifacts import ArtifactStore
+from bus.connection import server_version
 from bus.deployments import Deployments
 from bus.log import Log
 from bus.presence import Presence, WorkerInfo
@@ -27,8 +27,7 @@ from bus.services.workspaces import Workspaces
 from bus.setup import ensure_topology
 from bus.starts import Planner
 from helmr.subjects import Scope
-
-VERSION = importlib.metadata.version("helmr")
+from helmr.version import __version__
 
 
 class StatusReply(msgspec.Struct, kw_only=True):
@@ -63,7 +62,7 @@ class Control:
         tasks.create_task(self.deployments.watch())
         await asyncio.gather(self.presence.ready.wait(), self.deployments.ready.wait())
         await self.reactors.start(tasks)
-        await serve(self.nc, "helmr-control", VERSION, self._endpoints(), tasks)
+        await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks)
 
     def close(self) -> None:
         """Remove scratch files."""
@@ -84,8 +83,8 @@ class Control:
         }
         current = [d.version for d in self.deployments.list(scope) if d.current]
         return StatusReply(
-            version=VERSION,
-            nats_version=str(self.nc.connected_server_version),
+            version=__version__,
+            nats_version=server_version(self.nc),
             streams=streams,
             workers=sorted(self.presence.alive().values(), key=lambda w: w.id),
             current=current[0] if current else None,

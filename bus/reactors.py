@@ -9,20 +9,19 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
 
 import nats.errors
 
 from bus import timers, topology
+from bus.leases import lose_lease, spec_of
 from bus.log import RUN, WORKSPACE, Log
 from bus.presence import Presence
 from bus.pull import Delivery, Puller, ensure_consumer
 from bus.requests import api
-from bus.services.sessions import spec_of
 from bus.starts import DEFAULT_GROUP
 from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound
-from helmr.events import Draft, Failure, RunEvent, RunState
+from helmr.events import Draft, RunEvent, RunState
 from helmr.reducers import run as rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
@@ -151,23 +150,6 @@ class Reactors:
             return rules.requeue(now, cause="redispatch", lane=lane)
 
         await self.log.transact(RUN, scope, event.run_id, decide)
-
-
-async def lose_lease(event_log: Log, scope: Scope, run_id: str, worker: str) -> Any:
-    """Take the run from a worker that is gone: back to the queue, or to its end if the task asks for that."""
-    spec = spec_of(await event_log.first(RUN, scope, run_id))
-
-    def decide(state: RunState) -> Draft | None:
-        if state.lease is None or state.lease.worker != worker:
-            return None
-        if state.cancel is not None:
-            return rules.cancelled(state.cancel.reason)
-        if spec.on_worker_lost == "fail":
-            message = f"worker {worker} was lost while it executed the run"
-            return rules.fail(Failure(code="worker_lost", message=message))
-        return rules.lose_lease(state, reason=f"worker {worker} was lost")
-
-    return await event_log.transact(RUN, scope, run_id, decide)
 
 
 async def dead_lanes(event_log: Log, presence: Presence) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from bus.chunks import LogChunk, read_chunks
+from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
-from bus.services.sessions import spec_of
 from bus.timers import cancel_header
 from helmr.errors import Conflict
 from helmr.events import Draft, RunEvent, RunState

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from bus import timers
+from bus.leases import spec_of
 from bus.log import RUN, SESSION, WORKSPACE, E, Kind, Log, Position, S, Superseded
 from bus.services.endpoint import Endpoint
 from bus.starts import Plan, Planner, StartRequest
@@ -133,8 +134,3 @@ class Sessions:
         if run.event is not None and not run.event.state.terminal:
             await self._cancel_run(scope, position.state.run_id, request.reason or "session cancelled")
         return await self.get(scope, request)
-
-
-def spec_of(first: RunEvent) -> events.RunSpec:
-    """What a run was started with, from its first event."""
-    return msgspec.convert(first.data["spec"], events.RunSpec)

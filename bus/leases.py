@@ -1,0 +1,35 @@
+"""Taking a run from a worker that is gone, and reading what a run was started with."""
+
+from __future__ import annotations
+
+import msgspec
+
+from bus.log import RUN, Log, Position
+from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
+from helmr.reducers import run as rules
+from helmr.subjects import Scope
+
+
+def spec_of(first: RunEvent) -> RunSpec:
+    """What a run was started with, from its first event."""
+    return msgspec.convert(first.data["spec"], RunSpec)
+
+
+async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Position[RunEvent]:
+    """Take the run from ``worker``, which is gone: back to the queue, or to its end if the task asks for that.
+
+    Nothing happens when the worker does not hold the run (any more).
+    """
+    spec = spec_of(await log.first(RUN, scope, run_id))
+
+    def decide(state: RunState) -> Draft | None:
+        if state.lease is None or state.lease.worker != worker:
+            return None
+        if state.cancel is not None:
+            return rules.cancelled(state.cancel.reason)
+        if spec.on_worker_lost == "fail":
+            message = f"worker {worker} was lost while it executed the run"
+            return rules.fail(Failure(code="worker_lost", message=message))
+        return rules.lose_lease(state, reason=f"worker {worker} was lost")
+
+    return await log.transact(RUN, scope, run_id, decide)
