@@ -1,0 +1,319 @@
+"""One process tree as the supervisor sees it: three descriptors to read, one shim to order about, one journal to fill.
+
+Order is the promise here. Bytes of a stream stay in order; a control message comes after all output that was written before
+it; the exit frame is last, exactly once, and only when nothing of the tree is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+from collections import deque
+
+from helmr.guest import protocol
+from helmr.guest.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+#: How often a pipe is read at most before something else gets its turn: a pipe can be enlarged to 1 MiB.
+_DRAIN = 1024 * 1024 // protocol.CHUNK
+
+
+class Ends:
+    """The far ends of a new process' descriptors, on their way to the zygote."""
+
+    def __init__(self, link: socket.socket, control: socket.socket, stdout: int, stderr: int) -> None:
+        self.link = link
+        self.control = control
+        self.pipes = (stdout, stderr)
+
+    def numbers(self) -> list[int]:
+        return [self.link.fileno(), self.control.fileno(), *self.pipes]
+
+    def close(self) -> None:
+        self.link.close()
+        self.control.close()
+        for fd in self.pipes:
+            os.close(fd)
+
+
+class _Stream:
+    """The read end of stdout or stderr."""
+
+    __slots__ = ("fd", "kind", "offset")
+
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+        self.fd = -1
+        self.offset = 0
+
+
+class Child:
+    """A process tree, from its start until its exit frame is in the journal."""
+
+    def __init__(
+        self,
+        number: int,
+        ident: str,
+        kind: str,
+        selector: selectors.BaseSelector,
+        ended: Callable[[Child, dict[str, Any]], None],
+        sent: Callable[[Child, str | None], None],
+    ) -> None:
+        self.ident = ident
+        self.kind = kind
+        self.journal = Journal(number)
+        self.alive = True
+        self.alone = True  #: no other process was alive meanwhile (for whom the kernel killed one)
+        self.oom_kills = 0  #: the counter at the start
+        self.broken = ""  #: how the task broke the control protocol
+        self._selector = selector
+        self._ended = ended
+        self._sent = sent
+        self._streams = (_Stream(protocol.STDOUT), _Stream(protocol.STDERR))
+        self._inbox = protocol.MessageReader()
+        self._outbox: deque[tuple[memoryview, bool]] = deque()
+        self._link: socket.socket | None = None
+        self._control: socket.socket | None = None
+        self._control_mask = 0
+        self._report = b""
+        self._parked = True
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended and everything it said has been acknowledged."""
+        return not self.alive and not self.journal.frames_held
+
+    def open(self, owner: tuple[int, int] | None) -> Ends:
+        """Make the descriptors; ``owner`` becomes owner of the pipes, so that the task can reopen /dev/stdout.
+
+        Raises:
+            OSError: there are no more descriptors.
+        """
+        made: list[Any] = []
+        try:
+            made += socket.socketpair()
+            made += socket.socketpair()
+            for _ in self._streams:
+                made += os.pipe()
+            if owner is not None:
+                for fd in (made[5], made[7]):
+                    os.fchown(fd, *owner)
+        except OSError:
+            for item in made:
+                os.close(item) if isinstance(item, int) else item.close()
+            raise
+        self._link, self._control = made[0], made[2]
+        made[0].setblocking(False)
+        made[2].setblocking(False)
+        for stream, fd in zip(self._streams, (made[4], made[6])):
+            os.set_blocking(fd, False)
+            stream.fd = fd
+        self._selector.register(made[0], selectors.EVENT_READ, self._on_link)
+        self.unpark()
+        return Ends(made[1], made[3], made[5], made[7])
+
+    # Reading what the tree says
+
+    def park(self) -> None:
+        """Read nothing more until the worker has caught up; the task blocks when its pipe is full."""
+        self._parked = True
+        for stream in self._streams:
+            if stream.fd >= 0:
+                self._selector.unregister(stream.fd)
+        self._watch_control()
+
+    def unpark(self) -> None:
+        """Read (again)."""
+        if not self._parked or not self.alive or self.journal.full:
+            return
+        self._parked = False
+        for stream in self._streams:
+            if stream.fd >= 0:
+                self._selector.register(stream.fd, selectors.EVENT_READ, lambda stream=stream: self._on_pipe(stream))
+        self._watch_control()
+
+    def _on_pipe(self, stream: _Stream) -> None:
+        if self._parked:
+            return
+        self._read(stream)
+        self._check_window()
+
+    def _check_window(self) -> None:
+        if self.journal.full and not self._parked and self.alive:
+            self.park()
+
+    def _read(self, stream: _Stream) -> int:
+        """Move what one read yields into the journal; returns its size."""
+        if stream.fd < 0:
+            return 0
+        try:
+            data = os.read(stream.fd, protocol.CHUNK)
+        except BlockingIOError:
+            return 0
+        if data:
+            self.journal.append(stream.kind, data, protocol.OFFSET.pack(stream.offset))
+            stream.offset += len(data)
+        else:
+            self._close_stream(stream)
+        return len(data)
+
+    def _drain(self) -> None:
+        """Read what is in the pipes now. A read that is not full has emptied its pipe."""
+        for stream in self._streams:
+            for _ in range(_DRAIN):
+                if self._read(stream) < protocol.CHUNK:
+                    break
+
+    def _close_stream(self, stream: _Stream) -> None:
+        if not self._parked:
+            self._selector.unregister(stream.fd)
+        os.close(stream.fd)
+        stream.fd = -1
+
+    # The control socket
+
+    def _watch_control(self) -> None:
+        """Watch the control socket for just what is wanted: nothing, messages, room to write."""
+        mask = 0
+        if self._control is not None:
+            mask |= 0 if self._parked else selectors.EVENT_READ
+            mask |= selectors.EVENT_WRITE if self._outbox else 0
+        if mask == self._control_mask or self._control is None:
+            return
+        if not self._control_mask:
+            self._selector.register(self._control, mask, self._on_control)
+        elif not mask:
+            self._selector.unregister(self._control)
+        else:
+            self._selector.modify(self._control, mask, self._on_control)
+        self._control_mask = mask
+
+    def _on_control(self) -> None:
+        if self._outbox:
+            self._write()
+        if not self._parked and self._control is not None:
+            self._listen()
+            self._check_window()
+
+    def _listen(self) -> int:
+        """Read messages. What was written before them is in the pipes by now: it goes first."""
+        if self._control is None:
+            return 0
+        try:
+            data = self._control.recv(protocol.CHUNK)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            data = b""
+        self._drain()
+        if data:
+            self._accept(data)
+        else:
+            self._close_control()
+        return len(data)
+
+    def _accept(self, data: bytes) -> None:
+        if self.broken:
+            return
+        try:
+            for text in self._inbox.feed(data):
+                protocol.check_message(text)
+                self.journal.append(protocol.MESSAGE, text)
+        except protocol.ProtocolError as error:
+            self.broken = str(error)
+            self.cancel(0)
+
+    def send(self, text: bytes, *, answer: bool = True) -> None:
+        """Queue a message for the task; with ``answer``, ``sent`` is called when the task's socket has taken it."""
+        self._outbox.append((memoryview(protocol.LENGTH.pack(len(text)) + text), answer))
+        self._write()
+
+    def _write(self) -> None:
+        while self._outbox:
+            view, answer = self._outbox.popleft()
+            error = None
+            try:
+                if self._control is None:
+                    error = "the process has closed its control socket"
+                else:
+                    view = view[self._control.send(view) :]
+            except BlockingIOError:
+                self._outbox.appendleft((view, answer))
+                break
+            except OSError as failure:
+                error = f"the process does not listen: {failure.strerror}"
+            if view and error is None:
+                self._outbox.appendleft((view, answer))
+            elif answer:
+                self._sent(self, error)
+        self._watch_control()
+
+    def _close_control(self) -> None:
+        if self._control is None:
+            return
+        if self._control_mask:
+            self._selector.unregister(self._control)
+            self._control_mask = 0
+        self._control.close()
+        self._control = None
+        self._write()
+
+    # The shim
+
+    def limit(self, deadline: float, grace: float) -> None:
+        """Have the shim end the tree after ``deadline`` seconds."""
+        self._order(protocol.DEADLINE, deadline, grace)
+
+    def cancel(self, grace: float) -> None:
+        """Have the shim end the tree within ``grace`` seconds."""
+        self._order(protocol.CANCEL_ORDER, grace, 0.0)
+
+    def _order(self, kind: bytes, first: float, second: float) -> None:
+        if self._link is None:
+            return
+        try:
+            self._link.send(protocol.ORDER.pack(kind, first, second))
+        except OSError:
+            # Its end is closed, and its report, or the lack of one, about to be read.
+            return
+
+    def _on_link(self) -> None:
+        if self._link is None:
+            return
+        try:
+            data = self._link.recv(8192)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._report += data
+        if self._report.endswith(b"\n"):
+            self.finish(json.loads(self._report))
+        elif not data:
+            self.finish({"detail": "the process was ended together with its shim"})
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """The tree is gone: take what its pipes still hold, window or not, and add the exit frame."""
+        if not self.alive:
+            return
+        for _ in range(_DRAIN):
+            if not self._listen():
+                break
+        self._drain()
+        self.alive = False
+        for stream in self._streams:
+            if stream.fd >= 0:
+                self._close_stream(stream)
+        self._close_control()
+        self._parked = True
+        if self._link is not None:
+            self._selector.unregister(self._link)
+            self._link.close()
+            self._link = None
+        self._ended(self, report)

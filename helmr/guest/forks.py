@@ -1,0 +1,105 @@
+"""The supervisor's end of the zygote: starts it, hands it the descriptors of new processes, and replaces it if it dies."""
+
+from __future__ import annotations
+
+import array
+import os
+import selectors
+import socket
+import sys
+from collections import deque
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helmr.guest.child import Child, Ends
+
+_ZYGOTE_FD = 3
+
+
+class Forks:
+    """Asks the zygote for processes, in order, without ever blocking on it."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        settings: list[str],
+        environment: dict[str, str],
+        failed: Callable[[Child, OSError], None],
+    ) -> None:
+        self.selector = selector
+        self.settings = settings
+        self.environment = environment
+        self.failed = failed
+        self.pid: int | None = None
+        self.requests: socket.socket | None = None
+        self.queue: deque[tuple[Child, Ends]] = deque()
+        self.watched = False
+
+    def spawn(self) -> None:
+        """Start the zygote, as a fresh interpreter: a fork of ours would hand on what we have seen of secrets."""
+        ours, theirs = socket.socketpair()
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote.py")
+        # Not isolated: the site-packages and the PYTHON* variables of the image are what tasks are to see.
+        argv = [sys.executable, "-B", script, *self.settings]
+        with theirs:
+            self.pid = os.posix_spawn(
+                sys.executable, argv, self.environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), _ZYGOTE_FD)]
+            )
+        ours.setblocking(False)
+        self.requests = ours
+
+    def request(self, child: Child, ends: Ends) -> None:
+        """Have a process forked; ``ends`` are closed when they have been handed over."""
+        self.queue.append((child, ends))
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand over what the zygote's socket takes; the rest follows when it takes more."""
+        while self.queue:
+            child, ends = self.queue[0]
+            try:
+                self.hand_over(child, ends)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self.failed(child, error)
+            self.queue.popleft()
+            ends.close()
+        self.watch()
+
+    def hand_over(self, child: Child, ends: Ends) -> None:
+        if self.requests is None:
+            self.spawn()
+        assert self.requests is not None  # noqa: S101
+        fds = array.array("i", ends.numbers())
+        number = child.journal.number.to_bytes(4, "big")
+        self.requests.sendmsg([number], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())])
+
+    def watch(self) -> None:
+        """Be told when the zygote's socket takes more, if there is more."""
+        wanted = bool(self.queue) and self.requests is not None
+        if self.requests is not None and wanted != self.watched:
+            if wanted:
+                self.selector.register(self.requests, selectors.EVENT_WRITE, self.flush)
+            else:
+                self.selector.unregister(self.requests)
+            self.watched = wanted
+
+    def ended(self, pid: int) -> None:
+        """Note a dead child of the supervisor: if it is the zygote, the next request starts another."""
+        if pid != self.pid:
+            return
+        self.close()
+        self.flush()
+
+    def close(self) -> None:
+        """Let go of the zygote; with its socket closed it ends by itself."""
+        if self.requests is not None:
+            if self.watched:
+                self.selector.unregister(self.requests)
+                self.watched = False
+            self.requests.close()
+        self.requests = None
+        self.pid = None

@@ -1,0 +1,160 @@
+"""The wire formats of the in-container runtime, in one place because worker, supervisor, shims and tasks must agree on them.
+
+Between worker and supervisor: a header of 17 bytes, big-endian (kind ``u8``, process number ``u32``, sequence ``u64``, body
+length ``u32``), then the body. Frames of a process (output, message, exited) carry a sequence that counts from 1 in that
+process and are kept by the supervisor until acknowledged; all other frames carry sequence 0 and are not kept.
+
+Between supervisor and task (the control socket): a length (``u32``, big-endian), then a JSON object in UTF-8, both ways.
+
+Between supervisor and shim: orders of 17 bytes (kind, two doubles) one way, one line of JSON, the report, the other way.
+"""
+
+from __future__ import annotations
+
+import json
+from struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+VERSION = 1
+
+HEADER = Struct(">BIQI")
+OFFSET = Struct(">Q")
+LENGTH = Struct(">I")
+
+#: An order to a shim: ``D`` (seconds from the start to the deadline, grace) or ``C`` (end it within this grace, 0).
+ORDER = Struct(">cdd")
+DEADLINE = b"D"
+CANCEL_ORDER = b"C"
+
+#: The most a task may send in one control message, in bytes.
+MAX_MESSAGE = 1024 * 1024
+#: The most one frame may carry, in bytes: a start frame holds the payload of a run.
+MAX_FRAME = 32 * 1024 * 1024
+#: The most output one frame carries, in bytes: the capacity of a pipe.
+CHUNK = 64 * 1024
+
+# From the worker.
+HELLO = 1  #: {client, taken: {process id: last sequence taken}}; displaces an earlier client
+START = 2  #: the ProcessSpec as JSON; the number is chosen by the worker
+SEND = 3  #: a JSON object for the task
+CANCEL = 4  #: {grace}
+ACK = 5  #: no body; everything up to the sequence has been taken
+STOP = 6  #: {grace}; end everything, then exit
+
+# From the supervisor.
+WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, last}]}
+STARTED = 17  #: the start was accepted
+REFUSED = 18  #: {code, message}; the start was not accepted
+SENT = 19  #: {} or {error}: the answer to one SEND, in order
+BYE = 20  #: {reason}; the supervisor closes the connection
+STDOUT = 32  #: u64 offset, then bytes
+STDERR = 33  #: u64 offset, then bytes
+MESSAGE = 34  #: a JSON object from the task
+EXITED = 35  #: {exit_code, signal, oom, cause, detail}
+
+
+class ProtocolError(Exception):
+    """The other side sent something that the format forbids."""
+
+
+def frame(kind: int, process: int = 0, sequence: int = 0, body: bytes = b"") -> bytes:
+    """One whole frame."""
+    return HEADER.pack(kind, process, sequence, len(body)) + body
+
+
+def json_frame(kind: int, body: dict[str, Any], process: int = 0) -> bytes:
+    """One whole frame with a JSON object as its body."""
+    return frame(kind, process, 0, json.dumps(body).encode())
+
+
+class FrameReader:
+    """Cuts a byte stream into frames, however it was chopped up on its way."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+        """The frames completed by ``data``, as (kind, process, sequence, body).
+
+        Raises:
+            ProtocolError: a frame announces more than :data:`MAX_FRAME` bytes.
+        """
+        buffer = self._buffer
+        buffer += data
+        frames = []
+        start = 0
+        with memoryview(buffer) as view:
+            while len(view) - start >= HEADER.size:
+                kind, process, sequence, length = HEADER.unpack_from(view, start)
+                if length > MAX_FRAME:
+                    raise ProtocolError(f"a frame of {length} bytes exceeds the limit of {MAX_FRAME}")
+                body = start + HEADER.size
+                if body + length > len(view):
+                    break
+                frames.append((kind, process, sequence, bytes(view[body : body + length])))
+                start = body + length
+        del buffer[:start]
+        return frames
+
+
+def encode_message(body: dict[str, Any]) -> bytes:
+    """One message for the control socket, length included."""
+    text = json.dumps(body).encode()
+    return LENGTH.pack(len(text)) + text
+
+
+class MessageReader:
+    """Cuts the bytes of a control socket into the JSON texts of its messages."""
+
+    __slots__ = ("_buffer", "_limit")
+
+    def __init__(self, limit: int = MAX_MESSAGE) -> None:
+        self._buffer = bytearray()
+        self._limit = limit
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The texts completed by ``data``; whether they are JSON is for :func:`check_message` to say.
+
+        Raises:
+            ProtocolError: a message announces more bytes than the limit.
+        """
+        buffer = self._buffer
+        buffer += data
+        texts = []
+        start = 0
+        while len(buffer) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(buffer, start)
+            if length > self._limit:
+                raise ProtocolError(f"a control message of {length} bytes exceeds the limit of {self._limit}")
+            end = start + LENGTH.size + length
+            if end > len(buffer):
+                break
+            texts.append(bytes(buffer[start + LENGTH.size : end]))
+            start = end
+        del buffer[:start]
+        return texts
+
+
+def _not_a_number(text: str) -> None:
+    raise ProtocolError(f"a control message contains {text}, which is not JSON")
+
+
+def check_message(text: bytes) -> None:
+    """Make sure that a task's message is a JSON object that every other JSON reader accepts too.
+
+    Raises:
+        ProtocolError: it is not JSON, not an object, nested too deeply, or contains NaN, Infinity or a lone surrogate.
+    """
+    try:
+        body = json.loads(text, parse_constant=_not_a_number)
+        if b"\\u" in text:
+            json.dumps(body, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"a control message is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ProtocolError(f"a control message is a JSON {type(body).__name__}, not an object")

@@ -1,0 +1,371 @@
+"""The main process of a machine: starts, relays and ends process trees for one worker at a time, and outlives each worker.
+
+As PID 1 of a container it also reaps what is orphaned and obeys SIGTERM. It waits in one place, for readiness or for the end
+of its patience with nobody being there; it never waits for a client, a task or the zygote. The worker's side is
+:mod:`worker.channel`; the frames are described in :mod:`helmr.guest.protocol`.
+
+Run as a script, by any Python >= 3.10, from wherever the folder ``helmr`` is mounted::
+
+    python3 -I -S -B …/helmr/guest/supervisor.py --socket PATH --workspace DIR [--workspace-id ID] [--sources DIR]
+        [--uid N --gid N] [--home DIR] [--orphan-timeout SECONDS] [--stop-grace SECONDS] [--runner MODULE:FUNCTION]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    # The package's own __init__ would import what tasks need, and cost tens of milliseconds. Only this folder is needed here.
+    import types
+
+    _GUEST = os.path.dirname(os.path.abspath(__file__))
+    for _name, _path in (("helmr", os.path.dirname(_GUEST)), ("helmr.guest", _GUEST)):
+        sys.modules[_name] = types.ModuleType(_name)
+        sys.modules[_name].__path__ = [_path]
+
+import json
+import resource
+import selectors
+import signal
+import socket
+import time
+
+from helmr.guest import protocol, signals
+from helmr.guest.child import Child
+from helmr.guest.forks import Forks
+from helmr.guest.link import Link
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from helmr.guest.launch import Settings
+
+#: Descriptors kept free of processes, so that a worker can always connect and end them.
+_RESERVE = 24
+#: Seconds that an ending supervisor gives a client to take the last frames.
+_FAREWELL = 1.0
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Options:
+    """The command line, by hand: argparse costs more than all the rest of the start."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        given = dict(zip(arguments[::2], arguments[1::2]))
+        self.socket = given.pop("--socket", "")
+        self.workspace = os.path.abspath(given.pop("--workspace", "."))
+        self.workspace_id = given.pop("--workspace-id", "")
+        self.sources = given.pop("--sources", "")
+        self.uid = given.pop("--uid", "")
+        self.gid = given.pop("--gid", self.uid)
+        self.home = given.pop("--home", "/tmp/home")  # noqa: S108  (a container's own tmpfs)
+        self.orphan_timeout = float(given.pop("--orphan-timeout", "60"))
+        self.stop_grace = float(given.pop("--stop-grace", "2"))
+        self.runner = given.pop("--runner", "helmr.guest.runner:main")
+        if given or len(arguments) % 2 or not self.socket:
+            raise SystemExit(f"supervisor: unknown option, or no --socket: {' '.join(arguments)}")
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """Who tasks run as; None: as whoever runs the supervisor."""
+        return (int(self.uid), int(self.gid)) if self.uid else None
+
+    def environment(self) -> dict[str, str]:
+        """What every process gets: the image's own environment, and the few things a program relies on."""
+        return {
+            "PATH": _PATH,
+            "LANG": "C.UTF-8",
+            **os.environ,
+            "HOME": self.home,
+            "HELMR_WORKSPACE": self.workspace,
+            "HELMR_WORKSPACE_ID": self.workspace_id,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def prepare(options: Options) -> None:
+    """Make the workspace's root (that folder alone) and the home folder belong to the tasks' user."""
+    os.makedirs(options.home, mode=0o700, exist_ok=True)
+    if options.owner is None:
+        return
+    for folder in (options.workspace, options.home):
+        status = os.stat(folder)
+        if (status.st_uid, status.st_gid) != options.owner:
+            os.chown(folder, *options.owner)
+
+
+def listen(path: str) -> socket.socket:
+    """The socket for workers, for the user of the supervisor only."""
+    if os.path.exists(path):
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX)
+    previous = os.umask(0o177)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(previous)
+    listener.listen(16)
+    listener.setblocking(False)
+    return listener
+
+
+def oom_kills() -> int:
+    """How often the kernel has killed in this container for memory; 0 outside one (a host's counter says nothing)."""
+    if os.getpid() != 1:
+        return 0
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            with open(path, "rb") as counters:
+                for line in counters:
+                    name, _, value = line.partition(b" ")
+                    if name == b"oom_kill":
+                        return int(value)
+        except OSError:
+            continue
+    return 0
+
+
+class Supervisor:
+    """The loop, the children, and the one client."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.selector = selectors.DefaultSelector()
+        self.children: dict[int, Child] = {}
+        self.numbers: dict[str, int] = {}
+        self.next_number = 1
+        self.client: Link | None = None
+        self.strangers: list[Link] = []  #: connected, no hello yet
+        self.deserted = time.monotonic()
+        self.stopping = False
+        self.farewell: float | None = None
+        self.highest_fd = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
+        self.wakeup = signals.readable(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
+        self.listener = listen(options.socket)
+        self.selector.register(self.listener, selectors.EVENT_READ, self.on_connection)
+        settings = [options.workspace, options.sources, options.uid, options.gid, options.runner]
+        self.forks = Forks(self.selector, settings, options.environment(), self.start_failed)
+        self.forks.spawn()
+
+    # The loop
+
+    def serve(self) -> None:
+        """Work until told to stop, or until nobody has been there for too long."""
+        while not self.finished():
+            for key, _ in self.selector.select(self.patience()):
+                key.data()
+            if self.client is not None:
+                self.client.flush([child.journal for child in self.children.values() if child.journal.waiting])
+            elif not self.stopping and time.monotonic() >= self.deserted + self.options.orphan_timeout:
+                self.stop(self.options.stop_grace)
+        self.close()
+
+    def patience(self) -> float | None:
+        """Seconds until the clock demands something; None while only events do."""
+        until = self.farewell
+        if until is None and self.client is None and not self.stopping:
+            until = self.deserted + self.options.orphan_timeout
+        return None if until is None else max(0.0, until - time.monotonic())
+
+    def finished(self) -> bool:
+        if not self.stopping or any(child.alive for child in self.children.values()):
+            return False
+        if self.client is None:
+            return True
+        if self.farewell is None:
+            self.farewell = time.monotonic() + _FAREWELL
+            self.client.answer(protocol.json_frame(protocol.BYE, {"reason": "stopped"}))
+            self.client.flush([child.journal for child in self.children.values()])
+        unsent = not self.client.idle or any(child.journal.waiting for child in self.children.values())
+        return not unsent or time.monotonic() >= self.farewell
+
+    def on_signal(self) -> None:
+        arrived = signals.received(self.wakeup)
+        if arrived & {signal.SIGTERM, signal.SIGINT}:
+            self.stop(self.options.stop_grace)
+        if signal.SIGCHLD in arrived:
+            self.reap()
+
+    def reap(self) -> None:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            while pid:
+                self.forks.ended(pid)
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+
+    def stop(self, grace: float) -> None:
+        """End every tree; when all are gone the loop ends."""
+        self.stopping = True
+        for child in self.children.values():
+            child.cancel(grace)
+
+    def close(self) -> None:
+        for link in [*self.strangers, *([self.client] if self.client else [])]:
+            link.close()
+        self.listener.close()
+        os.unlink(self.options.socket)
+        zygote = self.forks.pid
+        self.forks.close()
+        if zygote is not None:
+            os.kill(zygote, signal.SIGKILL)
+            os.waitpid(zygote, 0)
+
+    # Clients
+
+    def on_connection(self) -> None:
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:
+            return
+        self.strangers.append(Link(connection, self.selector, self.on_frames, self.on_lost))
+        if len(self.strangers) > _RESERVE // 3:
+            self.strangers[0].close()
+
+    def on_lost(self, link: Link) -> None:
+        if link is self.client:
+            self.client = None
+            self.deserted = time.monotonic()
+        elif link in self.strangers:
+            self.strangers.remove(link)
+
+    def on_frames(self, link: Link, frames: list[tuple[int, int, int, bytes]]) -> None:
+        for kind, number, sequence, body in frames:
+            if not link.open:
+                return
+            if kind == protocol.HELLO:
+                self.hello(link, json.loads(body))
+            elif link is not self.client:
+                raise protocol.ProtocolError("no hello")
+            elif kind == protocol.ACK:
+                self.acknowledge(number, sequence)
+            elif kind == protocol.START:
+                self.start(number, body)
+            elif kind == protocol.SEND:
+                self.send(number, body)
+            elif kind == protocol.CANCEL:
+                self.cancel(number, json.loads(body)["grace"])
+            elif kind == protocol.STOP:
+                self.stop(json.loads(body)["grace"])
+
+    def hello(self, link: Link, body: dict[str, Any]) -> None:
+        """Take over from an earlier client, from where this one says it got to."""
+        if self.client is not None and self.client is not link:
+            self.client.answer(protocol.json_frame(protocol.BYE, {"reason": "displaced by another worker"}))
+            self.client.flush([])
+            self.client.close()
+        if link in self.strangers:
+            self.strangers.remove(link)
+        self.client = link
+        processes = []
+        for ident, number in self.numbers.items():
+            child = self.children[number]
+            child.journal.acknowledge(body.get("taken", {}).get(ident, 0))
+            child.journal.rewind()
+            child.unpark()
+            last = child.journal.last - child.journal.frames_held
+            processes.append({"number": number, "id": ident, "kind": child.kind, "taken": last, "alive": child.alive})
+        welcome = {"version": protocol.VERSION, "pid": os.getpid(), "next": self.next_number, "processes": processes}
+        link.answer(protocol.json_frame(protocol.WELCOME, welcome))
+        for ident in [ident for ident, number in self.numbers.items() if self.children[number].done]:
+            self.forget(self.children[self.numbers[ident]])
+
+    def answer(self, frame: bytes) -> None:
+        if self.client is not None:
+            self.client.answer(frame)
+
+    # What a client asks for
+
+    def start(self, number: int, body: bytes) -> None:
+        spec = json.loads(body)
+        ident = spec["id"]
+        if ident in self.numbers or number in self.children or self.stopping:
+            code, message = "conflict", f"a process with the id {ident} exists already"
+            if self.stopping:
+                code, message = "unavailable", "the machine is being stopped"
+            self.answer(protocol.json_frame(protocol.REFUSED, {"code": code, "message": message}, number))
+            return
+        self.answer(protocol.frame(protocol.STARTED, number))
+        child = Child(number, ident, spec.get("kind", "task"), self.selector, self.ended, self.sent)
+        self.children[number] = child
+        self.numbers[ident] = number
+        self.next_number = max(self.next_number, number + 1)
+        self.take_note_of_company(child)
+        try:
+            ends = child.open(self.options.owner)
+        except OSError as error:
+            self.start_failed(child, error)
+            return
+        if max(ends.numbers()) > self.highest_fd:
+            ends.close()
+            self.start_failed(child, OSError(24, "too many open files"))
+            return
+        child.send(body, answer=False)
+        if spec.get("deadline") is not None:
+            child.limit(spec["deadline"], spec.get("grace", 10.0))
+        self.forks.request(child, ends)
+
+    def take_note_of_company(self, child: Child) -> None:
+        child.oom_kills = oom_kills()
+        for other in self.children.values():
+            if other is not child and other.alive:
+                other.alone = child.alone = False
+
+    def start_failed(self, child: Child, error: OSError) -> None:
+        child.finish({"detail": f"the process could not be started: {error.strerror}"})
+
+    def send(self, number: int, body: bytes) -> None:
+        child = self.children.get(number)
+        if child is None or not child.alive:
+            self.answer(protocol.json_frame(protocol.SENT, {"error": "the process has ended"}, number))
+        else:
+            child.send(body)
+
+    def sent(self, child: Child, error: str | None) -> None:
+        self.answer(protocol.json_frame(protocol.SENT, {"error": error} if error else {}, child.journal.number))
+
+    def cancel(self, number: int, grace: float) -> None:
+        child = self.children.get(number)
+        if child is not None:
+            child.cancel(grace)
+
+    def acknowledge(self, number: int, sequence: int) -> None:
+        child = self.children.get(number)
+        if child is None:
+            return
+        child.journal.acknowledge(sequence)
+        child.unpark()
+        if child.done:
+            self.forget(child)
+
+    def forget(self, child: Child) -> None:
+        del self.children[child.journal.number]
+        del self.numbers[child.ident]
+
+    def ended(self, child: Child, report: dict[str, Any]) -> None:
+        """Add the exit frame: the report, with what only we can know about memory and broken rules."""
+        exited = {name: report.get(name) for name in ("exit_code", "signal")}
+        exited["cause"] = report.get("cause", "exit")
+        exited["detail"] = report.get("detail", "")
+        if child.broken:
+            exited["cause"], exited["detail"] = "exit", child.broken
+        # The counter is the container's: with others alive, take only a tree that lost a process for one that was hit.
+        hit = child.alone or report.get("killed", False)
+        exited["oom"] = bool(hit and oom_kills() > child.oom_kills)
+        child.journal.append(protocol.EXITED, json.dumps(exited).encode())
+
+
+def main(arguments: list[str]) -> None:
+    """Prepare, then serve."""
+    options = Options(arguments)
+    prepare(options)
+    Supervisor(options).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

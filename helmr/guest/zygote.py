@@ -1,0 +1,141 @@
+"""The fork server: a process that has imported what tasks need, and forks one shim, and with it one task, per request.
+
+Importing anew would cost each start some 60 ms; forking costs one. It never learns what it starts (see
+:mod:`helmr.guest.launch`), so no task can find another's secrets in the memory it inherited.
+
+Run as a script with the request socket as descriptor 3. A request is the 4-byte number of a process and four descriptors:
+shim link, control socket, stdout, stderr.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+
+if __name__ == "__main__":
+    # A script's own folder must not be searched: its modules would shadow those of tasks. The folder of the package comes
+    # first while we import, so that no other helmr in the image is taken for this one, and last afterwards.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from helmr.guest import launch, shim, signals, tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+REQUESTS = 3
+NUMBER_SIZE = 4
+DESCRIPTORS = 4
+
+_COMMON = "asyncio collections contextlib dataclasses datetime functools inspect json logging pathlib re traceback typing uuid".split()
+
+
+class Zygote:
+    """Forks shims on request and takes note of their ends."""
+
+    def __init__(self, requests: socket.socket, settings: launch.Settings) -> None:
+        self.requests = requests
+        self.settings = settings
+        self.wakeup = signals.readable(signal.SIGCHLD)
+        #: Our copy of each shim's link: the supervisor sees its end close only after we have cleaned up behind the shim.
+        self.links: dict[int, socket.socket] = {}
+
+    def serve(self) -> None:
+        """Fork on request until the supervisor closes the socket."""
+        poller = select.poll()
+        poller.register(self.wakeup, select.POLLIN)
+        poller.register(self.requests, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poller.poll()}
+            if self.wakeup in ready:
+                signals.received(self.wakeup)
+                self.reap(os.WNOHANG)
+            if self.requests.fileno() in ready and not self.answer():
+                return
+
+    def answer(self) -> bool:
+        """Fork for one request; False at the end of requests."""
+        fds = array.array("i")
+        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        data, ancillary, _, _ = self.requests.recvmsg(NUMBER_SIZE, socket.CMSG_SPACE(DESCRIPTORS * fds.itemsize), flags)
+        if not data:
+            return False
+        for _, _, raw in ancillary:
+            fds.frombytes(raw)
+        if len(fds) != DESCRIPTORS:
+            # Out of descriptors: what we drop closes the shim's link, which the supervisor takes for a failed start.
+            for fd in fds:
+                os.close(fd)
+            return True
+        link, files = socket.socket(fileno=fds[0]), launch.Files(*fds[1:])
+        try:
+            pid = os.fork()
+        except OSError as error:
+            shim.report(link, detail=f"the process could not be started: {error.strerror}")
+            link.close()
+        else:
+            if pid == 0:
+                self.become_shim(link, files)
+            self.links[pid] = link
+        files.close()
+        return True
+
+    def become_shim(self, link: socket.socket, files: launch.Files) -> NoReturn:
+        """Continue, in the forked child, as shim: nothing of the zygote's own stays open."""
+        try:
+            self.requests.close()
+            for other in self.links.values():
+                other.close()
+            signals.forget(self.wakeup, signal.SIGCHLD)
+            shim.main(link, files, self.settings)
+        finally:
+            os._exit(1)
+
+    def reap(self, options: int) -> bool:
+        """Wait for children (see :func:`helmr.guest.tree.exterminate`); a shim that was killed leaves a tree to be ended."""
+        try:
+            pid, status = os.waitpid(-1, options)
+            while pid:
+                link = self.links.pop(pid, None)
+                if link is not None and status != 0:
+                    tree.exterminate(self.reap, spare=lambda: set(self.links))
+                if link is not None:
+                    link.close()
+                pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        return True
+
+
+def main(arguments: list[str]) -> None:
+    """Import, then serve; ``arguments``: workspace, sources, uid, gid, runner (empty: none)."""
+    requests = socket.socket(fileno=REQUESTS)
+    requests.set_inheritable(False)
+    workspace, sources, uid, gid, runner = arguments
+    settings = launch.Settings(
+        workspace, sources or None, int(uid) if uid else None, int(gid) if gid else None, runner
+    )
+    tree.become_subreaper()
+    if settings.uid is not None:
+        tree.forbid_new_privileges()
+    for module in _COMMON:
+        importlib.import_module(module)
+    try:
+        launch.resolve(runner)
+    except Exception as error:  # noqa: BLE001  (the task's own import of it will fail too, where its owner sees it)
+        sys.stderr.write(f"helmr: the runner {runner} cannot be imported: {error!r}\n")
+    sys.path.append(sys.path.pop(0))
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    Zygote(requests, settings).serve()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,392 @@
+"""The worker's end of a machine: one connection to its supervisor, taken apart into a stream of frames per process.
+
+Nothing here needs to survive. The supervisor keeps what has not been acknowledged, so a worker that starts anew connects with
+the sequences it got to (``resume``) and finds every process, and every byte, where it left off. That is also what bounds the
+memory here: the supervisor sends no more of a process than its window, until some of it is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from helmr.errors import Conflict, TooLarge, Unavailable
+from helmr.guest import journal, protocol
+from worker.engine import Exited, Frame, Message, Output, ProcessSpec
+
+#: Seconds between attempts to connect while a machine boots; nothing tells us when a socket in a container appears.
+_RETRY = 0.002
+#: Bytes of one process that an honest supervisor never exceeds: its window, and what it reads past it at most (at the exit of
+#: a process that enlarged its pipes).
+_BUFFER_LIMIT = journal.WINDOW_BYTES + 8 * 1024 * 1024
+
+
+class ChannelProcess:
+    """A process tree behind a channel (:class:`worker.engine.Process`).
+
+    One consumer at a time takes its frames. After the end of :meth:`frames` the supervisor forgets the process, and its id
+    may be used again; so take frames to the end, also when only the exit matters.
+    """
+
+    def __init__(self, channel: Channel, ident: str, number: int, taken: int = 0) -> None:
+        self.id = ident
+        self.number = number
+        #: The sequence of the last frame that the consumer is done with: what to resume from.
+        self.taken = taken
+        self.ended = False  #: Exited has arrived, though perhaps not been taken yet
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._channel = channel
+        self._received = taken
+        self._frames: deque[tuple[int, Frame, int]] = deque()
+        self._buffered = 0
+        self._handed_out = taken
+        self._finished = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._sends: deque[asyncio.Future[None]] = deque()
+        self._abandoned = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is to be expected of it any more, here or there."""
+        return self.ended and self.taken == self._received
+
+    def frames(self) -> AsyncIterator[Frame]:
+        """Everything the tree says; a second call goes on where the first one stopped."""
+        return _Frames(self)
+
+    async def next_frame(self) -> Frame | None:
+        """Acknowledge the frame before and wait for the next; None after :class:`Exited`."""
+        self._acknowledge(self._handed_out)
+        if self._finished:
+            return None
+        while not self._frames:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._handed_out, frame, size = self._frames.popleft()
+        self._buffered -= size
+        self._finished = isinstance(frame, Exited)
+        return frame
+
+    async def send(self, body: dict[str, Any]) -> None:
+        """Deliver one JSON object to the task; returns when the task's socket has taken it, however slow the task reads.
+
+        Raises:
+            TooLarge: it exceeds 1 MiB.
+            Conflict: the process has ended, or no longer listens.
+            Unavailable: the machine is gone.
+        """
+        text = msgspec.json.encode(body)
+        if len(text) > protocol.MAX_MESSAGE:
+            raise TooLarge(f"a message of {len(text)} bytes exceeds the limit of {protocol.MAX_MESSAGE}")
+        if self.ended:
+            raise self._channel.gone() if self._channel.lost else Conflict(f"process {self.id} has ended")
+        self._channel.write(protocol.frame(protocol.SEND, self.number, 0, text))
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sends.append(answer)
+        await answer
+
+    async def cancel(self, grace: float) -> None:
+        """Ask for the end; asking again can only shorten the grace. Of a process that has ended nothing is asked."""
+        if not self.ended:
+            self._channel.write(protocol.json_frame(protocol.CANCEL, {"grace": max(0.0, grace)}, self.number))
+
+    def abandon(self) -> None:
+        """End the tree and take its frames unseen: whoever started it is not there any more."""
+        self._abandoned = True
+        if not self.ended:
+            self._channel.write(protocol.json_frame(protocol.CANCEL, {"grace": 0.0}, self.number))
+        if self._frames:
+            self._acknowledge(self._frames[-1][0])
+            self._frames.clear()
+            self._buffered = 0
+
+    # Called by the channel
+
+    def deliver(self, sequence: int, frame: Frame, size: int) -> None:
+        """Take in a frame, once."""
+        if sequence <= self._received:
+            return
+        self._buffered += size
+        if self._buffered > _BUFFER_LIMIT:
+            raise protocol.ProtocolError(f"it sends more of process {self.id} than its window allows")
+        self._received = sequence
+        self._put(sequence, frame, size)
+
+    def lose(self, reason: str) -> None:
+        """The machine is gone: say so, unless the end was known already."""
+        if not self.ended:
+            self._put(self._received, Exited(cause="lost", detail=reason))
+
+    def sent(self, error: str | None) -> None:
+        """The supervisor's answer to the oldest message that has none yet."""
+        answer = self._sends.popleft()
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(Conflict(f"process {self.id} did not take the message: {error}"))
+
+    def _put(self, sequence: int, frame: Frame, size: int = 0) -> None:
+        if isinstance(frame, Exited):
+            self.ended = True
+        if self._abandoned:
+            self._buffered -= size
+            self._acknowledge(sequence)
+            return
+        self._frames.append((sequence, frame, size))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _acknowledge(self, sequence: int) -> None:
+        if sequence > self.taken:
+            self.taken = sequence
+            self._channel.acknowledge(self)
+
+    def close(self, reason: str) -> None:
+        """Fail whatever waits for an answer."""
+        for answer in (self.started, *self._sends):
+            if not answer.done():
+                answer.set_exception(Unavailable(reason))
+                answer.exception()  # marked as seen: it may be that nobody waits any more
+        self._sends.clear()
+
+
+class _Frames(AsyncIterator[Frame]):
+    """The frames of one process, for ``async for``."""
+
+    def __init__(self, process: ChannelProcess) -> None:
+        self._process = process
+
+    async def __anext__(self) -> Frame:
+        frame = await self._process.next_frame()
+        if frame is None:
+            raise StopAsyncIteration
+        return frame
+
+
+class Channel(asyncio.Protocol):
+    """A connection to a supervisor; made by :meth:`connect`, useless once :attr:`lost` is set.
+
+    The supervisor may run on an image's own Python, so what comes from it is not trusted: whatever does not fit the format, or
+    exceeds the window it has to keep, ends this channel, and nothing else.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        #: What the supervisor still has, by process id, as of the hello: to be taken on, or cancelled and taken to the end.
+        self.attached: dict[str, ChannelProcess] = {}
+        self.pid = 0  #: of the supervisor, in its own namespace
+        self.lost = ""  #: why the connection ended; empty while it lives
+        self._processes: dict[int, ChannelProcess] = {}
+        self._resume: Mapping[str, int] = {}
+        self._next = 1
+        self._reader = protocol.FrameReader()
+        self._transport: asyncio.WriteTransport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._welcomed: asyncio.Future[None] = loop.create_future()
+        self._ended: asyncio.Future[str] = loop.create_future()
+        self._unacknowledged: dict[int, ChannelProcess] = {}
+        self._reason = ""
+
+    @classmethod
+    async def connect(
+        cls, path: Path, *, client: str = "", resume: Mapping[str, int] | None = None, ready_within: float = 10.0
+    ) -> Channel:
+        """Say hello to the supervisor behind the socket ``path``, displacing an earlier client.
+
+        ``resume`` has, for processes known from an earlier connection, the sequence of the last frame that was taken
+        (:attr:`ChannelProcess.taken`); of those not named, everything unacknowledged comes again. A supervisor that is
+        still booting is waited for ``ready_within`` seconds.
+
+        Raises:
+            Unavailable: nobody answers in that time.
+        """
+        deadline = asyncio.get_running_loop().time() + ready_within
+        try:
+            async with asyncio.timeout_at(deadline):
+                channel = await cls._reach(path)
+                channel._resume = dict(resume or {})
+                channel.write(protocol.json_frame(protocol.HELLO, {"client": client, "taken": dict(channel._resume)}))
+                try:
+                    await channel._welcomed
+                except BaseException:
+                    channel.close()
+                    raise
+        except TimeoutError as error:
+            raise Unavailable(f"the supervisor behind {path} does not answer") from error
+        return channel
+
+    @classmethod
+    async def _reach(cls, path: Path) -> Channel:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                _, channel = await loop.create_unix_connection(cls, str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(_RETRY)
+            except OSError as error:
+                raise Unavailable(f"cannot connect to the supervisor behind {path}: {error.strerror}") from error
+            else:
+                return channel
+
+    async def start(self, spec: ProcessSpec) -> ChannelProcess:
+        """Start a process tree (:meth:`worker.engine.Machine.start`). Cancelling this call ends what it may have started.
+
+        Raises:
+            TooLarge: the spec exceeds 32 MiB.
+            Conflict: a process with this id exists already.
+            Unavailable: the machine is gone, or being stopped.
+        """
+        body = msgspec.json.encode(spec)
+        if len(body) > protocol.MAX_FRAME:
+            raise TooLarge(f"the start of {spec.id} takes {len(body)} bytes; the limit is {protocol.MAX_FRAME}")
+        process = ChannelProcess(self, spec.id, self._next)
+        self._send_acknowledgements()  # first, or the id of a process that is over would still be taken
+        self.write(protocol.frame(protocol.START, process.number, 0, body))
+        self._next += 1
+        self._processes[process.number] = process
+        try:
+            await process.started
+            await self._writable.wait()
+        except asyncio.CancelledError:
+            process.abandon()
+            raise
+        return process
+
+    def stop(self, grace: float) -> None:
+        """Have the supervisor end every process, then itself; :meth:`wait_lost` tells when that has happened."""
+        if not self.lost:
+            self.write(protocol.json_frame(protocol.STOP, {"grace": max(0.0, grace)}))
+
+    async def wait_lost(self) -> str:
+        """Return, with the reason, when the connection has ended."""
+        return await asyncio.shield(self._ended)
+
+    def close(self, reason: str = "the worker closed the connection") -> None:
+        """Hang up. The processes go on, for another client to take over."""
+        self._reason = self._reason or reason
+        if self._transport is not None:
+            self._transport.abort()
+
+    def gone(self) -> Unavailable:
+        """The error of whoever still wants something from this machine."""
+        return Unavailable(f"the machine is gone: {self.lost}")
+
+    # For the processes
+
+    def write(self, frame: bytes) -> None:
+        """Queue a frame.
+
+        Raises:
+            Unavailable: the connection has ended.
+        """
+        if self.lost or self._transport is None:
+            raise self.gone()
+        self._transport.write(frame)
+
+    def acknowledge(self, process: ChannelProcess) -> None:
+        """Tell the supervisor what has been taken; once for all that is taken in one turn of the event loop."""
+        if self.lost:
+            return
+        if not self._unacknowledged:
+            asyncio.get_running_loop().call_soon(self._send_acknowledgements)
+        self._unacknowledged[process.number] = process
+        if process.over:
+            self._processes.pop(process.number, None)
+
+    def _send_acknowledgements(self) -> None:
+        if self._unacknowledged and not self.lost:
+            frames = [protocol.frame(protocol.ACK, p.number, p.taken) for p in self._unacknowledged.values()]
+            self.write(b"".join(frames))
+        self._unacknowledged.clear()
+
+    # Called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101
+        self._transport = transport
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, number, sequence, body in self._reader.feed(data):
+                self._receive(kind, number, sequence, body)
+        except (protocol.ProtocolError, ValueError, LookupError, TypeError, RecursionError, struct.error) as error:
+            self.close(f"the supervisor broke the protocol: {error!r}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = self._reason or (str(exc) if exc else "the supervisor ended")
+        self._writable.set()
+        self._ended.set_result(self.lost)
+        if not self._welcomed.done():
+            self._welcomed.set_exception(self.gone())
+            self._welcomed.exception()
+        for process in self._processes.values():
+            process.lose(self.lost)
+            process.close(str(self.gone()))
+        self._processes.clear()
+
+    def _receive(self, kind: int, number: int, sequence: int, body: bytes) -> None:
+        if kind == protocol.WELCOME:
+            self._welcome(json.loads(body))
+        elif kind == protocol.BYE:
+            self._reason = str(json.loads(body)["reason"])
+        elif number in self._processes:
+            process = self._processes[number]
+            if sequence:
+                process.deliver(sequence, _frame(kind, body), len(body))
+            else:
+                self._answer(process, kind, body)
+
+    def _welcome(self, body: dict[str, Any]) -> None:
+        if body["version"] != protocol.VERSION:
+            raise protocol.ProtocolError(f"it speaks version {body['version']}, not {protocol.VERSION}")
+        self.pid = body["pid"]
+        self._next = body["next"]
+        for known in body["processes"]:
+            process = ChannelProcess(self, known["id"], known["number"], known["taken"])
+            process.started.set_result(None)
+            self.attached[process.id] = self._processes[process.number] = process
+        self._welcomed.set_result(None)
+
+    def _answer(self, process: ChannelProcess, kind: int, body: bytes) -> None:
+        if kind == protocol.SENT:
+            process.sent(json.loads(body).get("error"))
+        elif kind == protocol.STARTED and not process.started.done():
+            process.started.set_result(None)
+        elif kind == protocol.REFUSED:
+            del self._processes[process.number]
+            refusal = json.loads(body)
+            if not process.started.done():
+                error = Conflict if refusal["code"] == "conflict" else Unavailable
+                process.started.set_exception(error(refusal["message"]))
+
+
+def _frame(kind: int, body: bytes) -> Frame:
+    if kind in {protocol.STDOUT, protocol.STDERR}:
+        (offset,) = protocol.OFFSET.unpack_from(body)
+        stream: Literal["stdout", "stderr"] = "stdout" if kind == protocol.STDOUT else "stderr"
+        return Output(stream, offset, body[protocol.OFFSET.size :])
+    content = json.loads(body)
+    if kind == protocol.MESSAGE and isinstance(content, dict):
+        return Message(content)
+    if kind == protocol.EXITED:
+        return msgspec.convert(content, Exited)
+    raise protocol.ProtocolError(f"a frame of the unknown kind {kind}")
