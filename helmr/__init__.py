@@ -1,0 +1,99 @@
+"""Helmr: a self-hosted runtime for coding agents.
+
+What task projects and programs import. Names are loaded when first used, so that ``import helmr`` costs a millisecond and
+needs the standard library alone: it also runs inside containers.
+
+``logger``, ``metadata`` and ``streams`` are modules whose functions act on the run they are called in.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from helmr import logger, metadata, streams
+    from helmr.client import AsyncClient, Client
+    from helmr.context import Cancelled, TaskContext
+    from helmr.declarations import Queue, Retry, Secret
+    from helmr.errors import (
+        ConfigError,
+        Conflict,
+        EngineUnavailable,
+        HelmrError,
+        ImageError,
+        NotAllowed,
+        NotFound,
+        PayloadInvalid,
+        ProjectError,
+        RunFailed,
+        TimedOut,
+        TooLarge,
+        Unavailable,
+        UsageError,
+    )
+    from helmr.sandbox import Image, Sandbox
+    from helmr.tasks import Task, task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "ConfigError",
+    "Conflict",
+    "EngineUnavailable",
+    "HelmrError",
+    "Image",
+    "ImageError",
+    "NotAllowed",
+    "NotFound",
+    "PayloadInvalid",
+    "ProjectError",
+    "Queue",
+    "Retry",
+    "RunFailed",
+    "Sandbox",
+    "Secret",
+    "Task",
+    "TaskContext",
+    "TimedOut",
+    "TooLarge",
+    "Unavailable",
+    "UsageError",
+    "__version__",
+    "logger",
+    "metadata",
+    "streams",
+    "task",
+]
+
+_MODULES = ("logger", "metadata", "streams")
+_HOMES = {
+    "AsyncClient": "client",
+    "Cancelled": "context",
+    "Client": "client",
+    "Image": "sandbox",
+    "Queue": "declarations",
+    "Retry": "declarations",
+    "Sandbox": "sandbox",
+    "Secret": "declarations",
+    "Task": "tasks",
+    "TaskContext": "context",
+    "task": "tasks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'helmr' has no attribute {name!r}")
+    if name in _MODULES:
+        return importlib.import_module(f"helmr.{name}")
+    value = getattr(importlib.import_module(f"helmr.{_HOMES.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

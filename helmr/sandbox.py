@@ -1,0 +1,221 @@
+"""The place a task runs in, as its author describes it: an image, its resources, where the workspace is, what it may reach."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from helmr import registry
+from helmr.declarations import checked_name
+from helmr.errors import ProjectError
+from helmr.registry import Location, caller_location
+
+DEFAULT_BASE = "python:3.12-slim"
+DEFAULT_MEMORY = 2 * 1024**3
+DEFAULT_DISK = 10 * 1024**3
+DEFAULT_PIDS = 512
+
+#: Less than this and Python with the supervisor does not start reliably.
+MIN_MEMORY = 64 * 1024**2
+
+Step = tuple[str, ...]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", re.IGNORECASE)
+_POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
+_WORD = re.compile(r"[^\s-][^\s]*")
+_HOST = re.compile(r"(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(:\d+)?")
+_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def parse_size(value: int | str, *, what: str = "size") -> int:
+    """Bytes: ``"512MiB"``, ``"4GiB"`` (powers of 1024), ``"2GB"`` (powers of 1000), or a number of bytes.
+
+    Raises:
+        ProjectError: it is written in no known form, or not above zero.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        result = value
+    else:
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            raise ProjectError(
+                f"{caller_location()}: {what} {value!r} is not a size",
+                hint='write "512MiB", "4GiB", "2GB" or a number of bytes',
+            )
+        unit = match[2].lower()
+        result = int(float(match[1]) * (1024 if "i" in unit else 1000) ** _POWERS[unit[0]])
+    if result <= 0:
+        raise ProjectError(f"{caller_location()}: {what} {value!r} is not above zero")
+    return result
+
+
+@dataclass(frozen=True)
+class Image:
+    """A container image: a base and steps on top of it. Every method returns a new image and leaves this one as it is.
+
+    Steps are recorded as ``(kind, argument, …)`` in the order they are called, and built by the engine with its own builder,
+    cached by content. Any base with Python 3.10 or later works.
+    """
+
+    base: str = DEFAULT_BASE
+    steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, str) or not _WORD.fullmatch(self.base):
+            raise ProjectError(
+                f"{caller_location()}: {self.base!r} is not an image name", hint=f'e.g. "{DEFAULT_BASE}"'
+            )
+
+    def _with(self, *step: str) -> Image:
+        return Image(self.base, (*self.steps, step))
+
+    def apt(self, *packages: str) -> Image:
+        """Install Debian packages."""
+        return self._with("apt", *_words("apt", packages))
+
+    def pip(self, *requirements: str) -> Image:
+        """Install Python packages, each a requirement such as ``"httpx>=0.28"``."""
+        for requirement in requirements:
+            _text("pip", requirement)
+        return self._with("pip", *_some("pip", requirements))
+
+    def run(self, command: str) -> Image:
+        """Run a shell command while building."""
+        return self._with("run", _text("run", command))
+
+    def copy(self, src: str, dst: str) -> Image:
+        """Copy a file or folder of the task project (``src``, relative to its root) to ``dst``."""
+        _text("copy", dst)
+        if _text("copy", src).startswith("/") or ".." in src.split("/"):
+            raise ProjectError(
+                f"{caller_location()}: Image.copy({src!r}, …) leaves the task project",
+                hint="give a path below the project's root, e.g. copy('assets', '/opt/assets')",
+            )
+        return self._with("copy", src, dst)
+
+    def env(self, **variables: str) -> Image:
+        """Set environment variables, for later steps and for tasks. Not for secrets: they would stay in the image."""
+        _some("env", tuple(variables))
+        return self._with("env", *(f"{name}={_line('env', value)}" for name, value in variables.items()))
+
+    def workdir(self, path: str) -> Image:
+        """Change the folder that later steps run in."""
+        return self._with("workdir", _line("workdir", path))
+
+    def user(self, name: str) -> Image:
+        """Change the user that later steps run as."""
+        return self._with("user", _line("user", name))
+
+
+def _some(kind: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ProjectError(f"{caller_location()}: Image.{kind}() was given nothing")
+    return values
+
+
+def _text(kind: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ProjectError(f"{caller_location()}: Image.{kind}() takes text, not {value!r}")
+    return value
+
+
+def _line(kind: str, value: object) -> str:
+    if isinstance(value, str) and "\n" not in value:
+        return value
+    raise ProjectError(f"{caller_location()}: Image.{kind}() takes one line of text, not {value!r}")
+
+
+def _words(kind: str, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in _some(kind, values):
+        if not isinstance(value, str) or not _WORD.fullmatch(value):
+            raise ProjectError(f"{caller_location()}: Image.{kind}() takes names, one per argument, not {value!r}")
+    return values
+
+
+@dataclass(frozen=True, init=False)
+class Sandbox:
+    """Where a task runs. Two sandboxes of one name must be the same.
+
+    Args:
+        image: default: the default base without steps.
+        cpu: cores; a fraction is fine.
+        memory: ``"4GiB"``, or bytes.
+        workspace: the folder the workspace is mounted at, and that tasks start in.
+        network: ``"internet"``, ``"none"``, or the hosts that may be reached.
+        disk: what the workspace may hold; enforced where the machine can.
+        pids: processes and threads at once.
+
+    Raises:
+        ProjectError: a value that cannot be used, or another sandbox of this name that differs.
+    """
+
+    name: str
+    image: Image
+    cpu: float
+    memory: int
+    workspace: str
+    network: str | tuple[str, ...]
+    disk: int
+    pids: int
+    location: Location = field(repr=False, compare=False)
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        image: Image | str | None = None,
+        cpu: float = 2,
+        memory: int | str = DEFAULT_MEMORY,
+        workspace: str = "/workspace",
+        network: str | Sequence[str] = "internet",
+        disk: int | str = DEFAULT_DISK,
+        pids: int = DEFAULT_PIDS,
+    ) -> None:
+        place = caller_location()
+        values = {
+            "name": checked_name("sandbox", name, place),
+            "image": Image(image) if isinstance(image, str) else image or Image(),
+            "cpu": float(cpu),
+            "memory": parse_size(memory, what="memory"),
+            "workspace": workspace.rstrip("/"),
+            "network": _network(network, place),
+            "disk": parse_size(disk, what="disk"),
+            "pids": pids,
+            "location": place,
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+        self._check(place)
+        registry.declare("sandbox", registry.sandboxes, name, self, place)
+
+    def _check(self, place: Location) -> None:
+        def require(fits: bool, what: str) -> None:
+            if not fits:
+                raise ProjectError(f"{place}: sandbox {self.name!r}: {what}")
+
+        require(0 < self.cpu <= 1024, f"cpu={self.cpu!r} is not a number of cores")
+        require(self.memory >= MIN_MEMORY, f"memory is less than {MIN_MEMORY >> 20} MiB")
+        require(isinstance(self.pids, int) and self.pids >= 16, f"pids={self.pids!r} is less than 16")
+        path = self.workspace
+        absolute = path.startswith("/") and not {"", ".", ".."} & set(path[1:].split("/"))
+        require(absolute, f"workspace={path!r} is not an absolute path other than /")
+        taken = path.split("/")[1] in {"bin", "dev", "etc", "lib", "proc", "run", "sbin", "sys", "tmp", "usr"}
+        require(not taken, f"workspace={path!r} lies in a folder of the system")
+
+
+def _network(value: object, place: Location) -> str | tuple[str, ...]:
+    if value in ("internet", "none"):
+        return str(value)
+    if not isinstance(value, str) and isinstance(value, Sequence) and value:
+        hosts = tuple(str(host) for host in value)
+        if all(_HOST.fullmatch(host) for host in hosts):
+            return hosts
+    raise ProjectError(
+        f"{place}: network={value!r} is not a network policy",
+        hint='write "internet", "none", or a list of hosts such as ["api.example.com", "*.example.org"]',
+    )
+
+
+#: What a task without a sandbox runs in.
+DEFAULT_NAME = "default"
