@@ -1,0 +1,297 @@
+"""The real engine: one Docker container per live workspace, its files in a named volume that outlives every container.
+
+The SDK creates, inspects and removes; everything a task does goes over the supervisor's socket. Ownership is by label:
+``helmr.install`` names the host's Helmr home, ``helmr.worker`` the worker, ``helmr.workspace`` the workspace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from docker import APIClient
+
+from helmr import ids
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound
+from worker.channel import Channel, ChannelProcess
+from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, volume_name
+from worker.docker_api import DockerApi, connection
+from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
+from worker.host import host_id
+from worker.images import Images
+from worker.machine_folder import MachineFolder, library, sweep
+
+#: Seconds from the start of a container until its supervisor must have answered; 0.05 on a quiet machine.
+READY_TIMEOUT = 30.0
+#: Seconds between looks at a booting container: has it died instead of answering?
+_LOOK = 0.15
+#: Seconds that the engine and the supervisor may take beyond the grace given to processes.
+_STOP_MARGIN = 3.0
+
+
+class DockerMachine:
+    """A live container with a supervisor in it (:class:`worker.engine.Machine`)."""
+
+    def __init__(
+        self, engine: DockerEngine, workspace_id: str, ref: str, channel: Channel, folder: MachineFolder
+    ) -> None:
+        self.workspace_id = workspace_id
+        self.ref = ref
+        self._engine = engine
+        self._channel = channel
+        self._folder = folder
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder below ``<home>/machines``."""
+        return self._folder.path.name
+
+    async def put_source(self, name: str, tree: Path) -> None:
+        """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""
+        await self._folder.put_source(name, tree)
+
+    async def start(self, spec: ProcessSpec) -> ChannelProcess:
+        """Start a process tree; see :meth:`worker.engine.Machine.start`."""
+        return await self._channel.start(spec)
+
+    async def stop(self, grace: float = 2.0) -> None:
+        """End every process and the container; the volume stays."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace))
+        await asyncio.shield(self._stopping)
+
+    async def wait_lost(self) -> str:
+        """Return, with the reason, when the container has ended."""
+        reason = await self._channel.wait_lost()
+        return await self._engine.explain(self.ref) or reason
+
+    async def _stop(self, grace: float) -> None:
+        try:
+            self._channel.stop(grace)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._channel.wait_lost(), grace + _STOP_MARGIN)
+        finally:
+            self._channel.close("the machine was stopped")
+            self._engine.forget(self)
+            await self._engine.remove(self.ref)
+            await asyncio.to_thread(self._folder.remove)
+
+
+class DockerEngine:
+    """Machines as Docker containers (:class:`worker.engine.Engine`)."""
+
+    name = "docker"
+
+    def __init__(self, home: Path) -> None:
+        self._home = home.absolute()
+        self._api = DockerApi()
+        self._images = Images(self._api, self._home)
+        self._machines: dict[str, DockerMachine] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._facts: dict[str, Any] = {}
+        self._library: Path | None = None
+
+    @functools.cached_property
+    def install(self) -> str:
+        """What our containers are labelled with: the id of this home on this host."""
+        return host_id(self._home)
+
+    async def check(self) -> EngineInfo:
+        """Whether the engine can be used, and what is special about it.
+
+        Raises:
+            EngineUnavailable: no engine, no permission, or one that machines cannot work with.
+        """
+        facts = self._facts = await self._api.call(lambda client: client.info(), patience=10)
+        if facts.get("OSType") != "linux" or facts.get("OperatingSystem") == "Docker Desktop":
+            raise EngineUnavailable(
+                "this Docker engine runs in a virtual machine, into which unix sockets cannot be shared",
+                hint="run the worker on the Linux machine that has the engine, or use --engine process",
+            )
+        version = str(facts["ServerVersion"])
+        return EngineInfo(name=self.name, version=version, host=self.install, isolated=True, notes=tuple(_notes(facts)))
+
+    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+        """The name of the image for ``spec``, building or pulling it if need be; see :class:`worker.images.Images`."""
+        return await self._images.ensure(spec, progress)
+
+    async def materialize(self, spec: MachineSpec) -> DockerMachine:
+        """A live container on the workspace's volume, which no other container has.
+
+        Raises:
+            ImageError: the image is not there, or its Python cannot run the supervisor.
+            EngineUnavailable, HelmrError: the engine is gone, or refuses.
+        """
+        async with self._locks[spec.workspace_id]:
+            await self._clear(spec.workspace_id)
+            name = f"helmr-{spec.workspace_id}-{ids.new('m')[-8:]}"
+            folder = MachineFolder(self._home, name.rpartition("-")[2])
+            try:
+                ref = await self._start(spec, name, folder)
+                channel = await self._greet(spec, ref, folder)
+            except BaseException:
+                # By name: a creation that timed out may have happened all the same.
+                await asyncio.shield(self._undo(name, folder))
+                raise
+            machine = DockerMachine(self, spec.workspace_id, ref, channel, folder)
+            self._machines[spec.workspace_id] = machine
+            return machine
+
+    async def delete(self, workspace_id: str) -> None:
+        """Remove the workspace's containers and its volume."""
+        async with self._locks[workspace_id]:
+            await self._clear(workspace_id)
+            with contextlib.suppress(NotFound):
+                await self._api.call(lambda client: client.remove_volume(volume_name(workspace_id), force=True))
+
+    async def collect(self, live_workers: set[str]) -> list[str]:
+        """Remove the containers of workers that are gone, and folders that no container uses."""
+        found = await self._list({INSTALL: self.install, KIND: "machine"})
+        dead = [item for item in found if item["Labels"].get(WORKER) not in live_workers]
+        async with asyncio.TaskGroup() as group:
+            for item in dead:
+                group.create_task(self.remove(item["Id"]))
+        kept = {name.rpartition("-")[2] for item in found if item not in dead for name in item["Names"]}
+        kept |= {machine.folder_name for machine in self._machines.values()}
+        await asyncio.to_thread(sweep, self._home, kept)
+        return [_ref(item["Id"]) for item in dead]
+
+    async def close(self) -> None:
+        """Stop every machine of this engine, then let go of the engine itself."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for machine in list(self._machines.values()):
+                    group.create_task(machine.stop())
+        finally:
+            await self._api.close()
+
+    # For the machines
+
+    def forget(self, machine: DockerMachine) -> None:
+        """Take note that a machine is being stopped."""
+        if self._machines.get(machine.workspace_id) is machine:
+            del self._machines[machine.workspace_id]
+
+    async def remove(self, ref: str) -> None:
+        """Kill and remove a container, with the anonymous volumes of its image; return when it is gone."""
+        with contextlib.suppress(NotFound):
+            try:
+                await self._api.call(lambda client: client.remove_container(ref, v=True, force=True))
+            except Conflict:  # somebody else is removing it
+                await self._api.call(lambda client: client.wait(ref, condition="removed"))
+
+    async def explain(self, ref: str) -> str:
+        """How a container ended, in a few words; empty if it is running, or gone for good."""
+        try:
+            state = (await self._api.call(lambda client: client.inspect_container(ref)))["State"]
+        except NotFound:
+            return ""
+        except HelmrError as error:
+            return error.message
+        if state["Running"]:
+            return ""
+        memory = ", out of memory" if state["OOMKilled"] else ""
+        return f"the container ended with exit code {state['ExitCode']}{memory}"
+
+    # The life of a container
+
+    async def _clear(self, workspace_id: str) -> None:
+        """Remove every container that has the workspace's volume: two would both write to it."""
+        machine = self._machines.get(workspace_id)
+        if machine is not None:
+            await machine.stop(0)
+        for item in await self._list({INSTALL: self.install, WORKSPACE: workspace_id}):
+            await self.remove(item["Id"])
+
+    async def _list(self, labels: dict[str, str]) -> list[dict[str, Any]]:
+        filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
+        found: list[dict[str, Any]] = await self._api.call(lambda client: client.containers(all=True, filters=filters))
+        return found
+
+    async def _start(self, spec: MachineSpec, name: str, folder: MachineFolder) -> str:
+        if not self._facts:
+            await self.check()
+        if self._library is None:
+            self._library = await asyncio.to_thread(library, self._home)
+        host = HostSide(
+            install=self.install,
+            name=name,
+            library=self._library,
+            run=folder.run,
+            sources=folder.sources,
+            cpus=int(self._facts["NCPU"]),
+        )
+        folder.create()
+
+        def create_and_start(client: APIClient) -> str:
+            ref: str = client.create_container(**container(client, spec, host))["Id"]
+            client.start(ref)
+            return ref
+
+        try:
+            return _ref(await self._api.call(create_and_start))
+        except HelmrError as error:
+            raise _start_error(spec.image, error) from error
+
+    async def _greet(self, spec: MachineSpec, ref: str, folder: MachineFolder) -> Channel:
+        """Connect to the supervisor as soon as it listens, unless the container ends first."""
+        connecting = asyncio.ensure_future(
+            Channel.connect(folder.socket(), client=spec.worker_id, ready_within=READY_TIMEOUT)
+        )
+        try:
+            while not (await asyncio.wait([connecting], timeout=_LOOK))[0]:
+                if reason := await self.explain(ref):
+                    raise await self._stillborn(spec.image, ref, reason)
+            return connecting.result()
+        finally:
+            connecting.cancel()
+
+    async def _stillborn(self, image: str, ref: str, reason: str) -> HelmrError:
+        log = await self._api.call(lambda client: client.logs(ref, tail=30))
+        text = log.decode(errors="replace").strip()
+        return ImageError(
+            f"no machine can be made of the image {image}: {reason}{': ' + text.splitlines()[-1] if text else ''}",
+            hint="the image needs a working python3, 3.10 or newer",
+            details={"log": text},
+        )
+
+    async def _undo(self, name: str, folder: MachineFolder) -> None:
+        try:
+            await self.remove(name)
+        finally:
+            await asyncio.to_thread(folder.remove)
+
+
+def _ref(container_id: str) -> str:
+    """A container's id as people write it."""
+    return container_id[:12]
+
+
+def _start_error(image: str, error: HelmrError) -> HelmrError:
+    if "executable file not found" in error.message or "python3: no such file" in error.message:
+        return ImageError(
+            f"image {image} has no python3 (>= 3.10)", hint="use a base image with Python, or install it in a step"
+        )
+    if "such image" in error.message.lower():
+        return ImageError(
+            f"the image {image} is not on this machine any more", hint="try again: it will be built or pulled anew"
+        )
+    return error
+
+
+def _notes(facts: dict[str, Any]) -> Iterator[str]:
+    """What an operator should know about this engine."""
+    cgroup = str(facts.get("CgroupVersion", "1"))
+    yield f"cgroup v{cgroup}"
+    if not facts.get("MemoryLimit", True) or not facts.get("PidsLimit", True):
+        yield "memory or process limits are not enforced on this host"
+    if any("rootless" in option for option in facts.get("SecurityOptions") or ()):
+        yield "rootless engine"
+    if not str(connection()["base_url"]).startswith("unix:"):
+        yield "the engine is reached over the network: it must see this machine's HELMR_HOME under the same path"
