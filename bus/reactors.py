@@ -13,8 +13,8 @@ from datetime import datetime
 import nats.errors
 
 from bus import timers, topology
-from bus.leases import lose_lease, spec_of
-from bus.log import RUN, WORKSPACE, Log
+from bus.leases import lane_of, lose_lease, redispatch, spec_of
+from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.pull import Delivery, Puller, ensure_consumer
 from bus.requests import api
@@ -23,7 +23,6 @@ from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound
 from helmr.events import Draft, RunEvent, RunState
 from helmr.reducers import run as rules
-from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
 
 log = logging.getLogger(__name__)
@@ -98,9 +97,7 @@ class Reactors:
         await self.log.transact(RUN, scope, run_id, decide)
 
     async def _lane(self, scope: Scope, run_id: str) -> str:
-        run = await self.log.present(RUN, scope, run_id)
-        workspace = await self.log.last(WORKSPACE, scope, run.state.workspace_id)
-        return workspace_rules.lane(workspace.state, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
+        return await lane_of(self.log, scope, run_id, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
 
     async def _rescue_lanes(self, tasks: asyncio.TaskGroup) -> None:
         """Watch for lanes whose worker is gone. Presence is a matter of time passing, so this is a sweep."""
@@ -143,13 +140,7 @@ class Reactors:
         if state.lease is not None:
             await lose_lease(self.log, scope, event.run_id, state.lease.worker)
         lane = await self._lane(scope, event.run_id)
-
-        def decide(now: RunState) -> Draft | None:
-            if now.status != "queued" or now.dispatch != event.cursor:
-                return None
-            return rules.requeue(now, cause="redispatch", lane=lane)
-
-        await self.log.transact(RUN, scope, event.run_id, decide)
+        await redispatch(self.log, scope, event.run_id, dispatch=event.cursor, lane=lane)
 
 
 async def dead_lanes(event_log: Log, presence: Presence) -> list[str]:

@@ -1,0 +1,334 @@
+"""One leased run, from the lease to its end: prepare the workspace, start the task, carry what it says, judge how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from bus import chunks
+from bus.leases import spec_of
+from bus.log import RUN, Position
+from bus.records import StreamWriter
+from helmr import events
+from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable
+from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
+from helmr.models import Deployment
+from helmr.reducers import run as rules
+from helmr.subjects import Scope
+from worker.engine import Exited, Machine, Message, Output, Process, ProcessSpec
+from worker.log_pump import LogPump
+from worker.machines import Misplaced, Needs
+from worker.outcome import Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge
+from worker.run_journal import Fenced, RunJournal
+from worker.services import Services
+
+log = logging.getLogger(__name__)
+
+#: Seconds a process gets to end when the run is handed back or the lease is lost.
+_HURRY = 1.0
+#: Seconds in which a killed process tree is gone.
+_KILL_TIME = 5.0
+
+
+class HandedBack(Exception):
+    """The worker stops: the run goes back to the queue."""
+
+
+class Execution:
+    """The execution of one dispatch of a run by this worker."""
+
+    def __init__(self, services: Services, scope: Scope, position: Position[RunEvent]) -> None:
+        if position.event is None:
+            raise Fenced("nothing to execute")
+        self.services = services
+        self.scope = scope
+        self.run_id = position.event.run_id
+        self.journal = RunJournal(services.log, scope, position, self._on_state)
+        state = self.journal.state
+        self.pump = LogPump(
+            services.log.js, scope, self.run_id, attempt=state.attempt or 1, dispatch=state.dispatch_attempt
+        )
+        self.said = Said()
+        #: Whether the lease was given up and the run must be queued again.
+        self.handed_back = False
+        self._process: Process | None = None
+        self._cancelled = asyncio.Event()
+        self._stopping: BaseException | None = None
+        self._stop = asyncio.Event()
+
+    @property
+    def state(self) -> RunState:
+        """The run's state as last known here."""
+        return self.journal.state
+
+    def stop(self, reason: BaseException) -> None:
+        """End the execution for a reason of the worker's own: it is fenced, or it hands the run back."""
+        if self._stopping is None:
+            self._stopping = reason
+            self._stop.set()
+
+    def request_cancel(self) -> None:
+        """Somebody asked for the run's end; the journal knows more."""
+        self._cancelled.set()
+
+    def _on_state(self, state: RunState) -> None:
+        if state.cancel is not None:
+            self._cancelled.set()
+
+    async def run(self) -> None:
+        """Execute to the end. What goes wrong here becomes the run's failure, or (fenced) nothing at all."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                pump = group.create_task(self.pump.run())
+                writer = group.create_task(self.journal.run())
+                try:
+                    await self._lead()
+                finally:
+                    await self.pump.close()
+                    writer.cancel()
+                    if isinstance(self._stopping, Fenced):
+                        pump.cancel()
+        except* Fenced as fenced:
+            log.info("run %s: fenced: %s", self.run_id, fenced.exceptions[0])
+
+    async def _lead(self) -> None:
+        """Race the work against the reasons to stop it."""
+        work = asyncio.create_task(self._work())
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stopping is not None and not work.done():
+                await self._end_process(_HURRY)
+                if self._process is not None:
+                    await asyncio.wait({work}, timeout=_HURRY + _KILL_TIME)
+                await _cancel_and_wait(work)
+                await self._after_stop(self._stopping)
+            else:
+                work.result()
+        finally:
+            stop.cancel()
+            if not work.done():
+                await self._end_process(0)
+                await _cancel_and_wait(work)
+
+    async def _after_stop(self, reason: BaseException) -> None:
+        if not isinstance(reason, HandedBack):
+            raise reason
+        await self._store_logs(chunks.WORKER_LOST)
+        await self._hand_back(str(reason))
+
+    async def _work(self) -> None:
+        started = asyncio.get_running_loop().time()
+        spec = spec_of(await self.services.log.first(RUN, self.scope, self.run_id))
+        limit = max(spec.max_duration - self.state.active_seconds, 0.0)
+        outcome = await self._attempt(spec, started + limit)
+        if self._stopping is None:
+            await self._conclude(spec, outcome)
+
+    async def _attempt(self, spec: RunSpec, deadline: float) -> Outcome:
+        """Prepare and execute; errors on the way are outcomes, too."""
+        try:
+            deployment = await self.services.deployments.load(self.scope, spec.deployment_id)
+            task = next(t for t in deployment.index["tasks"] if t["id"] == spec.task_id)
+            sandbox = next(b for b in deployment.index["sandboxes"] if b["name"] == task["sandbox"])
+            machines = self.services.machines.use(
+                self.scope, spec.workspace_id, Needs(deployment, sandbox, self._progress)
+            )
+            machine = await self._unless_cancelled(machines.__aenter__(), deadline)
+            if machine is None:
+                return await self._unprepared(spec)
+            try:
+                return await self._execute(machine, spec, deployment, task, deadline)
+            finally:
+                await machines.__aexit__(None, None, None)
+        except Misplaced as elsewhere:
+            return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
+        except ImageError as error:
+            return Failed(
+                Failure(code="image_error", message=error.message, detail={**error.details, "hint": error.hint})
+            )
+        except Unavailable as error:
+            if isinstance(error, EngineUnavailable):
+                self.services.engine_lost(error)
+            return Lost(f"the workspace could not be used: {error.message}")
+        except HelmrError as error:
+            return Failed(Failure(code="workspace_error", message=error.message, detail={"hint": error.hint}))
+
+    async def _unprepared(self, spec: RunSpec) -> Outcome:
+        if self._cancelled.is_set():
+            return Cancelled()
+        message = f"ran longer than {spec.max_duration:g} s (the workspace was still being prepared)"
+        return Failed(Failure(code="max_duration", message=message, detail={"limit_seconds": spec.max_duration}))
+
+    async def _unless_cancelled(self, entering: Coroutine[Any, Any, Machine], deadline: float) -> Machine | None:
+        """The machine, or None when a cancel or the deadline came first."""
+        work = asyncio.ensure_future(entering)
+        cancelled = asyncio.create_task(self._cancelled.wait())
+        try:
+            timeout = max(deadline - asyncio.get_running_loop().time(), 0)
+            await asyncio.wait({work, cancelled}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            return None
+        finally:
+            cancelled.cancel()
+            if not work.done():
+                await _cancel_and_wait(work)
+
+    def _progress(self, message: str) -> None:
+        log.info("run %s: %s", self.run_id, message)
+        record = {"level": "info", "message": message, "fields": {"source": "helmr"}, "at": events.now().isoformat()}
+        self.pump.note(msgspec.json.encode(record) + b"\n")
+
+    async def _execute(
+        self, machine: Machine, spec: RunSpec, deployment: Deployment, task: dict[str, Any], deadline: float
+    ) -> Outcome:
+        left = max(deadline - asyncio.get_running_loop().time(), 0.1)
+        self._process = process = await machine.start(self._process_spec(spec, deployment, task, left))
+        canceller = asyncio.create_task(self._cancel_when_asked(process, spec.cancel_grace))
+        writer = StreamWriter(self.services.log.js, self.scope, spec.session_id, self.run_id)
+        exited = Exited(cause="lost", detail="the process ended without a word")
+        try:
+            async for frame in process.frames():
+                match frame:
+                    case Output():
+                        await self.pump.write(frame.stream, frame.data)
+                    case Message():
+                        await self._heed(frame.body, writer)
+                    case Exited():
+                        exited = frame
+        finally:
+            canceller.cancel()
+            self._process = None
+        return judge(
+            self.said,
+            exited,
+            cancel_requested=self._cancelled.is_set(),
+            max_duration=spec.max_duration,
+            schema=task.get("output_schema"),
+        )
+
+    def _process_spec(self, spec: RunSpec, deployment: Deployment, task: dict[str, Any], left: float) -> ProcessSpec:
+        state = self.state
+        run = {
+            "id": self.run_id,
+            "tags": list(spec.tags),
+            "metadata": state.metadata,
+            "max_duration": spec.max_duration,
+        }
+        context = {
+            "run": run | {"deployment_id": deployment.id, "deployment_version": deployment.version},
+            "session": {"id": spec.session_id, "external_id": spec.external_id},
+            "task": {"id": spec.task_id},
+            "workspace": {"id": spec.workspace_id},
+            "attempt": state.attempt,
+            "turn": spec.turn,
+        }
+        body = {
+            "module": task["module"],
+            "modules": [task["module"]],
+            "task_id": spec.task_id,
+            "payload": spec.payload,
+            "ctx": context,
+            "metadata": state.metadata,
+            "cancel_grace": spec.cancel_grace,
+        }
+        lease = state.lease.cursor if state.lease else 0
+        return ProcessSpec(
+            id=f"{self.run_id}-{lease}",
+            source=deployment.content_hash,
+            task=body,
+            deadline=left,
+            grace=spec.cancel_grace,
+            env={"HELMR_RUN_ID": self.run_id, "HELMR_TASK_ID": spec.task_id},
+        )
+
+    async def _cancel_when_asked(self, process: Process, grace: float) -> None:
+        await self._cancelled.wait()
+        if self.state.cancel is None:  # heard of it by a message; the state says whether it is forced
+            await self.journal.check()
+        forced = self.state.cancel is not None and self.state.cancel.force
+        await process.cancel(0 if forced else grace)
+        if not forced:
+            await self._forced()
+            await process.cancel(0)
+
+    async def _forced(self) -> None:
+        """Wait until a cancel that was asked for politely is asked for by force."""
+        while self.state.cancel is None or not self.state.cancel.force:
+            self._cancelled.clear()
+            try:
+                await self._cancelled.wait()
+            finally:
+                self._cancelled.set()
+            await self.journal.check()
+
+    async def _heed(self, body: dict[str, Any], writer: StreamWriter) -> None:
+        """Act on one message of the task."""
+        match body.get("op"):
+            case "started":
+                await self.journal.put(Draft(kind="started", message="the task's code begins", source="worker"))
+            case "log":
+                await self.pump.write("log", msgspec.json.encode({k: v for k, v in body.items() if k != "op"}) + b"\n")
+            case "metadata":
+                data = {"metadata": body["metadata"], "changed": body.get("changed", [])}
+                await self.journal.put(Draft(kind="metadata", data=data, source="task"))
+            case "output":
+                record = await writer.append(body["stream"], body.get("data"), body.get("correlation_id"))
+                data = {"stream": record.stream, "sequence": record.sequence, "record_id": record.id}
+                await self.journal.put(Draft(kind="output", data=data, source="task"))
+            case "result" | "result_part" | "error" | "cancelled":
+                self.said.hear(body)
+            case other:
+                log.warning("run %s: the task says %r, which means nothing here", self.run_id, other)
+
+    async def _conclude(self, spec: RunSpec, outcome: Outcome) -> None:
+        await self._store_logs(chunks.WORKER_LOST if isinstance(outcome, Lost) else None)
+        logs = self.pump.totals
+        match outcome:
+            case Succeeded():
+                data = {"output": outcome.output, "exit_code": 0, "logs": logs}
+                draft = Draft(kind="succeeded", data=data, message="succeeded", source="worker")
+                await self.journal.append(lambda _: draft)
+            case Cancelled():
+                await self.journal.append(lambda s: rules.cancelled(_reason(s), source="worker", logs=logs))
+            case Lost():
+                await self._hand_back(outcome.reason)
+            case Failed():
+                failure, code = outcome.failure, outcome.exit_code
+                at = events.now()
+                await self.journal.append(
+                    lambda s: rules.end_attempt(s, spec, failure, at=at, exit_code=code, logs=logs)
+                )
+
+    async def _store_logs(self, tombstone: str | None) -> None:
+        """Have everything written stored before the event that ends the attempt says so."""
+        if tombstone:
+            self.pump.tombstone(tombstone)
+        await self.journal.flush()
+        await self.pump.drain()
+
+    async def _hand_back(self, reason: str) -> None:
+        """Give the lease up; the worker has the run queued again, when it is ready for that."""
+        await self.journal.append(lambda state: rules.lose_lease(state, reason=reason))
+        self.handed_back = True
+
+    async def _end_process(self, grace: float) -> None:
+        if self._process is not None:
+            try:
+                await self._process.cancel(grace)
+            except HelmrError as error:
+                log.debug("run %s: %s", self.run_id, error)  # the machine is gone, and the process with it
+
+
+def _reason(state: RunState) -> str | None:
+    return state.cancel.reason if state.cancel else None
+
+
+async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait({task})

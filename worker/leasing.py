@@ -1,0 +1,78 @@
+"""Turning a dispatch message into a lease: the compare-and-set that decides who executes a run."""
+
+from __future__ import annotations
+
+from bus import topology
+from bus.leases import lose_lease
+from bus.log import RUN, Log, Position, Superseded
+from bus.presence import Presence
+from bus.pull import Delivery
+from bus.timers import cancel_header
+from helmr.errors import Conflict
+from helmr.events import RunEvent
+from helmr.reducers import run as rules
+from helmr.subjects import Scope
+
+
+class Stale(Exception):
+    """The message leads to nothing any more: acknowledge it."""
+
+
+class Held(Exception):
+    """A worker that is alive executes the run: leave the message alone."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(f"held by {worker}")
+        self.worker = worker
+
+
+async def take_lease(
+    log: Log, presence: Presence, scope: Scope, item: Delivery, dispatched: RunEvent, *, worker: str
+) -> Position[RunEvent]:
+    """Lease the run of a dispatch message for ``worker``; returns the position of the ``leased`` event.
+
+    Raises:
+        Stale: the run has moved on, or has been dispatched too often (and has failed now).
+        Held: it is being executed.
+    """
+    run_id = dispatched.run_id
+    # A first delivery was just stored: its own sequence is the expected one, and no read is needed.
+    position = Position(item.stream_seq, dispatched)
+    if item.delivered > 1:
+        position = await log.last(RUN, scope, run_id)
+    while True:
+        state = position.state
+        if state is None or state.terminal or state.dispatch != dispatched.cursor:
+            raise Stale(run_id)
+        if state.lease is not None:
+            await _outlive(log, presence, scope, run_id, state.lease.worker, worker=worker)
+        else:
+            try:
+                return await _append(log, scope, position, dispatched, worker)
+            except Superseded:
+                pass
+            except Conflict as error:
+                if error.details.get("exhausted"):
+                    await log.transact(RUN, scope, run_id, lambda s: None if s.terminal else rules.exhausted(s))
+                raise Stale(run_id) from error
+        position = await log.last(RUN, scope, run_id)
+
+
+async def _append(
+    log: Log, scope: Scope, position: Position[RunEvent], dispatched: RunEvent, worker: str
+) -> Position[RunEvent]:
+    draft = rules.lease(position.state, worker=worker, dispatch=dispatched.cursor)
+    spec = dispatched.data.get("spec") or {}
+    headers = cancel_header(scope, dispatched.run_id, "ttl") if spec.get("ttl") is not None else None
+    return await log.append(RUN, scope, dispatched.run_id, position, draft, headers=headers)
+
+
+async def _outlive(log: Log, presence: Presence, scope: Scope, run_id: str, holder: str, *, worker: str) -> None:
+    """A run that somebody holds was delivered again: take it from a holder that is gone."""
+    if holder == worker or presence.is_alive(holder):
+        raise Held(holder)
+    await lose_lease(log, scope, run_id, holder)
+
+
+#: Seconds before a message whose run is being executed elsewhere is looked at again.
+LOOK_AGAIN = topology.HEARTBEAT

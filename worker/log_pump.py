@@ -1,0 +1,164 @@
+"""Carries what a run writes to the log stream: live, in order, in bounded memory, up to the run's log limit.
+
+The first bytes leave at once; while publishes are under way, what follows is gathered into chunks of up to 64 KiB. When
+too much is pending, :meth:`LogPump.write` waits, the supervisor's window fills, and the task blocks: back-pressure all the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from datetime import datetime
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+
+from bus import chunks
+from helmr import events, subjects
+from helmr.subjects import Scope
+
+log = logging.getLogger(__name__)
+
+#: Largest chunk, in bytes (DESIGN: 16 to 64 KiB).
+CHUNK = 64 * 1024
+#: Publishes under way at the same time.
+_WINDOW = 8
+#: Bytes waiting to be published before a writer has to wait.
+_PENDING = 1024 * 1024
+#: Log bytes of a run after which a tombstone takes the place of the rest (DESIGN: limits).
+LIMIT = 64 * 1024**2
+_TIMEOUT = 5.0
+_RETRY_DELAY = 0.25
+
+
+class _Chunk:
+    __slots__ = ("at", "data", "offset", "stream", "tombstone")
+
+    def __init__(self, stream: str, offset: int, tombstone: str | None = None) -> None:
+        self.stream = stream
+        self.offset = offset
+        self.data = bytearray()
+        self.at: datetime = events.now()
+        self.tombstone = tombstone
+
+
+class LogPump:
+    """The log writer of one dispatch of one attempt; run :meth:`run` in a task of its own."""
+
+    def __init__(
+        self, js: JetStreamContext, scope: Scope, run_id: str, *, attempt: int, dispatch: int, limit: int = LIMIT
+    ) -> None:
+        self._js = js
+        self._scope = scope
+        self._run_id = run_id
+        self._attempt = attempt
+        self._dispatch = dispatch
+        self._limit = limit
+        self._queue: deque[_Chunk] = deque()
+        self._pending = 0
+        self._offsets: dict[str, int] = {}
+        self._stored = 0
+        self._truncated = False
+        self._closing = False
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._in_flight = 0
+        self._stored_some = asyncio.Event()
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Bytes per stream, counting those beyond the limit, and whether there were any: for the terminal event."""
+        streams = {name: self._offsets.get(name, 0) for name in ("stdout", "stderr", "log")}
+        return streams | {"truncated": self._truncated}
+
+    async def write(self, stream: str, data: bytes) -> None:
+        """Take bytes of one stream; waits while too much is pending."""
+        offset = self._offsets.get(stream, 0)
+        self._offsets[stream] = offset + len(data)
+        if self._truncated:
+            return
+        room = self._limit - self._stored
+        self._stored += min(len(data), room)
+        self._put(stream, offset, data[:room])
+        if len(data) > room:
+            self._truncated = True
+            self.tombstone(chunks.TRUNCATED, stream)
+        await self._room.wait()
+
+    def note(self, line: bytes) -> None:
+        """Add a line of the worker's own to the ``log`` stream, without waiting: these are few and short."""
+        offset = self._offsets.get("log", 0)
+        self._offsets["log"] = offset + len(line)
+        self._put("log", offset, line)
+
+    def tombstone(self, cause: str, stream: str = "log") -> None:
+        """Say in the log that it ends here before its time, and why."""
+        offset = min(self._offsets.get(stream, 0), self._limit)
+        self._queue.append(_Chunk(stream, offset, cause))
+        self._changed.set()
+
+    def _put(self, stream: str, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            last = self._queue[-1] if self._queue else None
+            if last is None or last.stream != stream or len(last.data) >= CHUNK or last.tombstone:
+                last = _Chunk(stream, offset)
+                self._queue.append(last)
+            part = view[: CHUNK - len(last.data)]
+            last.data += part
+            offset += len(part)
+            view = view[len(part) :]
+        self._pending += len(data)
+        if self._pending >= _PENDING:
+            self._room.clear()
+        self._changed.set()
+
+    async def drain(self) -> None:
+        """Wait until everything written is stored."""
+        while self._queue or self._in_flight:
+            self._stored_some.clear()
+            await self._stored_some.wait()
+
+    async def close(self) -> None:
+        """Say that nothing more comes; :meth:`run` returns when everything is stored."""
+        self._closing = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Publish until :meth:`close`, retrying for as long as it takes."""
+        window = asyncio.Semaphore(_WINDOW)
+        async with asyncio.TaskGroup() as publishes:
+            while self._queue or not self._closing:
+                if not self._queue:
+                    self._changed.clear()
+                    await self._changed.wait()
+                    continue
+                await window.acquire()
+                chunk = self._queue.popleft()
+                self._in_flight += 1
+                # Tasks start in the order they were made, so the chunks reach the server in order.
+                publishes.create_task(self._publish(chunk)).add_done_callback(lambda _: window.release())
+
+    async def _publish(self, chunk: _Chunk) -> None:
+        subject = subjects.log(self._scope, self._run_id, self._attempt, chunk.stream)
+        headers = chunks.headers(offset=chunk.offset, dispatch=self._dispatch, at=chunk.at, tombstone=chunk.tombstone)
+        name = f"{chunk.stream}{'!' if chunk.tombstone else ''}"
+        headers["Nats-Msg-Id"] = chunks.message_id(self._run_id, self._attempt, self._dispatch, name, chunk.offset)
+        while True:
+            try:
+                await self._js.publish(subject, bytes(chunk.data), timeout=_TIMEOUT, headers=headers)
+            except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
+                # The message id makes a repeat harmless.
+                log.debug("log chunk of %s: %s; again", self._run_id, error)
+                await asyncio.sleep(_RETRY_DELAY)
+            else:
+                break
+        self._pending -= len(chunk.data)
+        self._in_flight -= 1
+        self._stored_some.set()
+        if self._pending < _PENDING:
+            self._room.set()

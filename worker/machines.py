@@ -1,0 +1,228 @@
+"""The live workspaces of one worker: each claimed in the log before its container exists, and given up in the log after.
+
+The claim is what keeps two workers from bringing one workspace to life twice: the loser of the compare-and-set learns where
+the workspace is, and sends the run there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bus.log import WORKSPACE, Log
+from bus.presence import Presence
+from helmr.errors import Conflict, HelmrError
+from helmr.events import Draft, WorkspaceState
+from helmr.models import Deployment
+from helmr.reducers import workspace as rules
+from helmr.subjects import Scope
+from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec
+from worker.sources import Sources
+
+log = logging.getLogger(__name__)
+
+#: Seconds a live workspace may idle before its machine is stopped (DESIGN: 5 min).
+IDLE_STOP = 300.0
+#: Idle machines beyond this number are stopped, least recently used first.
+MAX_IDLE = 16
+
+
+class Misplaced(Exception):
+    """The workspace is, or its files are, somewhere this worker cannot use them; ``lane`` is where the run belongs."""
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(f"the run belongs in lane {lane}")
+        self.lane = lane
+
+
+class Needs(NamedTuple):
+    """What a run needs of its workspace: the deployment's source, the sandbox, and somebody to tell how it is going."""
+
+    deployment: Deployment
+    sandbox: dict[str, Any]
+    progress: Callable[[str], None]
+
+
+class _Entry:
+    """What is known of one workspace here."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.machine: Machine | None = None
+        self.users = 0
+        self.idle_since = 0.0
+        self.watcher: asyncio.Task[None] | None = None
+
+
+class Machines:
+    """Brings workspaces to life, keeps them while they are used and a while longer, and stops them."""
+
+    def __init__(
+        self,
+        log: Log,
+        engine: Engine,
+        sources: Sources,
+        presence: Presence,
+        *,
+        worker_id: str,
+        host: str,
+        group: str,
+        idle_stop: float = IDLE_STOP,
+        max_idle: int = MAX_IDLE,
+    ) -> None:
+        self._log = log
+        self._engine = engine
+        self._sources = sources
+        self._presence = presence
+        self._worker_id = worker_id
+        self._host = host
+        self._group = group
+        self._idle_stop = idle_stop
+        self._max_idle = max_idle
+        self._entries: dict[tuple[Scope, str], _Entry] = {}
+        self._idle_changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def use(self, scope: Scope, workspace_id: str, needs: Needs) -> AsyncIterator[Machine]:
+        """A live machine for the length of a block.
+
+        Raises:
+            Misplaced: the workspace lives elsewhere.
+            ImageError, EngineUnavailable, Unavailable: it cannot be brought to life.
+        """
+        entry = self._entries.setdefault((scope, workspace_id), _Entry())
+        entry.users += 1
+        try:
+            async with entry.lock:
+                if entry.machine is None:
+                    await self._bring_up(scope, workspace_id, needs, entry)
+                machine = entry.machine
+                if machine is None:
+                    raise HelmrError(f"workspace {workspace_id} did not come up")
+                digest = needs.deployment.content_hash
+                await machine.put_source(digest, await self._sources.tree(digest))
+            yield machine
+        finally:
+            entry.users -= 1
+            entry.idle_since = asyncio.get_running_loop().time()
+            self._idle_changed.set()
+
+    async def stop(self, scope: Scope, workspace_id: str, reason: str) -> None:
+        """Stop a machine that nobody uses.
+
+        Raises:
+            Conflict: a run executes in it.
+        """
+        entry = self._entries.get((scope, workspace_id))
+        if entry is None:
+            return
+        async with entry.lock:
+            if entry.users:
+                hint = "wait for the run, or cancel it"
+                raise Conflict(f"workspace {workspace_id} is in use: a run executes in it", hint=hint)
+            await self._shut_down(scope, workspace_id, entry, reason)
+
+    async def stop_idle(self) -> None:
+        """Stop machines that have idled too long, or are too many, for ever; run in a task of its own."""
+        while True:
+            self._idle_changed.clear()
+            for key in self._due():
+                with contextlib.suppress(Conflict):  # it has just come into use again
+                    await self.stop(*key, "idle")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._next_due()):
+                    await self._idle_changed.wait()
+
+    async def close(self) -> None:
+        """Stop every machine, in use or not."""
+        async with asyncio.TaskGroup() as group:
+            for (scope, workspace_id), entry in list(self._entries.items()):
+                group.create_task(self._shut_down(scope, workspace_id, entry, "worker stopped"))
+
+    def _idle(self) -> list[tuple[float, tuple[Scope, str]]]:
+        return sorted((e.idle_since, key) for key, e in self._entries.items() if e.machine is not None and e.users == 0)
+
+    def _due(self) -> list[tuple[Scope, str]]:
+        idle = self._idle()
+        horizon = asyncio.get_running_loop().time() - self._idle_stop
+        surplus = max(len(idle) - self._max_idle, 0)
+        return [key for number, (since, key) in enumerate(idle) if since <= horizon or number < surplus]
+
+    def _next_due(self) -> float | None:
+        idle = self._idle()
+        return idle[0][0] + self._idle_stop if idle else None
+
+    async def _bring_up(self, scope: Scope, workspace_id: str, needs: Needs, entry: _Entry) -> None:
+        await self._claim(scope, workspace_id)
+        try:
+            image = await self._engine.ensure_image(await self._image(needs), needs.progress)
+            entry.machine = await self._engine.materialize(self._spec(workspace_id, image, needs.sandbox))
+        except BaseException as error:
+            await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
+            raise
+        entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry, entry.machine))
+
+    async def _claim(self, scope: Scope, workspace_id: str) -> None:
+        def decide(state: WorkspaceState) -> Draft:
+            live = state.materialization
+            gone = live.worker if live and not self._presence.is_alive(live.worker) else None
+            return rules.materialize(state, worker=self._worker_id, host=self._host, ref="", evict=gone)
+
+        try:
+            await self._log.transact(WORKSPACE, scope, workspace_id, decide)
+        except Conflict as error:
+            state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
+            if state.status == "deleted":
+                raise
+            lane = rules.lane(state, group=self._group, alive=set(self._presence.alive()))
+            raise Misplaced(lane) from error
+
+    async def _image(self, needs: Needs) -> ImageSpec:
+        image = needs.sandbox["image"]
+        steps = tuple(tuple(str(part) for part in step) for step in image["steps"])
+        needs_context = any(step[0] == "copy" for step in steps)
+        context = await self._sources.tree(needs.deployment.content_hash) if needs_context else None
+        return ImageSpec(base=image["base"], steps=steps, context=context)
+
+    def _spec(self, workspace_id: str, image: str, sandbox: dict[str, Any]) -> MachineSpec:
+        limits = {key: sandbox[key] for key in ("cpu", "memory", "pids", "disk") if sandbox.get(key) is not None}
+        return MachineSpec(
+            workspace_id=workspace_id,
+            worker_id=self._worker_id,
+            image=image,
+            mount_path=sandbox["mount_path"],
+            limits=msgspec.convert(limits, Limits, strict=False),
+            network="none" if sandbox.get("network") == "none" else "internet",
+        )
+
+    async def _watch(self, scope: Scope, workspace_id: str, entry: _Entry, machine: Machine) -> None:
+        """Forget a machine that ended by itself."""
+        reason = await machine.wait_lost()
+        async with entry.lock:
+            if entry.machine is machine:
+                log.warning("workspace %s lost its machine: %s", workspace_id, reason)
+                entry.machine = None
+                await self._give_up(scope, workspace_id, f"machine lost: {reason}")
+
+    async def _shut_down(self, scope: Scope, workspace_id: str, entry: _Entry, reason: str) -> None:
+        machine, entry.machine = entry.machine, None
+        if entry.watcher is not None:
+            entry.watcher.cancel()
+        if machine is not None:
+            await machine.stop()
+            await self._give_up(scope, workspace_id, reason)
+
+    async def _give_up(self, scope: Scope, workspace_id: str, reason: str) -> None:
+        try:
+            await self._log.transact(
+                WORKSPACE, scope, workspace_id, lambda state: rules.stop(state, worker=self._worker_id, reason=reason)
+            )
+        except HelmrError as error:
+            # Presence will tell the others that we are gone; the claim can then be evicted.
+            log.warning("workspace %s: cannot say that it is stopped: %s", workspace_id, error)

@@ -1,0 +1,116 @@
+"""Appends the events of one run under its lease, in order; the place where a lost lease is noticed.
+
+From the moment it holds the lease, a worker expects its own last sequence on every append. When somebody else appended in
+between, it reads the run again: if the lease is still its own (a cancel request came in, say), it goes on from there; if not,
+it is fenced, and must end what it executes without another word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from bus.log import RUN, Log, Position, Superseded
+from helmr.events import Draft, RunEvent, RunState
+from helmr.reducers import run as rules
+from helmr.subjects import Scope
+
+#: Events waiting to be appended before a writer has to wait.
+_MAX_WAITING = 256
+
+
+class Fenced(Exception):
+    """The lease is somebody else's, or the run has ended: stop, and stay silent."""
+
+
+class RunJournal:
+    """The writer of one leased run; run :meth:`run` in a task of its own."""
+
+    def __init__(
+        self, log: Log, scope: Scope, position: Position[RunEvent], on_state: Callable[[RunState], None]
+    ) -> None:
+        if position.event is None or position.event.state.lease is None:
+            raise Fenced("there is no lease to write under")
+        self._log = log
+        self._scope = scope
+        self._position = position
+        self._lease = position.event.state.lease
+        self._on_state = on_state
+        self._waiting: deque[Draft] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._lock = asyncio.Lock()
+
+    @property
+    def state(self) -> RunState:
+        """The run's state as of our last append or read."""
+        state: RunState = self._position.state
+        return state
+
+    async def put(self, draft: Draft) -> None:
+        """Have an event appended soon, after those put before it; waits while too many are waiting."""
+        if draft.kind == "metadata" and self._waiting and self._waiting[-1].kind == "metadata":
+            self._waiting.pop()  # each holds the whole document: the later one says it all
+        self._waiting.append(draft)
+        self._idle.clear()
+        self._changed.set()
+        if len(self._waiting) >= _MAX_WAITING:
+            self._room.clear()
+        await self._room.wait()
+
+    async def run(self) -> None:
+        """Append what is put, until cancelled.
+
+        Raises:
+            Fenced: the lease is lost.
+        """
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._waiting:
+                draft = self._waiting.popleft()
+                await self.append(lambda _, draft=draft: draft)  # type: ignore[misc]
+                self._room.set()
+            self._idle.set()
+
+    async def flush(self) -> None:
+        """Wait until everything put has been appended."""
+        await self._idle.wait()
+
+    async def append(self, decide: Callable[[RunState], Draft]) -> RunState:
+        """Append one event now; ``decide`` is asked again when something came in between.
+
+        Raises:
+            Fenced: the lease is lost.
+        """
+        async with self._lock:
+            while True:
+                try:
+                    self._position = await self._log.append(
+                        RUN, self._scope, self.state.id, self._position, decide(self.state)
+                    )
+                except Superseded:
+                    await self._reread()
+                else:
+                    return self.state
+
+    async def check(self) -> None:
+        """Read the run, in case a message about it was missed.
+
+        Raises:
+            Fenced: the lease is lost.
+        """
+        async with self._lock:
+            await self._reread()
+
+    async def _reread(self) -> None:
+        position = await self._log.last(RUN, self._scope, self.state.id)
+        state: RunState | None = position.state
+        if state is None or not rules.holds(state, worker=self._lease.worker, cursor=self._lease.cursor):
+            raise Fenced(f"run {self.state.id} is no longer leased to {self._lease.worker}")
+        self._position = position
+        self._on_state(state)

@@ -1,0 +1,48 @@
+"""The source trees of deployments on this worker: fetched once, unpacked once, by content hash."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from bus.artifacts import ArtifactStore
+from helmr.project import unpack
+
+
+class Sources:
+    """A folder of unpacked deployment archives."""
+
+    def __init__(self, artifacts: ArtifactStore, folder: Path) -> None:
+        self._artifacts = artifacts
+        self._folder = folder
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    async def tree(self, content_hash: str) -> Path:
+        """The unpacked archive with this hash.
+
+        Raises:
+            NotFound: the artifact store does not have it.
+        """
+        final = self._folder / content_hash
+        async with self._locks[content_hash]:
+            if not final.exists():
+                await self._fetch(content_hash, final)
+        return final
+
+    async def _fetch(self, content_hash: str, final: Path) -> None:
+        scratch = Path(tempfile.mkdtemp(dir=self._folder, prefix=".fetch-"))
+        try:
+            archive = scratch / "archive.tar.gz"
+            await self._artifacts.get(content_hash, archive)
+            await asyncio.to_thread(unpack, archive.read_bytes(), scratch / "tree")
+            try:
+                (scratch / "tree").replace(final)
+            except OSError:
+                if not final.exists():  # another worker of this host may have been quicker
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

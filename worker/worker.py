@@ -1,0 +1,273 @@
+"""The worker: takes runs from its lanes, leases them, executes them, and keeps saying that it is alive.
+
+Only the compare-and-set append of ``leased`` makes a run this worker's; an acknowledgement is a hint to the queue and no
+authority. Its identity is new at every start, so that nobody takes it for the one that died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+
+from bus import topology
+from bus.artifacts import ArtifactStore
+from bus.deployments import Deployments
+from bus.leases import lane_of, redispatch
+from bus.log import RUN, Log
+from bus.presence import Presence, WorkerInfo, announce, withdraw
+from bus.pull import Delivery
+from bus.services.workspaces import StopOrder
+from bus.starts import DEFAULT_GROUP
+from helmr import events, ids, subjects
+from helmr.errors import EngineUnavailable, HelmrError, Unavailable
+from helmr.events import RunEvent
+from helmr.subjects import Scope
+from helmr.version import __version__
+from worker.engine import Engine, EngineInfo
+from worker.execution import Execution, HandedBack
+from worker.lanes import Lane, Slots, remove_lane
+from worker.leasing import LOOK_AGAIN, Held, Stale, take_lease
+from worker.machines import Machines
+from worker.run_journal import Fenced
+from worker.services import Services
+from worker.sources import Sources
+
+log = logging.getLogger(__name__)
+
+#: Seconds between looks at an engine that does not answer.
+_ENGINE_RETRY = 2.0
+#: Lease checks under way at the same time: they are only a precaution.
+_CHECKS = 8
+_EVERYWHERE = Scope("*", "*")
+
+
+class Worker:
+    """One worker process; :meth:`run` is its life."""
+
+    def __init__(
+        self, nc: Nats, engine: Engine, info: EngineInfo, *, home: Path, slots: int, group: str = DEFAULT_GROUP
+    ) -> None:
+        self.id = ids.new("wrk")
+        self.nc = nc
+        self.engine = engine
+        self.info = info
+        self.group = group
+        self.slots = Slots(slots)
+        self._log = Log(nc)
+        self._presence = Presence(nc)
+        self._deployments = Deployments(nc)
+        self._gate = asyncio.Event()
+        self._executions: dict[str, Execution] = {}
+        self._messages: set[Msg] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
+        self._progress = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._machines_gone = asyncio.Event()
+        self._engine_lost = asyncio.Event()
+        self._started_at = events.now()
+        self.machines = Machines(
+            self._log,
+            engine,
+            Sources(ArtifactStore(nc), home / "sources"),
+            self._presence,
+            worker_id=self.id,
+            host=info.host,
+            group=group,
+        )
+        self._services = Services(
+            log=self._log,
+            deployments=self._deployments,
+            machines=self.machines,
+            engine_lost=lambda _: self._engine_lost.set(),
+        )
+        names = (group, f"~{info.host}", f"@{self.id}")
+        self._lanes = [Lane(nc, name, self.slots, self._gate, self._take) for name in names]
+
+    async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
+        """Work until ``stop`` is set, then hand back what is unfinished and stop every machine."""
+        async with asyncio.TaskGroup() as tasks:
+            background = await self._start(tasks)
+            if ready is not None:
+                ready.set()
+            await stop.wait()
+            await self._shut_down()
+            for task in background:
+                task.cancel()
+
+    async def _start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        background = [
+            tasks.create_task(self._presence.watch()),
+            tasks.create_task(self._deployments.watch()),
+            tasks.create_task(self.machines.stop_idle()),
+        ]
+        await asyncio.gather(self._presence.ready.wait(), self._deployments.ready.wait())
+        await self._remove_leftovers()
+        await announce(self.nc, self._about())
+        await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
+        await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
+        for lane in self._lanes:
+            await lane.create()
+        background += [tasks.create_task(lane.run()) for lane in self._lanes]
+        background += [tasks.create_task(self._beat()), tasks.create_task(self._mind_engine())]
+        self._gate.set()
+        return background
+
+    async def _shut_down(self) -> None:
+        self._gate.clear()
+        self._stopping.set()
+        for execution in list(self._executions.values()):
+            execution.stop(HandedBack("the worker was stopped"))
+        await self._until(lambda: not self._executions)
+        await self.machines.close()
+        self._machines_gone.set()
+        await self._until(lambda: not self._handlers)
+        await self.engine.close()
+        try:
+            await remove_lane(self.nc, f"@{self.id}")
+            await withdraw(self.nc, self.id)
+        except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            log.info("could not say good-bye: %s", error)  # presence expires, and control clears the lane
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._progress.clear()
+            await self._progress.wait()
+
+    def _about(self) -> WorkerInfo:
+        return WorkerInfo(
+            id=self.id,
+            host=self.info.host,
+            group=self.group,
+            engine=self.info.name,
+            isolated=self.info.isolated,
+            slots=self.slots.total,
+            running=len(self._executions),
+            started_at=self._started_at,
+            version=__version__,
+        )
+
+    async def _remove_leftovers(self) -> None:
+        """Remove what dead workers of this host left running."""
+        for ref in await self.engine.collect({*self._presence.alive(), self.id}):
+            log.info("removed %s, left by a worker that is gone", ref)
+
+    def _take(self, item: Delivery) -> None:
+        self.slots.claim()
+        task = asyncio.create_task(self._handle(item))
+        self._handlers.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._handlers.discard(task)
+        self._progress.set()
+
+    async def _handle(self, item: Delivery) -> None:
+        """See the run of one dispatch message to its end, and settle the message."""
+        self._messages.add(item.msg)
+        entered = False
+        try:
+            await self.slots.enter()
+            entered = True
+            await self._serve(item)
+        except Stale:
+            await item.msg.ack()
+        except Held as held:
+            log.info("%s is %s", item.msg.subject, held)
+            await item.msg.nak(delay=LOOK_AGAIN)
+        except (Unavailable, nats.errors.Error) as error:
+            log.warning("%s: %s; it will be delivered again", item.msg.subject, error)
+        except Exception:
+            log.exception("%s: it will be delivered again", item.msg.subject)
+        else:
+            await item.msg.ack()
+        finally:
+            self._messages.discard(item.msg)
+            self.slots.leave(entered=entered)
+
+    async def _serve(self, item: Delivery) -> None:
+        scope = subjects.parse_event(item.msg.subject).scope
+        dispatched = RUN.decode(item.msg.data)
+        if self._stopping.is_set():
+            raise Unavailable("the worker is stopping")
+        position = await take_lease(self._log, self._presence, scope, item, dispatched, worker=self.id)
+        execution = Execution(self._services, scope, position)
+        self._executions[dispatched.run_id] = execution
+        try:
+            if self._stopping.is_set():
+                execution.stop(HandedBack("the worker was stopped"))
+            await execution.run()
+        finally:
+            del self._executions[dispatched.run_id]
+            self._progress.set()
+        if execution.handed_back:
+            await self._requeue(scope, dispatched)
+
+    async def _requeue(self, scope: Scope, dispatched: RunEvent) -> None:
+        """Queue a run again that was handed back; when we are stopping, only once our machines are gone."""
+        alive = set(self._presence.alive())
+        if self._stopping.is_set():
+            await self._machines_gone.wait()
+            alive.discard(self.id)
+        lane = await lane_of(self._log, scope, dispatched.run_id, group=self.group, alive=alive)
+        await redispatch(self._log, scope, dispatched.run_id, dispatch=dispatched.cursor, lane=lane)
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        execution = self._executions.get(subjects.parse_event(msg.subject).id)
+        if execution is not None:
+            execution.request_cancel()
+
+    async def _on_stop_order(self, msg: Msg) -> None:
+        order = msgspec.json.decode(msg.data, type=StopOrder)
+        try:
+            await self.machines.stop(Scope(order.project, order.environment), order.id, "stopped on request")
+        except HelmrError as error:
+            await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
+        else:
+            await msg.respond(b"{}")
+
+    async def _beat(self) -> None:
+        """Say that we are alive and at work, and make sure that our leases are still ours."""
+        while True:
+            await asyncio.sleep(topology.HEARTBEAT)
+            try:
+                await announce(self.nc, self._about())
+                for msg in list(self._messages):
+                    await msg.in_progress()
+                await self._check_leases()
+            except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+                log.warning("heartbeat: %s: %s", type(error).__name__, error)
+
+    async def _check_leases(self) -> None:
+        limit = asyncio.Semaphore(_CHECKS)
+
+        async def check(execution: Execution) -> None:
+            async with limit:
+                try:
+                    await execution.journal.check()
+                except Fenced as fenced:
+                    execution.stop(fenced)
+
+        await asyncio.gather(*(check(execution) for execution in list(self._executions.values())))
+
+    async def _mind_engine(self) -> None:
+        """Take no runs while the engine does not answer: each would only come back at once."""
+        while True:
+            await self._engine_lost.wait()
+            self._gate.clear()
+            try:
+                await self.engine.check()
+            except EngineUnavailable as error:
+                log.warning("%s; looking again in %g s", error, _ENGINE_RETRY)
+                await asyncio.sleep(_ENGINE_RETRY)
+            else:
+                self._engine_lost.clear()
+                if not self._stopping.is_set():
+                    self._gate.set()
