@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from helmr.version import __version__
+
 if TYPE_CHECKING:
     from helmr import logger, metadata, streams
     from helmr.client import AsyncClient, Client
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     )
     from helmr.sandbox import Image, Sandbox
     from helmr.tasks import Task, task
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AsyncClient",

@@ -112,6 +112,13 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _whole(value: float) -> int:
+    # 1.0 is a whole number to JSON Schema, too.
+    if value != int(value):
+        raise ValueError(value)
+    return int(value)
+
+
 def _iso(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     # Python 3.10 reads no "Z" and wants 3 or 6 digits of fraction.
     def read(text: str) -> Any:
@@ -145,7 +152,7 @@ _SCALARS: dict[Any, tuple[tuple[type, ...], str, Callable[[Any], Any]]] = {
     None: ((type(None),), "null", _same),
     type(None): ((type(None),), "null", _same),
     bool: ((bool,), "true or false", _same),
-    int: ((int,), "a whole number", _same),
+    int: (_NUMBERS, "a whole number", _whole),
     float: (_NUMBERS, "a number", float),
     str: ((str,), "text", _same),
     bytes: ((str,), "base64 text", functools.partial(base64.b64decode, validate=True)),

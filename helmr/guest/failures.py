@@ -20,7 +20,7 @@ _OWN = str(Path(__file__).absolute().parents[1]) + os.sep
 _LIBRARY = (f"{os.sep}asyncio{os.sep}", f"{os.sep}importlib{os.sep}", "<frozen ")
 
 
-class OutputRefused(Exception):  # noqa: N818  (a result, not an error of ours)
+class OutputRefused(Exception):
     """What the function returned cannot be the output of a run; ``code`` is the failure code."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -28,7 +28,7 @@ class OutputRefused(Exception):  # noqa: N818  (a result, not an error of ours)
         self.code = code
 
 
-class ModuleBroken(Exception):  # noqa: N818
+class ModuleBroken(Exception):
     """The task's module could not be imported; the reason is its ``__cause__``."""
 
 
@@ -72,7 +72,7 @@ def _exit(request: SystemExit) -> tuple[dict[str, Any], int]:
 def _error(failure: BaseException, source_path: str) -> dict[str, Any]:
     shown = failure.__cause__ if isinstance(failure, ModuleBroken) and failure.__cause__ else failure
     trace = _trimmed(shown.__traceback__)
-    where = _where(shown, trace, source_path)
+    where = place_of(shown, source_path)
     message = _text(shown)
     if shown is not failure:
         message = f"{failure}: {type(shown).__name__}: {message}" + (f" ({where})" if where else "")
@@ -116,10 +116,11 @@ def _trimmed(trace: TracebackType | None) -> TracebackType | None:
     return None
 
 
-def _where(failure: BaseException, trace: TracebackType | None, source_path: str) -> str | None:
+def place_of(failure: BaseException, source_path: str) -> str | None:
     """``file:line`` of the last line of the project that was being executed, or that could not be parsed."""
     root = str(Path(source_path).absolute()) + os.sep
-    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(trace)]
+    frames = traceback.extract_tb(_trimmed(failure.__traceback__))
+    places = [(frame.filename, frame.lineno) for frame in frames]
     if isinstance(failure, SyntaxError) and failure.filename:
         places.append((failure.filename, failure.lineno))
     own = [place for place in places if place[0].startswith(root)] or places
