@@ -189,7 +189,6 @@ class Channel(asyncio.Protocol):
         self.pid = 0  #: of the supervisor, in its own namespace
         self.lost = ""  #: why the connection ended; empty while it lives
         self._processes: dict[int, ChannelProcess] = {}
-        self._resume: Mapping[str, int] = {}
         self._next = 1
         self._reader = protocol.FrameReader()
         self._transport: asyncio.WriteTransport | None = None
@@ -217,16 +216,18 @@ class Channel(asyncio.Protocol):
         try:
             async with asyncio.timeout_at(deadline):
                 channel = await cls._reach(path)
-                channel._resume = dict(resume or {})
-                channel.write(protocol.json_frame(protocol.HELLO, {"client": client, "taken": dict(channel._resume)}))
-                try:
-                    await channel._welcomed
-                except BaseException:
-                    channel.close()
-                    raise
+                await channel._greet(client, resume or {})  # noqa: SLF001  (its own class)
         except TimeoutError as error:
             raise Unavailable(f"the supervisor behind {path} does not answer") from error
         return channel
+
+    async def _greet(self, client: str, taken: Mapping[str, int]) -> None:
+        self.write(protocol.json_frame(protocol.HELLO, {"client": client, "taken": dict(taken)}))
+        try:
+            await self._welcomed
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     async def _reach(cls, path: Path) -> Channel:

@@ -58,16 +58,13 @@ class Child:
 
     def __init__(
         self,
-        number: int,
-        ident: str,
-        kind: str,
         selector: selectors.BaseSelector,
         ended: Callable[[Child, dict[str, Any]], None],
         sent: Callable[[Child, str | None], None],
     ) -> None:
-        self.ident = ident
-        self.kind = kind
-        self.journal = Journal(number)
+        self.ident = ""
+        self.kind = ""
+        self.journal = Journal(0)
         self.alive = True
         self.alone = True  #: no other process was alive meanwhile (for whom the kernel killed one)
         self.oom_kills = 0  #: the counter at the start
@@ -83,6 +80,12 @@ class Child:
         self._control_mask = 0
         self._report = b""
         self._parked = True
+
+    def name(self, number: int, ident: str, kind: str) -> None:
+        """Give a process, forked already or not, its identity; before it has said anything."""
+        self.journal.number = number
+        self.ident = ident
+        self.kind = kind
 
     @property
     def done(self) -> bool:
@@ -111,7 +114,7 @@ class Child:
         self._link, self._control = made[0], made[2]
         made[0].setblocking(False)
         made[2].setblocking(False)
-        for stream, fd in zip(self._streams, (made[4], made[6])):
+        for stream, fd in zip(self._streams, (made[4], made[6]), strict=True):
             os.set_blocking(fd, False)
             stream.fd = fd
         self._selector.register(made[0], selectors.EVENT_READ, self._on_link)

@@ -1,10 +1,14 @@
 """The supervisor's end of the zygote: starts it, hands it the descriptors of new processes, and replaces it if it dies."""
 
+# pathlib would be a good part of the start-up time.
+# ruff: noqa: PTH
 from __future__ import annotations
 
 import array
 import os
+import select
 import selectors
+import signal
 import socket
 import sys
 from collections import deque
@@ -16,6 +20,8 @@ if TYPE_CHECKING:
     from helmr.guest.child import Child, Ends
 
 _ZYGOTE_FD = 3
+#: Seconds for the zygote to end; it may be importing still.
+_PATIENCE = 2.0
 
 
 class Forks:
@@ -45,7 +51,10 @@ class Forks:
         argv = [sys.executable, "-B", script, *self.settings]
         with theirs:
             self.pid = os.posix_spawn(
-                sys.executable, argv, self.environment, file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), _ZYGOTE_FD)]
+                sys.executable,
+                argv,
+                self.environment,
+                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), _ZYGOTE_FD)],
             )
         ours.setblocking(False)
         self.requests = ours
@@ -93,6 +102,17 @@ class Forks:
             return
         self.close()
         self.flush()
+
+    def end(self) -> None:
+        """Wait for the zygote to end, which it does when its shims have; not for long, it has nothing to lose."""
+        requests, pid = self.requests, self.pid
+        if requests is None or pid is None:
+            return
+        requests.shutdown(socket.SHUT_WR)
+        if not select.select([requests], [], [], _PATIENCE)[0]:
+            os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        self.close()
 
     def close(self) -> None:
         """Let go of the zygote; with its socket closed it ends by itself."""

@@ -4,6 +4,8 @@ All of it happens in the forked child. What the child is to do, secrets included
 else, so that the zygote, whose memory every later process inherits, never sees it.
 """
 
+# pathlib would be a good part of the start-up time.
+# ruff: noqa: PTH
 from __future__ import annotations
 
 import atexit
@@ -14,7 +16,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import traceback
 
 from helmr.guest import protocol, tree
@@ -52,7 +53,7 @@ class Settings:
         self.runner = runner
 
 
-class Refusal(Exception):  # noqa: N818  (it is not an error of ours)
+class Refusal(Exception):
     """The process cannot be started as asked; ``code`` becomes its exit code."""
 
     def __init__(self, message: str, code: int = _NOT_FOUND) -> None:
@@ -65,8 +66,10 @@ def main(files: Files, complain: int, settings: Settings) -> NoReturn:
     code = 1
     try:
         control = socket.socket(fileno=files.control)
-        _take_place(files, settings)
+        _take_place(files)
         order = _receive(control)
+        _prefer_as_victim()
+        _give_up_rights(settings)
         _enter(order, settings)
         if order.get("kind") == "argv":
             _execute(order["argv"])
@@ -82,17 +85,22 @@ def main(files: Files, complain: int, settings: Settings) -> NoReturn:
         os._exit(code & 0xFF)
 
 
-def _take_place(files: Files, settings: Settings) -> None:
-    """Own session, the task's descriptors as 0, 1 and 2, first to die when memory runs out, and no more rights than it needs."""
+def _take_place(files: Files) -> None:
+    """Own session, the task's descriptors as 0, 1 and 2."""
     os.setsid()
-    _prefer_as_victim()
     nothing = os.open("/dev/null", os.O_RDONLY)
     for source, target in ((nothing, 0), (files.stdout, 1), (files.stderr, 2)):
         os.dup2(source, target)
         os.close(source)
-    # Line by line, as on a terminal: print() must arrive while the task runs. No fsync of partial lines: flush does that.
-    sys.stdout = sys.__stdout__ = open(1, "w", 1, "utf-8", "surrogateescape", closefd=False)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # type: ignore[misc]
+    # Line by line, as on a terminal: print() must arrive while the task runs.
+    for name, fd, errors in (("stdout", 1, "surrogateescape"), ("stderr", 2, "backslashreplace")):
+        stream = open(fd, "w", 1, "utf-8", errors, closefd=False)  # noqa: SIM115  (open as long as the process)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _give_up_rights(settings: Settings) -> None:
+    """Become the tasks' user; only now, because a process that waits as that user for its order could be tampered with."""
     if settings.uid is not None and settings.gid is not None:
         os.setgroups([])
         os.setresgid(settings.gid, settings.gid, settings.gid)
@@ -101,6 +109,7 @@ def _take_place(files: Files, settings: Settings) -> None:
 
 
 def _prefer_as_victim() -> None:
+    """When memory runs out, the kernel is to end a task rather than the supervisor."""
     try:
         with open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
@@ -120,7 +129,7 @@ def _exactly(control: socket.socket, size: int) -> bytes:
     while len(data) < size:
         piece = control.recv(size - len(data))
         if not piece:
-            raise Refusal("the supervisor went away before it said what to start", 1)
+            os._exit(0)  # a spare process that was not needed
         data += piece
     return bytes(data)
 
@@ -141,7 +150,7 @@ def _execute(argv: list[str]) -> NoReturn:
     for name in ("SIGPIPE", "SIGXFSZ"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     try:
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # noqa: S606
     except FileNotFoundError as error:
         raise Refusal(f"cannot execute {argv[0]!r}: no such program") from error
     except OSError as error:
@@ -169,7 +178,7 @@ def resolve(runner: str) -> Callable[[dict[str, Any], socket.socket], int]:
 
 
 def _call(runner: str, task: dict[str, Any], control: socket.socket) -> int:
-    """Call the runner, then end as an interpreter would: threads, exit functions, buffers."""
+    """Call the runner, then do what an interpreter does at its end: exit functions and buffers."""
     gc.enable()
     try:
         code = resolve(runner)(task, control)
@@ -179,12 +188,12 @@ def _call(runner: str, task: dict[str, Any], control: socket.socket) -> int:
         traceback.print_exc()
         code = 1
     try:
-        # As multiprocessing ends its forked children: a full interpreter shutdown costs milliseconds and frees nothing.
-        getattr(threading, "_shutdown")()  # noqa: B009
+        # What libraries registered to be done at the end. Threads are not waited for, no more than processes are: the task
+        # has returned. A full interpreter shutdown would cost milliseconds and free nothing.
         getattr(atexit, "_run_exitfuncs")()  # noqa: B009
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001  (as above)
         traceback.print_exc()
         code = code or 1
     return code

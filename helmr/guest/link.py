@@ -1,4 +1,4 @@
-"""One worker's connection, as the supervisor sees it: frames come in, answers and journals go out, and nothing here ever waits."""
+"""One worker's connection as the supervisor sees it: frames come in, answers and journals go out, nothing ever waits."""
 
 from __future__ import annotations
 
@@ -112,6 +112,13 @@ class Link:
             mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
             self._selector.modify(self.connection, mask, self._on_ready)
             self._writing = writing
+
+    def finish(self) -> None:
+        """Send nothing more; the client closes when it has read everything. Closing first could cost it the last frames."""
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
 
     def close(self) -> None:
         """Let the client go; what it has not acknowledged stays in the journals."""

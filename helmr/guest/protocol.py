@@ -24,7 +24,7 @@ HEADER = Struct(">BIQI")
 OFFSET = Struct(">Q")
 LENGTH = Struct(">I")
 
-#: An order to a shim: ``D`` (seconds from the start to the deadline, grace) or ``C`` (end it within this grace, 0).
+#: An order to a shim: ``D`` (seconds from now to the deadline, grace) or ``C`` (end it within this grace, 0).
 ORDER = Struct(">cdd")
 DEADLINE = b"D"
 CANCEL_ORDER = b"C"

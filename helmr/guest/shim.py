@@ -66,7 +66,6 @@ class _Watch:
         self.wakeup = wakeup
         self.main_pid = main_pid
         self.complaints = complaints
-        self.started = time.monotonic()
         self.status: int | None = None  #: as os.waitpid gives it, of the main process
         self.killed = False  #: a process that we reaped had been killed, and not by us
         self.killing = False
@@ -125,7 +124,7 @@ class _Watch:
             if kind == CANCEL_ORDER:
                 self.terminate("cancel", first)
             elif self.kill_at is None:
-                self.deadline = self.started + first
+                self.deadline = time.monotonic() + first
                 self.grace = second
         return bool(data)
 

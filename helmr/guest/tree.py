@@ -4,14 +4,18 @@ A tree's root is a subreaper, so a descendant cannot leave by double fork or ``s
 of the root. Hence "the root has no children" means "nothing is left".
 """
 
+# pathlib would be a good part of the start-up time.
+# ruff: noqa: PTH
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from functools import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ctypes
     from collections.abc import Callable
 
 _PR_SET_DUMPABLE = 4
@@ -21,14 +25,18 @@ _PR_SET_NO_NEW_PRIVS = 38
 _SWEEPS = 20
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _prctl(option: int, value: int) -> None:
     if sys.platform != "linux":
         return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
+    if _libc().prctl(option, value, 0, 0, 0) != 0:
+        number = sys.modules["ctypes"].get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 

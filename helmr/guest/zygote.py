@@ -7,6 +7,8 @@ Run as a script with the request socket as descriptor 3. A request is the 4-byte
 shim link, control socket, stdout, stderr.
 """
 
+# pathlib would be a good part of the start-up time.
+# ruff: noqa: PTH
 from __future__ import annotations
 
 import array
@@ -33,7 +35,10 @@ REQUESTS = 3
 NUMBER_SIZE = 4
 DESCRIPTORS = 4
 
-_COMMON = "asyncio collections contextlib dataclasses datetime functools inspect json logging pathlib re traceback typing uuid".split()
+_COMMON = (
+    *("asyncio", "collections", "contextlib", "dataclasses", "datetime", "functools", "inspect"),
+    *("json", "logging", "pathlib", "re", "traceback", "typing", "uuid"),
+)
 
 
 class Zygote:
@@ -47,7 +52,7 @@ class Zygote:
         self.links: dict[int, socket.socket] = {}
 
     def serve(self) -> None:
-        """Fork on request until the supervisor closes the socket."""
+        """Fork on request until the supervisor closes the socket; then wait for the shims, which end because it is gone."""
         poller = select.poll()
         poller.register(self.wakeup, select.POLLIN)
         poller.register(self.requests, select.POLLIN)
@@ -57,7 +62,9 @@ class Zygote:
                 signals.received(self.wakeup)
                 self.reap(os.WNOHANG)
             if self.requests.fileno() in ready and not self.answer():
-                return
+                break
+        while self.reap(0):
+            pass
 
     def answer(self) -> bool:
         """Fork for one request; False at the end of requests."""
@@ -118,9 +125,7 @@ def main(arguments: list[str]) -> None:
     requests = socket.socket(fileno=REQUESTS)
     requests.set_inheritable(False)
     workspace, sources, uid, gid, runner = arguments
-    settings = launch.Settings(
-        workspace, sources or None, int(uid) if uid else None, int(gid) if gid else None, runner
-    )
+    settings = launch.Settings(workspace, sources or None, int(uid) if uid else None, int(gid) if gid else None, runner)
     tree.become_subreaper()
     if settings.uid is not None:
         tree.forbid_new_privileges()
