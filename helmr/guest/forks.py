@@ -1,7 +1,5 @@
 """The supervisor's end of the zygote: starts it, hands it the descriptors of new processes, and replaces it if it dies."""
 
-# pathlib would be a good part of the start-up time.
-# ruff: noqa: PTH
 from __future__ import annotations
 
 import array

@@ -4,8 +4,6 @@ All of it happens in the forked child. What the child is to do, secrets included
 else, so that the zygote, whose memory every later process inherits, never sees it.
 """
 
-# pathlib would be a good part of the start-up time.
-# ruff: noqa: PTH
 from __future__ import annotations
 
 import atexit

@@ -10,8 +10,6 @@ Run as a script, by any Python >= 3.10, from wherever the folder ``helmr`` is mo
         [--uid N --gid N] [--home DIR] [--orphan-timeout SECONDS] [--stop-grace SECONDS] [--runner MODULE:FUNCTION]
 """
 
-# pathlib would be a good part of the start-up time.
-# ruff: noqa: PTH
 from __future__ import annotations
 
 import os

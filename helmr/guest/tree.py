@@ -4,8 +4,6 @@ A tree's root is a subreaper, so a descendant cannot leave by double fork or ``s
 of the root. Hence "the root has no children" means "nothing is left".
 """
 
-# pathlib would be a good part of the start-up time.
-# ruff: noqa: PTH
 from __future__ import annotations
 
 import os

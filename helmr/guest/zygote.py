@@ -7,8 +7,6 @@ Run as a script with the request socket as descriptor 3. A request is the 4-byte
 shim link, control socket, stdout, stderr.
 """
 
-# pathlib would be a good part of the start-up time.
-# ruff: noqa: PTH
 from __future__ import annotations
 
 import array

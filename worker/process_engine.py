@@ -1,0 +1,334 @@
+"""The engine without isolation: a supervisor as a plain child process, a workspace as a plain folder.
+
+It exists so that Helmr can be tried without a container engine, and so that most tests are quick. Tasks run as the worker's
+own user, with its files and its network; nothing limits what they use. :meth:`ProcessEngine.check` says so.
+
+A supervisor outlives a killed worker for :data:`ORPHAN_TIMEOUT` seconds. Its process id stands in a file beside its socket,
+together with the start time that tells it from a later process of the same number, so that the next worker of this home
+can end it before it uses the workspace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import re
+import select
+import shutil
+import signal
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+
+import helmr.guest
+from helmr.errors import EngineUnavailable, Unavailable, UsageError
+from worker.channel import Channel, ChannelProcess
+from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
+from worker.host import host_id
+from worker.machine_folder import MachineFolder
+
+#: Seconds that a supervisor lives on without a worker.
+ORPHAN_TIMEOUT = 20.0
+#: Seconds from the start of a supervisor until it must have answered; 0.05 on a quiet machine.
+_READY = 15.0
+#: Seconds that a supervisor may take to end beyond the grace given to processes.
+_STOP_MARGIN = 3.0
+#: What tasks get of the worker's environment: where programs, certificates and proxies are. Never its credentials.
+_INHERITED = re.compile(r"PATH|TZ|TMPDIR|SSL_CERT_(FILE|DIR)|(https?|no|all)_proxy|(HTTPS?|NO|ALL)_PROXY")
+#: What may be the name of a folder.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_RECORD = "supervisor.json"
+_LOG = "supervisor.log"
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True):
+    """The supervisor of a machine folder, for whoever comes later."""
+
+    pid: int
+    born: str
+    worker_id: str
+
+
+class ProcessMachine:
+    """A supervisor process and the folder it works in (:class:`worker.engine.Machine`)."""
+
+    def __init__(
+        self, spec: MachineSpec, process: asyncio.subprocess.Process, channel: Channel, folder: MachineFolder
+    ) -> None:
+        self.workspace_id = spec.workspace_id
+        self.ref = str(process.pid)
+        self._process = process
+        self._channel = channel
+        self._folder = folder
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def put_source(self, name: str, tree: Path) -> None:
+        """Copy the folder ``tree`` into the machine's own folder; doing it twice is free."""
+        await self._folder.put_source(name, tree)
+
+    async def start(self, spec: ProcessSpec) -> ChannelProcess:
+        """Start a process tree; see :meth:`worker.engine.Machine.start`."""
+        return await self._channel.start(spec)
+
+    async def stop(self, grace: float = 2.0) -> None:
+        """End every process and the supervisor; the workspace's folder stays."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(grace))
+        await asyncio.shield(self._stopping)
+
+    async def wait_lost(self) -> str:
+        """Return, with the reason, when the supervisor has ended or hung up."""
+        reason = await self._channel.wait_lost()
+        with contextlib.suppress(TimeoutError):
+            code = await asyncio.wait_for(self._process.wait(), 1.0)
+            if code < 0:
+                return f"the supervisor was ended by {signal.Signals(-code).name}"
+        return reason
+
+    async def _stop(self, grace: float) -> None:
+        try:
+            self._channel.stop(grace)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), grace + _STOP_MARGIN)
+        finally:
+            self._channel.close("the machine was stopped")
+            await _reap(self._process)
+            await asyncio.to_thread(self._folder.remove)
+
+
+class ProcessEngine:
+    """Machines as plain processes (:class:`worker.engine.Engine`).
+
+    Workspaces are the folders ``<home>/workspaces/<id>``. ``runner`` names the function (``module:function``) that tasks are
+    handed to, and ``environment`` adds to what every process gets; the defaults are right except in tests.
+    """
+
+    name = "process"
+
+    def __init__(
+        self, home: Path, *, runner: str = "helmr.guest.runner:main", environment: dict[str, str] | None = None
+    ) -> None:
+        self._home = home.absolute()
+        self._runner = runner
+        self._environment = environment or {}
+        self._machines: dict[str, ProcessMachine] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def check(self) -> EngineInfo:
+        """What this engine is, loud about what it is not.
+
+        Raises:
+            EngineUnavailable: the platform has no unix sockets to pass descriptors over, or the home cannot be written.
+        """
+        if sys.platform not in {"linux", "darwin"}:
+            raise EngineUnavailable(
+                f"the process engine does not work on {sys.platform}", hint="use a Linux machine, or --engine docker"
+            )
+        try:
+            host = host_id(self._home)
+        except OSError as error:
+            raise EngineUnavailable(
+                f"the home folder {self._home} cannot be written: {error.strerror}",
+                hint="set HELMR_HOME to one that can",
+            ) from error
+        notes = ["no isolation: tasks run as this user, with its files and its network, and without limits"]
+        if sys.platform != "linux":
+            notes.append("process trees are not tracked on this platform: a task can leave processes behind")
+        return EngineInfo(
+            name=self.name, version=platform.python_version(), host=host, isolated=False, notes=tuple(notes)
+        )
+
+    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+        """Always the same: tasks get the worker's own Python, whatever the image says."""
+        if spec.steps:
+            kinds = ", ".join(dict.fromkeys(step[0] for step in spec.steps))
+            progress(f"the process engine ignores the image's steps ({kinds}); tasks run on {sys.executable}")
+        return "process"
+
+    async def materialize(self, spec: MachineSpec) -> ProcessMachine:
+        """A live supervisor on the workspace's folder, which no other supervisor of this home has.
+
+        Raises:
+            UsageError: the workspace's id cannot be the name of a folder.
+            EngineUnavailable: the supervisor does not start.
+        """
+        workspace = self._workspace(spec.workspace_id)
+        async with self._locks[spec.workspace_id]:
+            await self._clear(spec.workspace_id)
+            workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder = self._folder(spec.workspace_id)
+            try:
+                machine = await self._boot(spec, workspace, folder)
+            except BaseException:
+                await asyncio.shield(self._remove_leftover(folder))
+                raise
+            self._machines[spec.workspace_id] = machine
+            return machine
+
+    async def delete(self, workspace_id: str) -> None:
+        """Remove the workspace's machine, if there is one, and its files."""
+        workspace = self._workspace(workspace_id)
+        async with self._locks[workspace_id]:
+            await self._clear(workspace_id)
+            if workspace.exists():
+                await asyncio.to_thread(_delete_tree, workspace)
+
+    async def collect(self, live_workers: set[str]) -> list[str]:
+        """End the supervisors of workers that are gone."""
+        removed = []
+        for path in sorted(self._folder("").path.glob("*")):
+            async with self._locks[path.name]:
+                record = _read_record(path / "run" / _RECORD)
+                if path.name not in self._machines and (record is None or record.worker_id not in live_workers):
+                    removed += await self._remove_leftover(self._folder(path.name))
+        return removed
+
+    async def close(self) -> None:
+        """Stop every machine that this engine started."""
+        async with asyncio.TaskGroup() as group:
+            for workspace_id in list(self._machines):
+                group.create_task(self._stop(workspace_id))
+
+    async def _stop(self, workspace_id: str) -> None:
+        async with self._locks[workspace_id]:
+            await self._clear(workspace_id, grace=2.0)
+
+    def _workspace(self, workspace_id: str) -> Path:
+        if not _NAME.fullmatch(workspace_id):
+            raise UsageError(f"{workspace_id!r} cannot be the id of a workspace")
+        return self._home / "workspaces" / workspace_id
+
+    def _folder(self, workspace_id: str) -> MachineFolder:
+        """Apart from those of the docker engine, which would take them for leftovers of its own."""
+        return MachineFolder(self._home / "processes", workspace_id)
+
+    async def _boot(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
+        folder.create()
+        process = await self._spawn(spec, workspace, folder)
+        try:
+            record = _Record(pid=process.pid, born=_born(process.pid), worker_id=spec.worker_id)
+            (folder.run / _RECORD).write_bytes(msgspec.json.encode(record))
+            channel = await self._greet(spec, process, folder)
+        except BaseException:
+            await asyncio.shield(_reap(process))
+            raise
+        return ProcessMachine(spec, process, channel, folder)
+
+    async def _greet(self, spec: MachineSpec, process: asyncio.subprocess.Process, folder: MachineFolder) -> Channel:
+        """Connect to the supervisor as soon as it listens, unless it ends first."""
+        connecting = asyncio.ensure_future(Channel.connect(folder.socket(), client=spec.worker_id, ready_within=_READY))
+        ending = asyncio.ensure_future(process.wait())
+        try:
+            await asyncio.wait([connecting, ending], return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                return connecting.result()
+        finally:
+            connecting.cancel()
+            ending.cancel()
+        log = (folder.run / _LOG).read_text(errors="replace").strip()
+        raise EngineUnavailable(
+            f"the supervisor does not start: {log.splitlines()[-1] if log else 'it ended without a word'}",
+            details={"log": log},
+        )
+
+    async def _spawn(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> asyncio.subprocess.Process:
+        script = Path(helmr.guest.__file__).with_name("supervisor.py")
+        options = {
+            "socket": "socket",  # relative to its working folder: the path of a unix socket must be short
+            "workspace": str(workspace),
+            "workspace-id": spec.workspace_id,
+            "sources": str(folder.sources),
+            "home": str(folder.path / "home"),
+            "orphan-timeout": str(ORPHAN_TIMEOUT),
+            "runner": self._runner,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        with (folder.run / _LOG).open("wb") as log:
+            return await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", "-B", str(script), *words),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=log,
+                cwd=folder.run,
+                env=self._clean_environment(),
+                start_new_session=True,  # Ctrl-C is for the worker, which then ends its machines in good order
+            )
+
+    def _clean_environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
+        python = str(Path(sys.executable).parent)
+        return {**inherited, "PATH": f"{python}:{inherited.get('PATH', os.defpath)}", **self._environment}
+
+    async def _clear(self, workspace_id: str, grace: float = 0.0) -> None:
+        """End whatever works in the workspace, be it ours or left by an earlier worker."""
+        machine = self._machines.pop(workspace_id, None)
+        if machine is not None:
+            await machine.stop(grace)
+        await self._remove_leftover(self._folder(workspace_id))
+
+    async def _remove_leftover(self, folder: MachineFolder) -> list[str]:
+        """End the supervisor that a machine folder belongs to, then remove the folder; returns its pid, if it lived."""
+        if not folder.path.exists():
+            return []
+        record = _read_record(folder.run / _RECORD)
+        ended = record is not None and await asyncio.to_thread(_end, record)
+        await asyncio.to_thread(folder.remove)
+        return [str(record.pid)] if record is not None and ended else []
+
+
+async def _reap(process: asyncio.subprocess.Process) -> None:
+    """End a child that has not ended by itself, and wait for it."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    await process.wait()
+
+
+def _read_record(path: Path) -> _Record | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Record)
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+        return None
+
+
+def _born(pid: int) -> str:
+    """When a process was started, in the kernel's own count; empty if it is gone or the platform does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return "" if fields[0] in {"Z", "X"} else fields[19]
+
+
+def _end(record: _Record) -> bool:
+    """Terminate a supervisor that may not be our child, at last by force; False if it had ended before."""
+    if not record.born or _born(record.pid) != record.born:
+        return False
+    try:
+        handle = os.pidfd_open(record.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        for number, patience in ((signal.SIGTERM, 2.0 + _STOP_MARGIN), (signal.SIGKILL, _STOP_MARGIN)):
+            signal.pidfd_send_signal(handle, number)
+            if select.select([handle], [], [], patience)[0]:
+                return True
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(handle)
+    raise Unavailable(f"the supervisor {record.pid}, left by an earlier worker, does not end")
+
+
+def _delete_tree(folder: Path) -> None:
+    """Delete a folder, whatever permissions tasks gave to what is in it."""
+    folder.chmod(0o700)
+    for parent, names, _ in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            if not path.is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(folder)
