@@ -78,7 +78,14 @@ class Deployments:
         return [msgspec.structs.replace(d, current=d.id == current) for d in found]
 
     async def create(
-        self, scope: Scope, *, content_hash: str, archive_bytes: int, index: dict[str, Any], promote: bool
+        self,
+        scope: Scope,
+        *,
+        content_hash: str,
+        archive: str,
+        archive_bytes: int,
+        index: dict[str, Any],
+        promote: bool,
     ) -> Deployment:
         """Record a new, immutable deployment; its archive must be stored already."""
         bucket = await self._bucket()
@@ -90,6 +97,7 @@ class Deployments:
             project=scope.project,
             environment=scope.environment,
             content_hash=content_hash,
+            archive=archive,
             archive_bytes=archive_bytes,
             created_at=at,
             index=index,

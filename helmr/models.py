@@ -208,7 +208,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     project: str
     environment: str
-    content_hash: str
+    content_hash: str  #: sha-256 of the files, packed without compression
+    archive: str  #: sha-256 of the archive as it is stored
     archive_bytes: int
     created_at: datetime
     index: dict[str, Any]

@@ -106,7 +106,7 @@ class Machines:
                 if machine is None:
                     raise HelmrError(f"workspace {workspace_id} did not come up")
                 digest = needs.deployment.content_hash
-                await machine.put_source(digest, await self._sources.tree(digest))
+                await machine.put_source(digest, await self._sources.tree(needs.deployment))
             yield machine
         finally:
             entry.users -= 1
@@ -187,7 +187,7 @@ class Machines:
         image = needs.sandbox["image"]
         steps = tuple(tuple(str(part) for part in step) for step in image["steps"])
         needs_context = any(step[0] == "copy" for step in steps)
-        context = await self._sources.tree(needs.deployment.content_hash) if needs_context else None
+        context = await self._sources.tree(needs.deployment) if needs_context else None
         return ImageSpec(base=image["base"], steps=steps, context=context)
 
     def _spec(self, workspace_id: str, image: str, sandbox: dict[str, Any]) -> MachineSpec:

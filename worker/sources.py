@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from bus.artifacts import ArtifactStore
+from helmr.models import Deployment
 from helmr.project import unpack
 
 
@@ -21,23 +22,23 @@ class Sources:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         folder.mkdir(parents=True, exist_ok=True)
 
-    async def tree(self, content_hash: str) -> Path:
-        """The unpacked archive with this hash.
+    async def tree(self, deployment: Deployment) -> Path:
+        """The unpacked archive of a deployment.
 
         Raises:
             NotFound: the artifact store does not have it.
         """
-        final = self._folder / content_hash
-        async with self._locks[content_hash]:
+        final = self._folder / deployment.content_hash
+        async with self._locks[deployment.content_hash]:
             if not final.exists():
-                await self._fetch(content_hash, final)
+                await self._fetch(deployment.archive, final)
         return final
 
-    async def _fetch(self, content_hash: str, final: Path) -> None:
+    async def _fetch(self, digest: str, final: Path) -> None:
         scratch = Path(tempfile.mkdtemp(dir=self._folder, prefix=".fetch-"))
         try:
             archive = scratch / "archive.tar.gz"
-            await self._artifacts.get(content_hash, archive)
+            await self._artifacts.get(digest, archive)
             await asyncio.to_thread(unpack, archive.read_bytes(), scratch / "tree")
             try:
                 (scratch / "tree").replace(final)

@@ -23,7 +23,7 @@ MAX_ARCHIVE = 64 * 1024**2
 class UploadRequest(msgspec.Struct, kw_only=True):
     """One part of an archive; parts are sent in order, each beginning at ``offset``."""
 
-    content_hash: str
+    archive: str
     offset: int
     data: bytes
     last: bool
@@ -40,6 +40,7 @@ class CreateRequest(msgspec.Struct, kw_only=True):
     """Record a deployment whose archive has been uploaded."""
 
     content_hash: str
+    archive: str
     archive_bytes: int
     index: dict[str, Any]
     promote: bool = True
@@ -79,11 +80,11 @@ class DeploymentService:
 
     async def upload(self, _scope: Scope, request: UploadRequest) -> UploadReply:
         """Take one part; an archive that is stored already is complete at once."""
-        if not request.content_hash.isalnum():
-            raise UsageError("the content hash is not a hex digest")
-        if request.offset == 0 and await self.artifacts.has(request.content_hash):
+        if not request.archive.isalnum():
+            raise UsageError("the archive's name is not a hex digest")
+        if request.offset == 0 and await self.artifacts.has(request.archive):
             return UploadReply(have=0, stored=True)
-        path = self._scratch / request.content_hash
+        path = self._scratch / request.archive
         have = path.stat().st_size if path.exists() else 0
         if request.offset not in {0, have}:
             return UploadReply(have=have, stored=False)
@@ -97,18 +98,19 @@ class DeploymentService:
         have = request.offset + len(request.data)
         if request.last:
             try:
-                await self.artifacts.put(path, request.content_hash)
+                await self.artifacts.put(path, request.archive)
             finally:
                 path.unlink(missing_ok=True)
         return UploadReply(have=have, stored=request.last)
 
     async def create(self, scope: Scope, request: CreateRequest) -> Deployment:
         """Record and (unless told otherwise) promote a deployment."""
-        if not await self.artifacts.has(request.content_hash):
+        if not await self.artifacts.has(request.archive):
             raise NotFound("the archive of this deployment has not been uploaded", hint="run `helmr deploy` again")
         return await self.deployments.create(
             scope,
             content_hash=request.content_hash,
+            archive=request.archive,
             archive_bytes=request.archive_bytes,
             index=request.index,
             promote=request.promote,

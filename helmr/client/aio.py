@@ -1,0 +1,125 @@
+"""The asynchronous client: one connection, one project and environment, and namespaces for what there is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from helmr import ids, local
+from helmr.client.deployments import Deployments
+from helmr.client.runs import Runs
+from helmr.client.sessions import Sessions
+from helmr.client.wire import Wire
+from helmr.client.workspaces import Workspaces
+from helmr.config import load
+from helmr.durations import Duration, seconds
+from helmr.errors import Conflict, NotFound, TimedOut, Unavailable, UsageError
+from helmr.subjects import Scope
+
+_PREFIXES = {"run": "run", "session": "ses", "workspace": "ws", "deployment": "dep"}
+#: Seconds a query may take unless its caller says otherwise (the server has a limit of its own).
+_QUERY_TIMEOUT = 30.0
+
+
+class _Resolved(msgspec.Struct):
+    ids: list[str]
+
+
+class AsyncClient:
+    """Talks to Helmr; use as ``async with AsyncClient() as helmr``.
+
+    Without arguments it finds its server and project as the CLI does: ``HELMR_URL``, ``HELMR_API_KEY``, ``HELMR_PROJECT``,
+    ``HELMR_ENV``, ``helmr.toml``, or the local server of ``HELMR_HOME``.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        project: str | None = None,
+        env: str | None = None,
+        home: Path | str | None = None,
+    ) -> None:
+        self.settings = load(url=url, api_key=api_key, project=project, env=env, home=home)
+        self.scope = Scope(self.settings.require_project(), self.settings.env)
+        self._wire: Wire | None = None
+        self.sessions = Sessions(self)
+        self.runs = Runs(self)
+        self.workspaces = Workspaces(self)
+        self.deployments = Deployments(self)
+
+    @property
+    def wire(self) -> Wire:
+        """The connection; only inside the ``async with`` block."""
+        if self._wire is None:
+            raise UsageError("the client is not connected", hint="use it as `async with AsyncClient() as helmr`")
+        return self._wire
+
+    async def __aenter__(self) -> Self:
+        url = self.settings.url or local.find(self.settings.home)
+        self._wire = await Wire.connect(url, self.scope, token=self.settings.api_key)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            await wire.close()
+
+    async def resolve(self, entity: str, reference: str) -> str:
+        """The full id for an id, a unique prefix of one, or ``@last``.
+
+        Raises:
+            NotFound: nothing begins like this.
+            Conflict: several do.
+        """
+        if ids.is_id(reference, _PREFIXES[entity]):
+            return reference
+        body = {"entity": entity, "fresh": True}
+        body |= {"last": True} if reference == "@last" else {"prefix": reference}
+        found = (await self.wire.call("history", "resolve", body, _Resolved)).ids
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise NotFound(f"no {entity} {reference} in {self.scope}", hint=f"list them with `helmr {entity} list`")
+        raise Conflict(f"{reference} is the beginning of several ids", hint="write more of it: " + ", ".join(found))
+
+    async def query(self, sql: str, *, limit: int = 10_000, timeout: Duration = _QUERY_TIMEOUT) -> list[dict[str, Any]]:  # noqa: ASYNC109
+        """Rows of one read-only SQL statement over the history.
+
+        Raises:
+            UsageError: the statement is refused, or wrong; says where.
+            TimedOut: it takes longer than ``timeout``.
+        """
+        from pyarrow import ipc
+
+        data = b"".join([part async for part in self.query_arrow(sql, limit=limit, timeout=timeout)])
+        rows: list[dict[str, Any]] = ipc.open_stream(data).read_all().to_pylist()
+        return rows
+
+    async def query_arrow(
+        self,
+        sql: str,
+        *,
+        limit: int = 10_000,
+        timeout: Duration = _QUERY_TIMEOUT,  # noqa: ASYNC109
+    ) -> AsyncIterator[bytes]:
+        """The same rows as an Arrow IPC stream, in parts."""
+        deadline = seconds(timeout)
+        body = {"sql": sql, "format": "arrow", "limit": limit, "timeout": deadline}
+        async for part in self.wire.parts("history", "query", body, timeout=deadline + 5):
+            yield part
+
+    async def status(self) -> dict[str, Any]:
+        """What control and the projector say about themselves, under ``control`` and ``history``; None for one that is away."""
+        answers: dict[str, Any] = {}
+        for part, noun in (("control", "status"), ("history", "history")):
+            verb = "get" if part == "control" else "status"
+            try:
+                answers[part] = await self.wire.call(noun, verb, {}, dict[str, Any], timeout=3)
+            except (Unavailable, TimedOut):
+                answers[part] = None
+        return answers

@@ -1,0 +1,319 @@
+"""Runs: get, list, wait, cancel, follow their events and logs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from helmr import subjects
+from helmr.client.logs import Assembler, LogChunk, from_message
+from helmr.client.wire import Wire
+from helmr.durations import Duration, seconds
+from helmr.errors import NotFound, RunFailed, TimedOut
+from helmr.events import TERMINAL
+from helmr.models import Event, Run
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+    from helmr.client.aio import AsyncClient
+
+#: Seconds without a live message after which a follower asks, in case one was lost with a connection.
+_LOOK_AGAIN = 5.0
+
+
+class _EventsPage(msgspec.Struct):
+    events: list[Event]
+    terminal: bool
+
+
+class _LogsPage(msgspec.Struct):
+    chunks: list[LogChunk]
+    more: bool
+
+
+class Runs:
+    """``client.runs``"""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self.events = Events(client)
+
+    @property
+    def _wire(self) -> Wire:
+        return self._client.wire
+
+    async def get(self, run: str | Run | RunHandle) -> Run:
+        """One run, by id, unique prefix or ``@last``; from the log, or from the history once the log has let it go.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        run_id = await self._client.resolve("run", run_id_of(run))
+        try:
+            return await self._wire.call("run", "get", {"id": run_id}, Run)
+        except NotFound:
+            return await self._wire.call("history", "run", {"id": run_id, "fresh": True}, Run)
+
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        task: str | None = None,
+        session: str | None = None,
+        since: Duration | None = None,
+        limit: int = 50,
+    ) -> list[Run]:
+        """Runs, newest first."""
+        body: dict[str, Any] = {"status": status, "task": task, "session": session, "limit": limit, "fresh": True}
+        if session is not None:
+            body["session"] = await self._client.resolve("session", session)
+        if since is not None:
+            body["since"] = seconds(since)
+        return await self._wire.call("history", "runs", body, list[Run])
+
+    async def wait(self, run: str | Run | RunHandle, *, timeout: Duration | None = None) -> Run:  # noqa: ASYNC109
+        """The run once it has ended, however it ended.
+
+        Raises:
+            TimedOut: it is still going on after ``timeout``; nothing happens to it.
+        """
+        run_id = await self._client.resolve("run", run_id_of(run))
+        limit = None if timeout is None else seconds(timeout)
+        try:
+            async with asyncio.timeout(limit):
+                async for _ in self.events.subscribe(run_id):
+                    pass
+        except TimeoutError:
+            raise TimedOut(f"run {run_id} has not ended within {limit:g} s", hint="it goes on") from None
+        return await self.get(run_id)
+
+    async def cancel(self, run: str | Run | RunHandle, *, reason: str | None = None, force: bool = False) -> Run:
+        """Ask for the end of a run; one that nothing executes ends at once."""
+        run_id = await self._client.resolve("run", run_id_of(run))
+        return await self._wire.call("run", "cancel", {"id": run_id, "reason": reason, "force": force}, Run)
+
+    async def logs(
+        self,
+        run: str | Run | RunHandle,
+        *,
+        follow: bool = False,
+        stream: str | None = None,
+        attempt: int | None = None,
+    ) -> AsyncIterator[LogChunk]:
+        """What the run has written, in the order it was stored; with ``follow`` until the run ends."""
+        run_id = await self._client.resolve("run", run_id_of(run))
+        stored = _StoredLogs(self._wire, run_id, stream, attempt)
+        assembler = Assembler()
+        if not follow:
+            async for chunk in stored.read():
+                for fresh in assembler.take(chunk):
+                    yield fresh
+            return
+        async for chunk in self._follow_logs(run_id, stored, assembler):
+            yield chunk
+
+    async def _follow_logs(self, run_id: str, stored: _StoredLogs, assembler: Assembler) -> AsyncIterator[LogChunk]:
+        live = _Inbox()
+        scope = self._wire.scope
+        wanted = subjects.log(
+            scope, run_id, stored.attempt if stored.attempt is not None else "*", stored.stream or "*"
+        )
+        terminal = subjects.live(scope, "run", run_id, "*")
+        async with self._wire.subscribe(wanted, live.put), self._wire.subscribe(terminal, live.put):
+            ended = await self._ended(run_id)
+            reconnects = self._wire.reconnects
+            while True:
+                async for chunk in stored.read():
+                    for fresh in assembler.take(chunk):
+                        yield fresh
+                if ended:
+                    return
+                async for chunk in live.chunks():
+                    if not assembler.fits(chunk) or self._wire.reconnects != reconnects:
+                        break
+                    for fresh in assembler.take(chunk):
+                        yield fresh
+                ended = live.ended or await self._ended(run_id)
+                reconnects = self._wire.reconnects
+
+    async def _ended(self, run_id: str) -> bool:
+        return (await self.get(run_id)).status in TERMINAL
+
+    def handle(self, run: Run) -> RunHandle:
+        """A handle for a run record."""
+        return RunHandle(self, run)
+
+
+class _Inbox:
+    """Live messages of one run: log chunks, until its terminal event."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self.ended = False
+
+    def put(self, msg: Msg) -> None:
+        self._waiting.append(msg)
+        self._arrived.set()
+
+    async def chunks(self) -> AsyncIterator[LogChunk]:
+        """Log chunks as they arrive; returns at the terminal event, or when nothing has come for a while."""
+        while not self.ended:
+            self._arrived.clear()
+            while self._waiting:
+                msg = self._waiting.popleft()
+                if msg.subject.rpartition(".")[2] in TERMINAL:
+                    self.ended = True
+                elif msg.headers and "Helmr-Offset" in msg.headers:
+                    yield from_message(msg.subject, msg.headers, msg.data)
+            if self.ended:
+                return
+            try:
+                await asyncio.wait_for(self._arrived.wait(), _LOOK_AGAIN)
+            except TimeoutError:
+                return
+
+
+class _StoredLogs:
+    """Pages through the stored chunks of a run, going on where it stopped."""
+
+    def __init__(self, wire: Wire, run_id: str, stream: str | None, attempt: int | None) -> None:
+        self._wire = wire
+        self._run_id = run_id
+        self.stream = stream
+        self.attempt = attempt
+        self._after = 0
+
+    async def read(self) -> AsyncIterator[LogChunk]:
+        while True:
+            body = {"id": self._run_id, "after": self._after, "stream": self.stream, "attempt": self.attempt}
+            page = await self._page(body)
+            for chunk in page.chunks:
+                self._after = max(self._after, chunk.seq)
+                yield chunk
+            if not page.more:
+                return
+
+    async def _page(self, body: dict[str, Any]) -> _LogsPage:
+        try:
+            return await self._wire.call("run", "logs", body, _LogsPage)
+        except NotFound:
+            body["run_id"] = body.pop("id")
+            return await self._wire.call("history", "logs", body | {"after_seq": body["after"]}, _LogsPage)
+
+
+class Events:
+    """``client.runs.events``"""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+
+    async def list(self, run: str | Run | RunHandle, *, after: int = 0, limit: int = 500) -> list[Event]:
+        """Stored events with a cursor beyond ``after``, oldest first."""
+        run_id = await self._client.resolve("run", run_id_of(run))
+        return (await self._page(run_id, after, limit)).events
+
+    async def subscribe(self, run: str | Run | RunHandle, *, after: int = 0) -> AsyncIterator[Event]:
+        """The run's events, stored ones first and then live, without a gap, until the terminal one."""
+        run_id = await self._client.resolve("run", run_id_of(run))
+        wire = self._client.wire
+        live: asyncio.Queue[Msg] = asyncio.Queue()
+        async with wire.subscribe(subjects.live(wire.scope, "run", run_id), live.put_nowait):
+            while True:
+                page = await self._page(run_id, after, 500)
+                for event in page.events:
+                    after = event.cursor
+                    yield event
+                if page.terminal:
+                    return
+                async for event in _successors(live, after):
+                    after = event.cursor
+                    yield event
+                    if event.kind in TERMINAL:
+                        return
+
+    async def _page(self, run_id: str, after: int, limit: int) -> _EventsPage:
+        wire = self._client.wire
+        try:
+            return await wire.call("run", "events", {"id": run_id, "after": after, "limit": limit}, _EventsPage)
+        except NotFound:
+            body = {"run_id": run_id, "after": after, "limit": limit, "fresh": True}
+            events = await wire.call("history", "events", body, list[Event])
+            return _EventsPage(events=events, terminal=len(events) < limit)
+
+
+async def _successors(live: asyncio.Queue[Msg], after: int) -> AsyncIterator[Event]:
+    """Live events for as long as each follows the one before; ends at a gap, and when nothing has come for a while."""
+    while True:
+        try:
+            msg = await asyncio.wait_for(live.get(), _LOOK_AGAIN)
+        except TimeoutError:
+            return
+        event = msgspec.json.decode(msg.data, type=Event)
+        if event.cursor > after + 1:
+            return
+        if event.cursor == after + 1:
+            after = event.cursor
+            yield event
+
+
+class RunHandle:
+    """A run and what can be done with it; ``record`` is the run as it was when the handle was made."""
+
+    def __init__(self, runs: Runs, record: Run) -> None:
+        self._runs = runs
+        self.record = record
+        self.id = record.id
+
+    def __repr__(self) -> str:
+        return f"RunHandle({self.id!r})"
+
+    async def wait(self, *, timeout: Duration | None = None) -> Run:  # noqa: ASYNC109
+        """See :meth:`Runs.wait`."""
+        return await self._runs.wait(self.id, timeout=timeout)
+
+    async def result(self, *, timeout: Duration | None = None) -> Any:  # noqa: ASYNC109
+        """The run's output, once it has succeeded.
+
+        Raises:
+            RunFailed: it ended otherwise.
+        """
+        return output_of(await self.wait(timeout=timeout))
+
+    async def cancel(self, *, reason: str | None = None, force: bool = False) -> Run:
+        """See :meth:`Runs.cancel`."""
+        return await self._runs.cancel(self.id, reason=reason, force=force)
+
+    def events(self, *, after: int = 0) -> AsyncIterator[Event]:
+        """See :meth:`Events.subscribe`."""
+        return self._runs.events.subscribe(self.id, after=after)
+
+    def logs(self, *, follow: bool = True, stream: str | None = None) -> AsyncIterator[LogChunk]:
+        """See :meth:`Runs.logs`."""
+        return self._runs.logs(self.id, follow=follow, stream=stream)
+
+
+def output_of(run: Run) -> Any:
+    """The output of a run that succeeded.
+
+    Raises:
+        RunFailed: it ended otherwise.
+    """
+    if run.status == "succeeded":
+        return run.output
+    why = f": {run.failure.code}: {run.failure.message}" if run.failure else ""
+    raise RunFailed(
+        f"run {run.id} {run.status}{why}",
+        hint=f"see `helmr run logs {run.id}`",
+        details={"status": run.status, "failure": msgspec.to_builtins(run.failure)},
+    )
+
+
+def run_id_of(run: str | Run | RunHandle) -> str:
+    """The id in whatever form a run was given."""
+    return run if isinstance(run, str) else run.id

@@ -1,0 +1,245 @@
+"""The blocking client: the asynchronous one on an event loop of its own, in a thread; same namespaces, same methods."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from helmr.client import runs as aio_runs
+from helmr.client.aio import AsyncClient
+from helmr.client.logs import LogChunk
+from helmr.client.runs import output_of, run_id_of
+from helmr.client.sessions import Started as AioStarted
+from helmr.durations import Duration
+from helmr.errors import UsageError
+from helmr.models import Deployment, Event, Run, Session, Workspace
+
+T = TypeVar("T")
+
+
+class Client(AbstractContextManager["Client"]):
+    """Talks to Helmr and blocks; use as ``with Client() as helmr``. See :class:`AsyncClient` for the arguments."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        project: str | None = None,
+        env: str | None = None,
+        home: Path | str | None = None,
+    ) -> None:
+        self.aio = AsyncClient(url, api_key=api_key, project=project, env=env, home=home)
+        self._stack = ExitStack()
+        self._portal: BlockingPortal | None = None
+        self.sessions = Sessions(self)
+        self.runs = Runs(self)
+        self.workspaces = Workspaces(self)
+        self.deployments = Deployments(self)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(start_blocking_portal())
+            stack.enter_context(self._portal.wrap_async_context_manager(self.aio))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._portal = None
+        self._stack.close()
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        """The result of an asynchronous function, on the client's event loop."""
+        if self._portal is None:
+            raise UsageError("the client is not connected", hint="use it as `with Client() as helmr`")
+        result: T = self._portal.call(lambda: function(*args, **kwargs))
+        return result
+
+    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        """The items of an asynchronous iterator, one by one."""
+        done = object()
+
+        async def step() -> Any:
+            return await anext(items, done)
+
+        while True:
+            item = self.call(step)
+            if item is done:
+                return
+            yield item
+
+    def query(self, sql: str, *, limit: int = 10_000, timeout: Duration = 30.0) -> list[dict[str, Any]]:
+        """See :meth:`AsyncClient.query`."""
+        return self.call(self.aio.query, sql, limit=limit, timeout=timeout)
+
+    def status(self) -> dict[str, Any]:
+        """See :meth:`AsyncClient.status`."""
+        return self.call(self.aio.status)
+
+
+class RunHandle:
+    """A run and what can be done with it; see :class:`helmr.client.runs.RunHandle`."""
+
+    def __init__(self, client: Client, record: Run) -> None:
+        self._client = client
+        self.record = record
+        self.id = record.id
+
+    def __repr__(self) -> str:
+        return f"RunHandle({self.id!r})"
+
+    def wait(self, *, timeout: Duration | None = None) -> Run:
+        """The run once it has ended, however it ended."""
+        return self._client.runs.wait(self.id, timeout=timeout)
+
+    def result(self, *, timeout: Duration | None = None) -> Any:
+        """The run's output; raises RunFailed when it ended otherwise than succeeded."""
+        return output_of(self.wait(timeout=timeout))
+
+    def cancel(self, *, reason: str | None = None, force: bool = False) -> Run:
+        """Ask for the run's end."""
+        return self._client.runs.cancel(self.id, reason=reason, force=force)
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """The run's events until the terminal one."""
+        return self._client.runs.events.subscribe(self.id, after=after)
+
+    def logs(self, *, follow: bool = True, stream: str | None = None) -> Iterator[LogChunk]:
+        """What the run writes, until it ends."""
+        return self._client.runs.logs(self.id, follow=follow, stream=stream)
+
+
+class Started:
+    """A started (or found) session, and a handle for its run."""
+
+    def __init__(self, client: Client, started: AioStarted) -> None:
+        self.session: Session = started.session
+        self.run = RunHandle(client, started.run.record)
+        self.reused = started.reused
+
+
+AnyRun = str | Run | RunHandle
+
+
+def _ref(run: AnyRun) -> str:
+    return run.id if isinstance(run, RunHandle) else run_id_of(run)
+
+
+class Sessions:
+    """``client.sessions``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def start(self, task: Any, payload: Any = None, **options: Any) -> Started:
+        """See :meth:`helmr.client.sessions.Sessions.start`, which lists the options."""
+        return Started(self._client, self._client.call(self._client.aio.sessions.start, task, payload, **options))
+
+    def get(self, session: str | Session) -> Session:
+        """One session."""
+        return self._client.call(self._client.aio.sessions.get, session)
+
+    def list(self, *, status: str | None = None, task: str | None = None, limit: int = 50) -> list[Session]:
+        """Sessions, newest first."""
+        return self._client.call(self._client.aio.sessions.list, status=status, task=task, limit=limit)
+
+    def close(self, session: str | Session) -> Session:
+        """Take no more input."""
+        return self._client.call(self._client.aio.sessions.close, session)
+
+    def cancel(self, session: str | Session, *, reason: str | None = None) -> Session:
+        """Cancel the session and its current run."""
+        return self._client.call(self._client.aio.sessions.cancel, session, reason=reason)
+
+
+class Runs:
+    """``client.runs``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.events = Events(client)
+
+    @property
+    def _aio(self) -> aio_runs.Runs:
+        return self._client.aio.runs
+
+    def get(self, run: AnyRun) -> Run:
+        """One run."""
+        return self._client.call(self._aio.get, _ref(run))
+
+    def list(self, **filters: Any) -> list[Run]:
+        """Runs, newest first; see :meth:`helmr.client.runs.Runs.list` for the filters."""
+        return self._client.call(self._aio.list, **filters)
+
+    def wait(self, run: AnyRun, *, timeout: Duration | None = None) -> Run:
+        """The run once it has ended."""
+        return self._client.call(self._aio.wait, _ref(run), timeout=timeout)
+
+    def cancel(self, run: AnyRun, *, reason: str | None = None, force: bool = False) -> Run:
+        """Ask for the end of a run."""
+        return self._client.call(self._aio.cancel, _ref(run), reason=reason, force=force)
+
+    def logs(self, run: AnyRun, *, follow: bool = False, stream: str | None = None) -> Iterator[LogChunk]:
+        """What the run has written."""
+        return self._client.iterate(self._aio.logs(_ref(run), follow=follow, stream=stream))
+
+
+class Events:
+    """``client.runs.events``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def list(self, run: AnyRun, *, after: int = 0, limit: int = 500) -> list[Event]:
+        """Stored events with a cursor beyond ``after``."""
+        return self._client.call(self._client.aio.runs.events.list, _ref(run), after=after, limit=limit)
+
+    def subscribe(self, run: AnyRun, *, after: int = 0) -> Iterator[Event]:
+        """The run's events until the terminal one."""
+        return self._client.iterate(self._client.aio.runs.events.subscribe(_ref(run), after=after))
+
+
+class Workspaces:
+    """``client.workspaces``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def get(self, workspace: str | Workspace) -> Workspace:
+        """One workspace."""
+        return self._client.call(self._client.aio.workspaces.get, workspace)
+
+    def list(self, *, limit: int = 50) -> list[Workspace]:
+        """Workspaces, newest first."""
+        return self._client.call(self._client.aio.workspaces.list, limit=limit)
+
+    def stop(self, workspace: str | Workspace) -> Workspace:
+        """End the container of a workspace; its files stay."""
+        return self._client.call(self._client.aio.workspaces.stop, workspace)
+
+
+class Deployments:
+    """``client.deployments``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def deploy(self, root: Path, *, promote: bool = True) -> Deployment:
+        """Deploy the task project in the folder ``root``."""
+        return self._client.call(self._client.aio.deployments.deploy, root, promote=promote)
+
+    def get(self, reference: str | None = None) -> Deployment:
+        """A deployment; without a reference, the current one."""
+        return self._client.call(self._client.aio.deployments.get, reference)
+
+    def list(self) -> list[Deployment]:
+        """Deployments, newest first."""
+        return self._client.call(self._client.aio.deployments.list)
+
+    def promote(self, reference: str) -> Deployment:
+        """Make a deployment the current one."""
+        return self._client.call(self._client.aio.deployments.promote, reference)

@@ -1,0 +1,186 @@
+"""Requests and replies over NATS, with every transport error translated into Helmr's own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from helmr import errors, subjects
+from helmr.errors import HelmrError, NotAllowed, TimedOut, Unavailable
+from helmr.subjects import Scope
+
+T = TypeVar("T")
+
+#: Seconds a request may take unless its caller says otherwise.
+TIMEOUT = 10.0
+_CONNECT_TIMEOUT = 5.0
+_END, _PART = "Helmr-End", "Helmr-Part"
+_START_HINT = "start Helmr with `helmr dev` (or `helmr server`), or set HELMR_URL to a server that runs"
+
+
+class Wire:
+    """One connection, bound to a project and environment."""
+
+    def __init__(self, nc: Nats, scope: Scope) -> None:
+        self.nc = nc
+        self.scope = scope
+        #: Set anew whenever the connection was lost and came back: live messages may have been missed.
+        self.reconnects = 0
+
+    @classmethod
+    async def connect(cls, url: str, scope: Scope, *, token: str | None) -> Wire:
+        """Connect.
+
+        Raises:
+            Unavailable: nothing answers at ``url``.
+            NotAllowed: the credentials are refused.
+        """
+        nc = Nats()
+        wire = cls(nc, scope)
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT):
+                await nc.connect(
+                    url,
+                    name="helmr-client",
+                    token=token,
+                    connect_timeout=2,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a float works
+                    ping_interval=10,
+                    drain_timeout=1,
+                    error_cb=_ignore,
+                    reconnected_cb=wire._reconnected,
+                )
+        except nats.errors.AuthorizationError as error:
+            raise NotAllowed(f"NATS at {url} refuses these credentials", hint="check HELMR_API_KEY") from error
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await nc.close()
+            raise Unavailable(f"no NATS server answers at {url}", hint=_START_HINT) from error
+        if not nc.is_connected:  # connect() can return unconnected when the server hangs up during the handshake
+            await nc.close()
+            raise Unavailable(f"no NATS server answers at {url}", hint=_START_HINT)
+        return wire
+
+    async def _reconnected(self) -> None:
+        self.reconnects += 1
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self.nc.close()
+
+    async def call(
+        self,
+        noun: str,
+        verb: str,
+        body: Any,
+        reply: type[T],
+        *,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109
+    ) -> T:
+        """Send a request and decode its reply.
+
+        Raises:
+            HelmrError: what the service answered.
+            Unavailable: nobody serves this, or the connection is lost.
+            TimedOut: no answer in ``timeout`` seconds; the request may have taken effect all the same.
+        """
+        subject = subjects.api(self.scope, noun, verb)
+        try:
+            msg = await self.nc.request(subject, msgspec.json.encode(body), timeout=timeout)
+        except nats.errors.NoRespondersError as error:
+            raise _nobody(noun) from error
+        except TimeoutError as error:
+            raise TimedOut(f"no answer to {noun} {verb} in {timeout:g} s", hint="see `helmr status`") from error
+        except nats.errors.MaxPayloadError as error:
+            raise errors.TooLarge("the request exceeds what NATS lets through") from error
+        except (nats.errors.Error, OSError) as error:
+            raise Unavailable(f"the connection to NATS was lost: {error}", hint="see `helmr status`") from error
+        return self._decode(msg, reply)
+
+    def _decode(self, msg: Msg, reply: type[T]) -> T:
+        raise_error(msg)
+        try:
+            return msgspec.json.decode(msg.data, type=reply)
+        except msgspec.ValidationError as error:
+            message = f"the server's answer is not understood: {error}"
+            raise HelmrError(message, hint="client and server may be of different versions") from error
+
+    async def parts(self, noun: str, verb: str, body: Any, *, timeout: float) -> AsyncIterator[bytes]:  # noqa: ASYNC109
+        """Send a request whose reply comes in several messages; ``timeout`` is for each of them."""
+        inbox = self.nc.new_inbox()
+        queue: asyncio.Queue[Msg] = asyncio.Queue()
+        subscription = await self.nc.subscribe(inbox, cb=queue.put)
+        try:
+            await self.nc.publish(subjects.api(self.scope, noun, verb), msgspec.json.encode(body), reply=inbox)
+            expected = 0
+            while True:
+                try:
+                    msg = await asyncio.wait_for(queue.get(), timeout)
+                except TimeoutError as error:
+                    raise TimedOut(f"no answer to {noun} {verb} in {timeout:g} s", hint="see `helmr status`") from error
+                headers = msg.headers or {}
+                if headers.get("Status") == "503":
+                    raise _nobody(noun)
+                raise_error(msg)
+                if int(headers.get(_PART, expected)) != expected:
+                    raise Unavailable("a part of the answer was lost", hint="try again")
+                expected += 1
+                if msg.data:
+                    yield msg.data
+                if _END in headers or _PART not in headers:
+                    return
+        finally:
+            await _unsubscribe(subscription)
+
+    @asynccontextmanager
+    async def subscribe(self, subject: str, callback: Callable[[Msg], Any]) -> AsyncIterator[None]:
+        """Have ``callback`` called for every live message while a block runs."""
+
+        async def deliver(msg: Msg) -> None:
+            callback(msg)
+
+        subscription = await self.nc.subscribe(subject, cb=deliver)
+        try:
+            await self.nc.flush(timeout=5)
+            yield
+        except (TimeoutError, nats.errors.Error) as error:
+            raise Unavailable(f"the connection to NATS was lost: {error}") from error
+        finally:
+            await _unsubscribe(subscription)
+
+
+def raise_error(msg: Msg) -> None:
+    """Raise the error that a reply describes, if it is one."""
+    if msg.headers and "Nats-Service-Error" in msg.headers:
+        try:
+            described = msgspec.json.decode(msg.data)["error"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            described = {"message": msg.headers["Nats-Service-Error"]}
+        raise errors.from_dict(described)
+
+
+def _nobody(noun: str) -> Unavailable:
+    part = "projector" if noun == "history" else "control"
+    return Unavailable(
+        f"Helmr's {part} does not answer", hint="see `helmr status`; `helmr dev` and `helmr server` run it"
+    )
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    try:
+        await subscription.unsubscribe()
+    except nats.errors.Error:
+        return  # the connection is closed: nothing is left to undo
+
+
+async def _ignore(_error: Exception) -> None:
+    """The client reconnects by itself; what matters reaches the caller through the call that failed."""
