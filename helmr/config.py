@@ -237,11 +237,17 @@ def _name(value: object, origin: str) -> str:
 
 def _url(value: object, origin: str) -> str:
     text = _text(value, origin)
-    for each in text.split(","):
-        parts = urlsplit(each.strip())
-        if parts.scheme not in _SCHEMES or not parts.hostname:
-            raise ConfigError(f"{origin}: {text!r} is not the URL of a NATS server", hint="e.g. nats://127.0.0.1:4222")
+    if not all(_is_server(each.strip()) for each in text.split(",")):
+        raise ConfigError(f"{origin}: {text!r} is not the URL of a NATS server", hint="e.g. nats://127.0.0.1:4222")
     return text
+
+
+def _is_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in _SCHEMES and bool(parts.hostname)
 
 
 def _texts(value: object, origin: str, *, empty: bool = False) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ import stat
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import msgspec
 import pathspec
@@ -191,7 +190,7 @@ def _inner_target(name: str, target: str) -> str:
 class _Capped(io.RawIOBase):
     """A stream that ends in an error after so many bytes: a small archive can claim to hold terabytes."""
 
-    def __init__(self, inner: IO[bytes], limit: int) -> None:
+    def __init__(self, inner: gzip.GzipFile, limit: int) -> None:
         self._inner = inner
         self._left = limit
 
@@ -221,7 +220,7 @@ def unpack(data: bytes, dest: Path) -> None:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as plain:
             stream = _Capped(plain, _TAR_LIMIT)
-            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for count, entry in enumerate(tar, 1):
                     if count > FILE_LIMIT:
                         raise TooLarge("the archive holds more files than a project may")
