@@ -98,7 +98,7 @@ def from_host(tree: Tree) -> Contents:
         tree.link(f"usr/local/bin/{name}", target)
     bundled = [*modules.glob("ensurepip/_bundled/pip-*.whl"), *Path("/usr/share/python-wheels").glob("pip-*.whl")]
     if bundled:
-        tree.wheel(bundled[0].open("rb"), str(modules / "site-packages").lstrip("/"))
+        tree.wheel(io.BytesIO(bundled[0].read_bytes()), str(modules / "site-packages").lstrip("/"))
         tree.file("usr/local/bin/pip", _PIP.encode(), 0o755)
     return Contents(python=version, modules=str(modules), origin=f"this machine's {program}")
 

@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 #: Control calls take milliseconds; creating or removing a container on a loaded machine takes seconds.
 CALL_TIMEOUT = 60.0
+#: The first question to an engine; one that takes longer is as good as none.
+VERSION_TIMEOUT = 10.0
 #: Threads, and so clients: enough for a few starts and a build at once on a small machine.
 THREADS = 8
 #: The API this code was written for (Engine 20.10) and the newest the SDK speaks; in between the engine decides.
@@ -133,6 +135,7 @@ class DockerApi:
 
     def _connect(self, timeout: float | None) -> APIClient:
         where = connection()
+        _knock(str(where["base_url"]))
         with self._lock:
             if self._version is None:
                 self._version = _agree_version(where)
@@ -155,8 +158,19 @@ def socket_path() -> Path:
     return next((path for path in (system, *own, desktop) if path.is_socket()), system)
 
 
+def _knock(base_url: str) -> None:
+    """Connect to a local engine, once, by ourselves: the SDK leaves its socket open when that fails."""
+    if base_url.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as attempt:
+            try:
+                attempt.connect(base_url.removeprefix("unix://"))
+            except OSError as error:
+                raise _unreachable(error) from error
+
+
 def _agree_version(where: dict[str, Any]) -> str:
-    with contextlib.closing(APIClient(version="1.24", timeout=10, **where)) as client:
+    client = APIClient(version="1.24", timeout=VERSION_TIMEOUT, **where)  # type: ignore[arg-type]
+    with contextlib.closing(client):
         answer = client.version(api_version=False)
     newest, oldest = _numbers(answer["ApiVersion"]), _numbers(answer.get("MinAPIVersion", "1.12"))
     if newest < OLDEST_API:

@@ -18,6 +18,8 @@ from worker.engine import Progress
 #: Lines of the builder's output that a failure carries.
 LOG_LINES = 30
 
+#: The builder paints what a step writes to stderr.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STEP = re.compile(r"Step \d+/\d+ : (.*)", re.DOTALL)
 
 
@@ -33,7 +35,7 @@ class BuildLog:
         """Take in one JSON object of the stream."""
         if "error" in item:
             self.error = str(item["error"]).strip()
-        text = str(item.get("stream") or item.get("status") or item.get("error") or "").strip()
+        text = _COLOUR.sub("", str(item.get("stream") or item.get("status") or item.get("error") or "")).strip()
         if text:
             self._lines += text.splitlines()
         if _STEP.match(text):

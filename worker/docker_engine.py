@@ -17,7 +17,7 @@ from typing import Any
 from docker import APIClient
 
 from helmr import ids
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, TimedOut
 from worker.channel import Channel, ChannelProcess
 from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, volume_name
 from worker.docker_api import DockerApi, connection
@@ -108,7 +108,10 @@ class DockerEngine:
         Raises:
             EngineUnavailable: no engine, no permission, or one that machines cannot work with.
         """
-        facts = self._facts = await self._api.call(lambda client: client.info(), patience=10)
+        try:
+            facts = self._facts = await self._api.call(lambda client: client.info(), patience=10)
+        except TimedOut as error:
+            raise EngineUnavailable(error.message, hint=error.hint) from error
         if facts.get("OSType") != "linux" or facts.get("OperatingSystem") == "Docker Desktop":
             raise EngineUnavailable(
                 "this Docker engine runs in a virtual machine, into which unix sockets cannot be shared",

@@ -204,7 +204,7 @@ def test_a_build_log_reports_steps_and_keeps_the_end() -> None:
     log = BuildLog(steps.append)
     for item in (
         {"stream": "Step 1/2 : FROM x\n"},
-        *({"stream": f"line {n}\n"} for n in range(100)),
+        *({"stream": f"\x1b[91mline {n}\n\x1b[0m"} for n in range(100)),
         {"error": "exit 3"},
     ):
         log(item)

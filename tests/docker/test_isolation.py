@@ -1,0 +1,171 @@
+"""What a task cannot do: each probe runs inside, as any task would, and tries something that must be refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.docker.engines import Materialize, python, run
+from worker.docker_api import DockerApi
+from worker.docker_engine import DockerMachine
+
+pytestmark = [pytest.mark.docker, pytest.mark.anyio]
+
+_PROLOGUE = """
+import ctypes, errno, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(result):
+    if result == -1:
+        raise OSError(ctypes.get_errno(), "")
+    return result
+def attempt():
+    return {probe}
+try:
+    print("done", attempt())
+except OSError as error:
+    print(errno.errorcode.get(error.errno, error.errno))
+"""
+
+#: Read-only for everybody, or somebody else's: which of the two the kernel names depends on which it checks first.
+_NOT_WRITABLE = ("EROFS", "EACCES")
+
+
+@pytest.fixture(scope="module")
+async def machine(materialize: Materialize) -> DockerMachine:
+    return await materialize(network="none", memory=128 * 1024**2)
+
+
+@pytest.mark.parametrize(
+    ("probe", "refusal"),
+    [
+        # Namespaces and mounts
+        ("call(libc.mount(b'none', b'/tmp', b'tmpfs', 0, None))", "EPERM"),
+        ("call(libc.umount2(b'/proc/acpi', 2))", "EPERM"),
+        ("call(libc.unshare(0x10000000))", "EPERM"),  # CLONE_NEWUSER
+        ("call(libc.unshare(0x00020000))", "EPERM"),  # CLONE_NEWNS
+        ("call(libc.setns(os.open('/proc/self/ns/net', 0), 0))", "EPERM"),
+        ("os.chroot('/tmp')", "EPERM"),
+        # The supervisor, which is PID 1
+        ("os.kill(1, 9)", "EPERM"),
+        ("call(libc.ptrace(16, 1, 0, 0))", "EPERM"),  # PTRACE_ATTACH
+        ("open('/proc/1/environ').read()", "EACCES"),
+        ("open('/proc/1/mem', 'rb').read(1)", "EACCES"),
+        ("os.listdir('/proc/1/root')", "EACCES"),
+        ("os.listdir('/proc/1/fd')", "EACCES"),
+        ("os.listdir('/helmr/run')", "EACCES"),
+        ("socket.socket(socket.AF_UNIX).connect('/helmr/run/socket')", "EACCES"),
+        ("open('/helmr/lib/helmr/guest/supervisor.py', 'a')", _NOT_WRITABLE),
+        ("open('/helmr/sources/x', 'w')", _NOT_WRITABLE),
+        # Files of the image and of the kernel
+        ("open('/usr/x', 'w')", _NOT_WRITABLE),
+        ("open('/etc/passwd', 'a')", _NOT_WRITABLE),
+        ("open('/proc/sysrq-trigger', 'w')", (*_NOT_WRITABLE, "ENOENT")),
+        ("open('/proc/sys/kernel/core_pattern', 'w')", _NOT_WRITABLE),
+        ("open('/sys/fs/cgroup/memory/memory.limit_in_bytes', 'w')", (*_NOT_WRITABLE, "ENOENT")),
+        ("os.mknod('/tmp/disk', 0o60666, os.makedev(254, 0))", "EPERM"),
+        ("open('/dev/mem')", "ENOENT"),
+        ("open('/dev/kmsg')", "ENOENT"),
+        ("os.stat('/var/run/docker.sock')", "ENOENT"),
+        ("os.stat('/run/containerd/containerd.sock')", "ENOENT"),
+        # Rights
+        ("os.setuid(0)", "EPERM"),
+        ("os.setgroups([0])", "EPERM"),
+        ("os.chown('/tmp', 1000, 1000)", "EPERM"),
+        ("socket.sethostname('x')", "EPERM"),
+        ("call(libc.clock_settime(0, (ctypes.c_long * 2)(0, 0)))", "EPERM"),
+        ("call(libc.klogctl(3, None, 0))", "EPERM"),
+        ("call(libc.reboot(0))", "EPERM"),
+        ("call(libc.personality(0x0040000))", "EPERM"),  # ADDR_NO_RANDOMIZE
+        (
+            "call(libc.syscall(425, 1, ctypes.create_string_buffer(120)))",
+            "EPERM",
+        ),  # io_uring_setup, on every architecture
+        # Address families and networks
+        ("socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)", "EPERM"),
+        ("socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)", "EPERM"),
+        ("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", "EPERM"),
+        ("socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "EPERM"),
+        ("socket.create_connection(('1.1.1.1', 53), 2)", "ENETUNREACH"),
+        ("socket.create_connection(('172.17.0.1', 22), 2)", "ENETUNREACH"),  # where the engine's bridge usually is
+        ("socket.create_connection(('169.254.169.254', 80), 2)", "ENETUNREACH"),  # a cloud's metadata
+        # Space
+        ("open('/tmp/fill', 'wb').write(bytes(65 * 1024**2))", "ENOSPC"),
+        ("open('/dev/shm/fill', 'wb').write(bytes(65 * 1024**2))", "ENOSPC"),
+    ],
+)
+async def test_is_refused(machine: DockerMachine, probe: str, refusal: str | tuple[str, ...]) -> None:
+    finished = await python(machine, _PROLOGUE.format(probe=probe))
+    assert finished.stdout.strip() in ((refusal,) if isinstance(refusal, str) else refusal), finished.stderr
+    await run(machine, "rm", "-f", "/tmp/fill", "/dev/shm/fill")
+
+
+async def test_a_task_is_nobody_in_particular(machine: DockerMachine) -> None:
+    code = "import os; print(os.getresuid(), os.getresgid(), os.getgroups()); print(open('/proc/self/status').read())"
+    finished = await python(machine, code)
+    assert finished.stdout.splitlines()[0] == "(1000, 1000, 1000) (1000, 1000, 1000) []"
+    status = dict(line.split(":\t", 1) for line in finished.stdout.splitlines()[1:] if ":\t" in line)
+    assert {status[name].strip("0") for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {""}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+
+
+async def test_what_programs_need_is_allowed(machine: DockerMachine) -> None:
+    code = """
+import asyncio, multiprocessing, pathlib, socket, ssl, subprocess, sqlite3, tempfile, threading
+assert subprocess.run(["sh", "-c", "echo a | cat"], capture_output=True, check=True).stdout == b"a\\n"
+with multiprocessing.Pool(2) as pool: assert pool.map(abs, [-1, -2]) == [1, 2]
+with tempfile.TemporaryDirectory() as folder:
+    script = pathlib.Path(folder, "x"); script.write_text("#!/bin/sh\\necho b"); script.chmod(0o755)
+    assert subprocess.run([script], capture_output=True, check=True).stdout == b"b\\n"
+    sqlite3.connect(pathlib.Path(folder, "db")).execute("create table t (x)")
+server = socket.create_server(("127.0.0.1", 0)); socket.create_connection(server.getsockname()).close()
+async def main(): assert await (await asyncio.create_subprocess_exec("true")).wait() == 0
+asyncio.run(main()); print("fine")
+"""
+    finished = await python(machine, code)
+    assert (finished.stdout, finished.stderr) == ("fine\n", "")
+
+
+async def test_only_the_loopback_interface_exists_without_a_network(machine: DockerMachine) -> None:
+    assert (await run(machine, "ls", "/sys/class/net")).stdout.split() == ["lo"]
+
+
+async def test_a_fork_bomb_is_contained_and_ended(machine: DockerMachine) -> None:
+    bomb = """
+import os, sys
+while True:
+    try: os.fork()
+    except OSError as error: print(error.errno, file=sys.stderr); break
+while True:
+    try: os.fork()
+    except OSError: pass
+"""
+    finished = await python(machine, bomb, deadline=1.0, grace=0.2)
+    assert finished.exited.cause == "deadline"
+    assert "11" in finished.stderr.split()  # EAGAIN
+    assert (await run(machine, "echo", "alive")).stdout == "alive\n"
+
+
+async def test_a_memory_hog_is_killed_alone(machine: DockerMachine) -> None:
+    finished = await python(machine, "print('x', flush=True); hog = bytearray(512 * 1024**2)")
+    assert (finished.exited.oom, finished.exited.signal, finished.stdout) == (True, 9, "x\n")
+    finished = await run(machine, "echo", "alive")
+    assert (finished.exited.oom, finished.stdout) == (False, "alive\n")
+
+
+async def test_secrets_are_not_in_what_the_engine_knows(machine: DockerMachine, api: DockerApi) -> None:
+    finished = await run(machine, "sh", "-c", "echo $TOKEN", secrets={"TOKEN": "s3cr3t-value"})
+    assert finished.stdout == "s3cr3t-value\n"
+    known = await api.call(lambda client: client.inspect_container(machine.ref))
+    assert "s3cr3t-value" not in json.dumps(known)
+    assert b"s3cr3t-value" not in await api.call(lambda client: client.logs(machine.ref))
+
+
+async def test_the_container_is_what_was_asked_for(machine: DockerMachine, api: DockerApi) -> None:
+    host = (await api.call(lambda client: client.inspect_container(machine.ref)))["HostConfig"]
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert {name.removeprefix("CAP_") for name in host["CapAdd"]} == {"SETUID", "SETGID", "KILL", "CHOWN"}
+    assert (host["Memory"], host["MemorySwap"], host["PidsLimit"]) == (128 * 1024**2, 128 * 1024**2, 64)
+    assert (host["NetworkMode"], host["Privileged"], host.get("Init")) == ("none", False, None)
+    assert [option.partition("=")[0] for option in host["SecurityOpt"]] == ["no-new-privileges:true", "seccomp"]
