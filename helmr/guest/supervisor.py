@@ -101,17 +101,24 @@ def prepare(options: Options) -> None:
 
 
 def listen(path: str) -> socket.socket:
-    """The socket for workers, for the user of the supervisor only."""
-    if os.path.exists(path):
-        os.unlink(path)
+    """The socket for workers: only whoever owns its folder may connect, and it appears under its name once it answers."""
+    folder = os.path.dirname(os.path.abspath(path))
+    draft = os.path.join(folder, "new")
+    for name in (path, draft):
+        if os.path.exists(name):
+            os.unlink(name)
     listener = socket.socket(socket.AF_UNIX)
     previous = os.umask(0o177)
     try:
-        listener.bind(path)
+        listener.bind(draft)
     finally:
         os.umask(previous)
+    owner = os.stat(folder)
+    if owner.st_uid != os.geteuid():
+        os.chown(draft, owner.st_uid, owner.st_gid)
     listener.listen(16)
     listener.setblocking(False)
+    os.rename(draft, path)
     return listener
 
 
