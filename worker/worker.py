@@ -66,7 +66,7 @@ class Worker:
         self._deployments = Deployments(nc)
         self._gate = asyncio.Event()
         self._executions: dict[str, Execution] = {}
-        self._messages: set[Msg] = set()
+        self._messages: dict[str, Msg] = {}
         self._handlers: set[asyncio.Task[None]] = set()
         self._progress = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -171,7 +171,7 @@ class Worker:
 
     async def _handle(self, item: Delivery) -> None:
         """See the run of one dispatch message to its end, and settle the message."""
-        self._messages.add(item.msg)
+        self._messages[item.msg.reply] = item.msg
         entered = False
         try:
             await self.slots.enter()
@@ -189,7 +189,7 @@ class Worker:
         else:
             await item.msg.ack()
         finally:
-            self._messages.discard(item.msg)
+            del self._messages[item.msg.reply]
             self.slots.leave(entered=entered)
 
     async def _serve(self, item: Delivery) -> None:
@@ -239,7 +239,7 @@ class Worker:
             await asyncio.sleep(topology.HEARTBEAT)
             try:
                 await announce(self.nc, self._about())
-                for msg in list(self._messages):
+                for msg in list(self._messages.values()):
                     await msg.in_progress()
                 await self._check_leases()
             except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:

@@ -94,7 +94,7 @@ class AsyncClient:
             UsageError: the statement is refused, or wrong; says where.
             TimedOut: it takes longer than ``timeout``.
         """
-        from pyarrow import ipc
+        import pyarrow.ipc as ipc
 
         data = b"".join([part async for part in self.query_arrow(sql, limit=limit, timeout=timeout)])
         rows: list[dict[str, Any]] = ipc.open_stream(data).read_all().to_pylist()
