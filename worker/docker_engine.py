@@ -22,7 +22,7 @@ from worker.channel import Channel, ChannelProcess
 from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, volume_name
 from worker.docker_api import DockerApi, connection
 from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
-from worker.host import host_id
+from worker.host import host_id, writing
 from worker.images import Images
 from worker.machine_folder import MachineFolder, library, sweep
 
@@ -138,9 +138,12 @@ class DockerEngine:
             try:
                 ref = await self._start(spec, name, folder)
                 channel = await self._greet(spec, ref, folder)
-            except BaseException:
+            except BaseException as error:
                 # By name: a creation that timed out may have happened all the same.
-                await asyncio.shield(self._undo(name, folder))
+                try:
+                    await asyncio.shield(self._undo(name, folder))
+                except HelmrError as failure:
+                    error.add_note(f"the container {name} may be left: {failure.message}")
                 raise
             machine = DockerMachine(self, spec.workspace_id, ref, channel, folder)
             self._machines[spec.workspace_id] = machine
@@ -220,8 +223,10 @@ class DockerEngine:
     async def _start(self, spec: MachineSpec, name: str, folder: MachineFolder) -> str:
         if not self._facts:
             await self.check()
-        if self._library is None:
-            self._library = await asyncio.to_thread(library, self._home)
+        with writing(self._home):
+            if self._library is None:
+                self._library = await asyncio.to_thread(library, self._home)
+            folder.create()
         host = HostSide(
             install=self.install,
             name=name,
@@ -230,7 +235,6 @@ class DockerEngine:
             sources=folder.sources,
             cpus=int(self._facts["NCPU"]),
         )
-        folder.create()
 
         def create_and_start(client: APIClient) -> str:
             ref: str = client.create_container(**container(client, spec, host))["Id"]

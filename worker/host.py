@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from helmr import ids
+from helmr.errors import HelmrError
+
+
+@contextlib.contextmanager
+def writing(home: Path) -> Iterator[None]:
+    """Turn what goes wrong with files below ``home`` into an error that says which folder, why, and what to do.
+
+    Raises:
+        HelmrError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise HelmrError(
+            f"cannot write below {home}: {error.strerror or error}",
+            hint="free some space, or set HELMR_HOME to a folder that this user may write to",
+        ) from error
 
 
 def host_id(home: Path) -> str:
@@ -14,8 +33,13 @@ def host_id(home: Path) -> str:
     Not the host name: two machines may share one, and one machine may hold two homes with different workspaces.
 
     Raises:
-        OSError: ``home`` cannot be read or written.
+        HelmrError: ``home`` cannot be read or written.
     """
+    with writing(home):
+        return _read_or_create(home)
+
+
+def _read_or_create(home: Path) -> str:
     path = home / "host-id"
     try:
         return path.read_text().strip()

@@ -20,6 +20,7 @@ from worker.docker_api import DockerApi
 from worker.docker_build import BuildLog, build
 from worker.dockerfile import content_hash, context, context_files, dockerfile
 from worker.engine import ImageSpec, Progress
+from worker.host import writing
 
 #: Seconds a registry may take to say whether it has an image. Without a route this is what the first start waits.
 REGISTRY_TIMEOUT = 20.0
@@ -39,7 +40,7 @@ class Images:
 
     def __init__(self, api: DockerApi, home: Path) -> None:
         self._api = api
-        self._locks_folder = home / "locks"
+        self._home = home
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._refused: dict[str, str] = {}  # base -> why no registry gave it: with a stand-in, asked once per process
 
@@ -128,8 +129,11 @@ class Images:
     async def _exclusive(self, key: str) -> AsyncIterator[None]:
         """One at a time for ``key``: tasks wait on a lock, processes on a file lock, which the kernel drops for the dead."""
         async with self._locks[key]:
-            self._locks_folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._locks_folder / f"image-{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with writing(self._home):
+                (self._home / "locks").mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(
+                    self._home / "locks" / f"image-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+                )
             try:
                 while not _locked(descriptor):  # noqa: ASYNC110 - flock has no asynchronous form, and builds take seconds
                     await asyncio.sleep(0.1)
