@@ -76,7 +76,7 @@ def _expected(what: str, value: Any, at: str) -> ConversionError:
 def _to_union(value: Any, members: tuple[Any, ...], at: str) -> Any:
     if value is None and type(None) in members:
         return None
-    if type(value) in members:  # 1 stays 1 in `float | int`
+    if type(value) in (int, float) and type(value) in members:  # 1 stays 1 in `float | int`
         return value
     problems = []
     for member in members:
@@ -270,9 +270,15 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _to_typed_dict(value: Any, kind: Any, at: str) -> dict[str, Any]:
     if type(value) is not dict:
         raise _expected("an object", value, at)
-    _require(kind.__required_keys__, value, at)
     hints = _hints(kind)
+    _require((name for name in hints if _is_required(name, hints[name], kind)), value, at)
     return {name: from_builtins(value[name], hints[name], below(at, name)) for name in hints if name in value}
+
+
+def _is_required(name: str, hint: Any, kind: Any) -> bool:
+    # When annotations are text, __required_keys__ does not know what they say.
+    marker = getattr(get_origin(hint), "_name", None)
+    return marker == "Required" or (marker != "NotRequired" and name in kind.__required_keys__)
 
 
 def _to_dataclass(value: Any, kind: Any, at: str) -> Any:

@@ -58,7 +58,7 @@ def is_pydantic(kind: Any) -> bool:
 
 def is_struct(kind: Any) -> bool:
     """Whether ``kind`` is a ``msgspec.Struct``; imports nothing."""
-    return isinstance(kind, type) and hasattr(kind, "__struct_fields__") and "msgspec" in sys.modules
+    return isinstance(kind, type) and "msgspec" in sys.modules and issubclass(kind, sys.modules["msgspec"].Struct)
 
 
 def below(at: str, name: str) -> str:
@@ -66,10 +66,13 @@ def below(at: str, name: str) -> str:
     return f"{at}.{name}" if at else name
 
 
-def shown(value: Any) -> str:
-    """``value`` as Python shows it, cut to 80 characters, for messages."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def shown(value: Any, limit: int = 80) -> str:
+    """``value`` as Python shows it, cut to ``limit`` characters, for messages."""
+    try:
+        text = repr(value)
+    except Exception as failure:  # noqa: BLE001  a __repr__ may raise anything, and a message about it must not
+        text = f"<{type(value).__name__} whose repr raised {type(failure).__name__}>"
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def write_duration(span: timedelta) -> str:
@@ -133,7 +136,7 @@ def _plain_instance(value: Any, at: str, depth: int) -> Any:
     if is_pydantic(kind):
         return _plain(_dumped(value, at), at, depth + 1)
     if is_struct(kind):
-        return _plain(sys.modules["msgspec"].to_builtins(value, str_keys=True), at, depth + 1)
+        return _plain(_fields(value, at), at, depth + 1)
     if dataclasses.is_dataclass(kind):
         return _plain_object(((each.name, getattr(value, each.name)) for each in dataclasses.fields(value)), at, depth)
     for base in (str, int, float, datetime, date, pathlib.PurePath):  # subclasses of what has a form
@@ -147,6 +150,13 @@ def _dumped(value: Any, at: str) -> Any:
     try:
         return adapter.dump_python(value, mode="json", by_alias=True)
     except ValueError as problem:  # what pydantic derives its errors from
+        raise ConversionError(at, str(problem)) from None
+
+
+def _fields(value: Any, at: str) -> Any:
+    try:
+        return sys.modules["msgspec"].to_builtins(value, str_keys=True)
+    except (TypeError, ValueError) as problem:
         raise ConversionError(at, str(problem)) from None
 
 

@@ -11,7 +11,7 @@ import traceback
 from typing import Any
 
 from helmr import jsonform, runtime
-from helmr.jsonform import ConversionError, to_builtins
+from helmr.jsonform import ConversionError, shown, to_builtins
 
 #: One log line, its fields included, in bytes of UTF-8.
 LINE_LIMIT = 64 * 1024
@@ -80,7 +80,7 @@ def _field(value: Any) -> Any:
     try:
         return to_builtins(value)
     except ConversionError:
-        return repr(value)
+        return shown(value, LINE_LIMIT)
 
 
 def _shortened(fields: dict[str, Any], room: int) -> dict[str, Any]:

@@ -96,16 +96,18 @@ class Image:
 
     def env(self, **variables: str) -> Image:
         """Set environment variables, for later steps and for tasks. Not for secrets: they would stay in the image."""
-        _some("env", tuple(variables))
+        for name in _some("env", tuple(variables)):
+            if not _ENV_NAME.fullmatch(name):
+                raise ProjectError(f"{caller_location()}: Image.env() cannot set a variable called {name!r}")
         return self._with("env", *(f"{name}={_line('env', value)}" for name, value in variables.items()))
 
     def workdir(self, path: str) -> Image:
         """Change the folder that later steps run in."""
-        return self._with("workdir", _line("workdir", path))
+        return self._with("workdir", _line("workdir", _text("workdir", path)))
 
     def user(self, name: str) -> Image:
         """Change the user that later steps run as."""
-        return self._with("user", _line("user", name))
+        return self._with("user", _line("user", _text("user", name)))
 
 
 def _some(kind: str, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -46,6 +46,9 @@ class Task(Generic[P, R]):
         cancel_grace: seconds between being asked to stop and being killed.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(
         self,
         fn: Callable[P, R],
