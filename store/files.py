@@ -1,0 +1,147 @@
+"""Opens the DuckDB files, creates them, and gets over damage: the one place that decides what becomes of a broken file.
+
+The recovery ladder: open; if that fails, move the write-ahead log aside and open at the last checkpoint, whose own
+watermark says where to go on; if that fails too, move the database aside and begin an empty one, which the projector
+fills from the log again. Nothing is ever deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import duckdb
+
+from helmr.errors import ConfigError, Conflict, HelmrError, Unavailable
+from store import schema
+
+log = logging.getLogger(__name__)
+
+#: Megabytes of write-ahead log before a checkpoint: 1.5 times the throughput of the default 16.
+_CHECKPOINT = "64MB"
+_MEMORY = "2GB"
+_DISK_FULL = ("no space left", "disk quota")
+
+
+def quoted(value: str | Path) -> str:
+    """An SQL string literal."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def instance(scratch: Path) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB that the files are attached to; nothing is loaded from elsewhere."""
+    con = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": _MEMORY,
+            "temp_directory": str(scratch),
+            "checkpoint_threshold": _CHECKPOINT,
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "python_enable_replacements": False,
+        },
+    )
+    con.execute("SET GLOBAL TimeZone = 'UTC'")
+    return con
+
+
+def attach(
+    con: duckdb.DuckDBPyConnection, path: Path, alias: str, ddl: list[str], row_group: int, *, scan: bool = False
+) -> None:
+    """Attach the file at ``path`` for writing, going down the recovery ladder as far as necessary.
+
+    ``scan`` reads every row, so that damage inside the file shows, too.
+
+    Raises:
+        Conflict: another process has it open.
+        ConfigError: it was written by another version of Helmr.
+        Unavailable: the disk is full.
+    """
+    journal = path.with_name(path.name + ".wal")
+    for damaged in (journal, path, None):
+        try:
+            _open(con, path, alias, ddl, row_group, scan=scan)
+        except duckdb.Error as error:
+            con.execute(f"DETACH DATABASE IF EXISTS {alias}")
+            _judge(error, path)
+            if damaged is None:
+                raise Unavailable(f"the history in {path} cannot be opened: {error}") from error
+            _move_aside(damaged, error)
+            if damaged == path and journal.exists():
+                _move_aside(journal, error)
+        else:
+            return
+
+
+def _judge(error: duckdb.Error, path: Path) -> None:
+    """Raise for what is no damage."""
+    told = str(error)
+    if "Could not set lock" in told or "Unique file handle conflict" in told:
+        hint = "stop the other process that has it open"
+        raise Conflict(f"{path} is in use: {told}", hint=hint) from error
+    if any(words in told.lower() for words in _DISK_FULL):
+        raise Unavailable(f"the disk is full: {told}", hint=f"make room for {path.parent}") from error
+    if "permission denied" in told.lower():
+        raise ConfigError(f"cannot open {path}: {told}", hint="fix its permissions") from error
+
+
+def _move_aside(path: Path, error: Exception) -> None:
+    if not path.exists():
+        return
+    kept = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 1_000_000}")
+    path.rename(kept)
+    log.error(
+        "HISTORY DAMAGED: %s cannot be read (%s); moved to %s; what it held is read from the log again",
+        path,
+        str(error).partition("\n")[0],
+        kept,
+    )
+
+
+def _open(
+    con: duckdb.DuckDBPyConnection, path: Path, alias: str, ddl: list[str], row_group: int, *, scan: bool
+) -> None:
+    con.execute(f"ATTACH {quoted(path)} AS {alias} (ROW_GROUP_SIZE {row_group})")
+    con.execute(f"USE {alias}")
+    names = "SELECT table_name FROM duckdb_tables() WHERE database_name = ? AND NOT internal"
+    tables = [name for (name,) in con.execute(names, [alias]).fetchall()]
+    if not tables:
+        _create(con, ddl)
+    elif "schema_version" in tables:
+        require_version(con, path)
+    else:
+        raise ConfigError(f"{path} is a DuckDB file, but not one of Helmr's", hint="move it away")
+    if scan:
+        for table in tables:
+            con.execute(f"SELECT count(hash(COLUMNS(*)::VARCHAR)) FROM {table}").fetchall()
+
+
+def _create(con: duckdb.DuckDBPyConnection, ddl: list[str]) -> None:
+    """All at once, or a process killed half-way would leave a file that is neither empty nor whole."""
+    con.execute("BEGIN")
+    for statement in ddl:
+        con.execute(statement)
+    con.execute("COMMIT")
+    con.execute("CHECKPOINT")
+
+
+def require_version(con: duckdb.DuckDBPyConnection, path: Path) -> None:
+    """Check that the database in use is in the present schema.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    row = con.execute("SELECT version FROM schema_version").fetchone()
+    if row is None or row[0] != schema.VERSION:
+        found = row[0] if row else "none"
+        message = f"{path} has schema version {found}; this Helmr needs {schema.VERSION}"
+        raise ConfigError(message, hint="helmr history rebuild makes it anew from the log")
+
+
+def damaged(error: BaseException) -> bool:
+    """Whether a failed write looks as if the file itself were damaged."""
+    if isinstance(error, HelmrError):
+        return False
+    told = str(error).lower()
+    return isinstance(error, duckdb.Error) and ("checksum" in told or "corrupt" in told)

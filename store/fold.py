@@ -1,0 +1,420 @@
+"""The pure fold from log messages to table rows: no I/O, so that every rule of the history can be tested by itself.
+
+Each event carries the state that results from it, so a run's row is mostly its latest state. What the fold adds up
+itself (the open attempt, the pending wait, sums over waits) is kept per unfinished run in a few words of memory, and
+stored in ``runs_live`` so that a restart goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from helmr import subjects
+from helmr.events import TERMINAL, SessionEvent, WorkspaceEvent
+from helmr.models import Deployment, StreamRecord, workspace_record
+from helmr.subjects import Scope
+
+Row = tuple[Any, ...]
+Raw = msgspec.Raw
+
+_EVENT_PREFIX = "helmr.ev."
+
+
+class Message(NamedTuple):
+    """A stored message: its sequence, when it was stored (nanoseconds since 1970), and what it says."""
+
+    seq: int
+    subject: str
+    stored_ns: int
+    headers: dict[str, str] | None
+    body: bytes
+
+
+class StoredState(msgspec.Struct, frozen=True, kw_only=True):
+    """:class:`helmr.events.RunState` with times and JSON left as text: DuckDB parses them outside the GIL."""
+
+    id: str
+    status: str
+    cursor: int
+    session_id: str
+    workspace_id: str
+    deployment_id: str
+    task_id: str
+    turn: int = 0
+    attempt: int | None = None
+    dispatch_attempt: int = 0
+    cancel: Raw = Raw()
+    wait: Raw = Raw()
+    metadata: Raw = Raw(b"{}")
+    queue: str | None = None
+    priority: int = 0
+    concurrency_key: str | None = None
+    max_duration: float = 900.0
+    active_seconds: float = 0.0
+    exit_code: int | None = None
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """:class:`helmr.events.RunEvent`, likewise."""
+
+    cursor: int
+    id: str
+    run_id: str
+    kind: str
+    at: str
+    attempt: int | None = None
+    dispatch_attempt: int = 0
+    source: str = "control"
+    message: str = ""
+    data: Raw = Raw(b"{}")
+    state: StoredState
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    code: str | None = None
+    message: str | None = None
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    deployment_version: str = ""
+    payload: Raw = Raw()
+    tags: list[str] = []
+    secrets: list[str] = []
+    ttl: float | None = None
+    external_id: str | None = None
+
+
+class _Wait(msgspec.Struct, frozen=True):
+    kind: str
+    stream: str | None = None
+    token: str | None = None
+    correlation_id: str | None = None
+    due: str | None = None
+    since: str | None = None
+
+
+class _Logs(msgspec.Struct, frozen=True):
+    stdout: int = 0
+    stderr: int = 0
+    log: int = 0
+    truncated: bool = False
+
+
+class _Data(msgspec.Struct, frozen=True):
+    """The fields of an event's data that have columns of their own."""
+
+    worker: str | None = None
+    name: str | None = None
+    stream: str | None = None
+    token: str | None = None
+    reason: str | None = None
+    cause: str | None = None
+    spec: _Spec | None = None
+    output: Raw = Raw()
+    output_artifact: Raw = Raw()
+    failure: Raw = Raw()
+    logs: _Logs = _Logs()
+
+
+_NO_DATA = _Data()
+_event_decoder = msgspec.json.Decoder(StoredEvent)
+_data_decoder = msgspec.json.Decoder(_Data)
+_failure_decoder = msgspec.json.Decoder(_Failure)
+_wait_decoder = msgspec.json.Decoder(_Wait)
+_session_decoder = msgspec.json.Decoder(SessionEvent)
+_workspace_decoder = msgspec.json.Decoder(WorkspaceEvent)
+_record_decoder = msgspec.json.Decoder(StreamRecord)
+_deployment_decoder = msgspec.json.Decoder(Deployment)
+
+
+def text(raw: Raw) -> str | None:
+    """The JSON text of a raw value; None where it is absent or null."""
+    value = bytes(raw)
+    return None if value in {b"", b"null"} else value.decode()
+
+
+def instant(nanoseconds: int) -> str:
+    """A point in time as DuckDB reads it, to the microsecond."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
+
+
+def between(start: str | None, end: str) -> float:
+    """Seconds from ``start`` to ``end``, both RFC 3339; never negative."""
+    if start is None:
+        return 0.0
+    return max((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), 0.0)
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """What the fold itself adds up about an unfinished run."""
+
+    first_seq: int | None = None
+    waits: int = 0
+    wait_seconds: float = 0.0
+    attempt: int | None = None
+    started_at: str | None = None
+    worker: str | None = None
+    leases: int = 0
+    base: float = 0.0
+    seq: int | None = None
+    wait_seq: int | None = None
+    wait: _Wait | None = None
+
+
+class _Touched(NamedTuple):
+    """The latest of a run in this batch; spec and first message where the batch has them."""
+
+    scope: Scope
+    open: OpenRun
+    event: StoredEvent
+    data: _Data
+    message: Message
+
+
+@dataclass
+class Fold:
+    """Folds messages one by one; :meth:`take` hands over the rows of the batch and begins the next.
+
+    ``open_runs`` must hold every unfinished run of the tables when the fold begins (:func:`restore`).
+    """
+
+    open_runs: dict[str, OpenRun] = field(default_factory=dict)
+    rows: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    _runs: dict[str, _Touched] = field(default_factory=dict)
+    _first: dict[str, tuple[_Spec, Message]] = field(default_factory=dict)
+    _sessions: dict[str, Row] = field(default_factory=dict)
+    _workspaces: dict[str, Row] = field(default_factory=dict)
+    _deployments: dict[str, Row] = field(default_factory=dict)
+    _current: dict[str, Row] = field(default_factory=dict)
+
+    def event(self, message: Message) -> None:
+        """Fold a message of RUNS; subjects and entities that are not projected are passed over.
+
+        Raises:
+            ValueError: the message cannot be understood; nothing was folded.
+        """
+        if not message.subject.startswith(_EVENT_PREFIX):
+            return
+        subject = subjects.parse_event(message.subject)
+        match subject.entity:
+            case "run":
+                self._run(subject.scope, message)
+            case "session":
+                self._session(subject.scope, message)
+            case "workspace":
+                self._workspace(subject.scope, message)
+            case _:
+                return
+
+    def record(self, message: Message) -> None:
+        """Fold a message of SESSIONS: a record of a session stream."""
+        scope = subjects.parse_io(message.subject).scope
+        record = _record_decoder.decode(message.body)
+        data = msgspec.json.encode(record.data).decode()
+        head = (message.seq, *scope, record.session_id, record.direction, record.stream, record.sequence, record.id)
+        self.rows["records"].append((*head, record.correlation_id, record.run_id, record.at.isoformat(), data))
+
+    def config(self, message: Message) -> None:
+        """Fold a message of the configuration bucket: a deployment, or which one is current."""
+        noun, *key = message.subject.split(".")[2:]
+        deleted = bool(message.headers and message.headers.get("KV-Operation"))
+        if deleted or noun not in {"deployment", "current"}:
+            return
+        if noun == "current":
+            project, environment = key
+            self._current[f"{project}.{environment}"] = (project, environment, message.body.decode(), message.seq)
+            return
+        made = _deployment_decoder.decode(message.body)
+        index = msgspec.json.encode(made.index).decode()
+        head = (made.id, made.version, made.project, made.environment, made.content_hash, made.archive_bytes)
+        self._deployments[made.id] = (*head, made.created_at.isoformat(), index, message.seq)
+
+    def take(self) -> dict[str, list[Row]]:
+        """The rows of everything folded since the last call, by table; touched runs and sessions under their live table."""
+        rows, self.rows = self.rows, defaultdict(list)
+        rows["runs_live"] = [self._run_row(touched) for touched in self._runs.values()]
+        for name, latest in (
+            ("sessions_live", self._sessions),
+            ("workspaces", self._workspaces),
+            ("deployments_stored", self._deployments),
+            ("deployments_current", self._current),
+        ):
+            rows[name] = list(latest.values())
+            latest.clear()
+        self._runs.clear()
+        self._first.clear()
+        return {name: found for name, found in rows.items() if found}
+
+    def unreadable(self, stream: str, message: Message, reason: str) -> None:
+        """Note a message that had to be passed over."""
+        self.rows["unreadable"].append((stream, message.seq, message.subject, reason))
+
+    # Runs ---------------------------------------------------------------------------------------------------------
+
+    def _run(self, scope: Scope, message: Message) -> None:
+        event = _event_decoder.decode(message.body)
+        data = _hot(event)
+        run = self.open_runs.get(event.run_id)
+        if run is None:
+            run = self.open_runs[event.run_id] = OpenRun(first_seq=message.seq)
+            self._first[event.run_id] = (data.spec or _Spec(), message)
+        self._advance(scope, run, event, data, message.seq)
+        failure = _failure(data)
+        self.rows["events"].append(_event_row(scope, event, data, failure.code, message.seq))
+        self._runs[event.run_id] = _Touched(scope, run, event, data, message)
+        if event.state.status in TERMINAL:
+            del self.open_runs[event.run_id]
+
+    def _advance(self, scope: Scope, run: OpenRun, event: StoredEvent, data: _Data, seq: int) -> None:
+        """Attempts open with a lease and end with a retry or the run; waits likewise, by their own events."""
+        state, kind = event.state, event.kind
+        if kind == "leased":
+            self._lease(run, event, data.worker, seq)
+        elif kind == "waiting":
+            run.waits += 1
+            run.wait_seq = seq
+            run.wait = _wait_decoder.decode(state.wait)
+        elif run.wait is not None and state.status != "waiting":
+            self._end_wait(scope, run, event, kind.removeprefix("wait_"))
+        if kind == "retry_scheduled" or state.status in TERMINAL:
+            outcome = state.status if state.status in TERMINAL else "failed"
+            self._end_attempt(scope, run, event, _failure(data), outcome)
+
+    @staticmethod
+    def _lease(run: OpenRun, event: StoredEvent, worker: str | None, seq: int) -> None:
+        if run.attempt != event.state.attempt:
+            run.attempt, run.started_at, run.seq = event.state.attempt, event.at, seq
+            run.leases, run.base = 0, event.state.active_seconds
+        run.leases += 1
+        run.worker = worker
+
+    def _end_wait(self, scope: Scope, run: OpenRun, event: StoredEvent, outcome: str) -> None:
+        wait = run.wait
+        if wait is None:
+            return
+        began, ended = wait.since, event.at
+        head = (*scope, event.run_id, event.state.task_id, wait.kind, wait.stream, wait.token, wait.correlation_id)
+        self.rows["waits_closed"].append((*head, wait.due, began, ended, outcome, run.wait_seq))
+        run.wait_seconds += between(began, ended)
+        run.wait = run.wait_seq = None
+
+    def _end_attempt(self, scope: Scope, run: OpenRun, event: StoredEvent, failure: _Failure, outcome: str) -> None:
+        if run.attempt is None:
+            return
+        spent = event.state.active_seconds - run.base
+        head = (
+            *scope,
+            event.run_id,
+            event.state.task_id,
+            run.attempt,
+            run.worker,
+            run.leases,
+            run.started_at,
+            event.at,
+        )
+        self.rows["attempts_closed"].append((*head, spent, outcome, failure.code, failure.message, run.seq))
+        run.attempt = run.started_at = run.worker = run.seq = None
+        run.leases, run.base = 0, event.state.active_seconds
+
+    def _run_row(self, touched: _Touched) -> Row:
+        """In the order of :data:`store.schema.RUNS_LIVE`."""
+        scope, run, event, data, message = touched
+        state = event.state
+        spec, first = self._first.get(event.run_id, (None, None))
+        succeeded, ended = state.status == "succeeded", state.status in TERMINAL
+        failure = data.failure if state.status == "failed" else Raw()
+        return (
+            *(state.id, state.status, state.task_id, *scope, state.session_id, state.turn, state.workspace_id),
+            *(state.deployment_id, spec and spec.deployment_version, spec and text(spec.payload)),
+            *(text(data.output) if succeeded else None, text(data.output_artifact) if succeeded else None),
+            *(text(failure), _failure_decoder.decode(failure).code if failure else None, text(state.metadata)),
+            *(spec and spec.tags, spec and spec.secrets, state.max_duration, state.attempt, state.dispatch_attempt),
+            *(state.queue, state.priority, state.concurrency_key, spec and spec.ttl, spec and spec.external_id),
+            *(text(state.cancel), text(state.wait), state.exit_code),
+            *(state.created_at, state.started_at, state.finished_at, round(state.active_seconds, 6)),
+            *(run.wait_seconds, run.waits, data.logs.stdout + data.logs.stderr + data.logs.log if ended else None),
+            *(data.logs.truncated if ended else None, state.cursor, run.first_seq, message.seq),
+            *(instant(first.stored_ns) if first else None, instant(message.stored_ns)),
+            *(run.attempt, run.started_at, run.worker, run.leases, run.base, run.seq, run.wait_seq),
+        )
+
+    # Sessions and workspaces --------------------------------------------------------------------------------------
+
+    def _session(self, scope: Scope, message: Message) -> None:
+        """In the order of :data:`store.schema.SESSIONS`."""
+        s = _session_decoder.decode(message.body).state
+        finished = s.finished_at.isoformat() if s.finished_at else None
+        if s.status != "open" and finished is None:
+            raise ValueError(f"session {s.id} is {s.status} without an end")
+        self._sessions[s.id] = (
+            *(s.id, s.status, s.task_id, *scope, s.external_id, s.workspace_id, s.deployment_id, s.run_id, s.turn),
+            *(list(s.tags), msgspec.json.encode(s.metadata).decode(), s.reason),
+            *(s.created_at.isoformat(), finished, s.cursor, message.seq),
+        )
+
+    def _workspace(self, scope: Scope, message: Message) -> None:
+        """In the order of :data:`store.schema.WORKSPACES`."""
+        event = _workspace_decoder.decode(message.body)
+        w = workspace_record(*scope, event.state)
+        self._workspaces[w.id] = (
+            *(w.id, w.state, w.sandbox, *scope, w.mount_path, w.worker, w.host, w.version, event.state.deployment_id),
+            *(w.created_at.isoformat(), w.updated_at.isoformat(), w.cursor, message.seq),
+        )
+        version = event.data.get("version")
+        if isinstance(version, str):
+            run, files, size = (event.data.get(key) for key in ("run_id", "files", "bytes"))
+            self.rows["versions"].append((*scope, w.id, version, run, files, size, event.at.isoformat(), message.seq))
+
+
+def _hot(event: StoredEvent) -> _Data:
+    """The known fields of an event's data; a field of another type than expected is for ``data`` alone."""
+    if event.data == b"{}":
+        return _NO_DATA
+    try:
+        return _data_decoder.decode(event.data)
+    except msgspec.ValidationError:
+        return _NO_DATA
+
+
+def _failure(data: _Data) -> _Failure:
+    return _failure_decoder.decode(data.failure) if text(data.failure) else _Failure()
+
+
+def _event_row(scope: Scope, event: StoredEvent, data: _Data, code: str | None, seq: int) -> Row:
+    """In the order of :data:`store.schema.EVENTS`."""
+    return (
+        *(seq, *scope, event.run_id, event.cursor, event.id, event.kind, event.at, event.attempt),
+        *(event.dispatch_attempt, event.source, event.message, data.worker, data.name or data.stream or data.token),
+        *(data.reason or data.cause, code, bytes(event.data).decode()),
+    )
+
+
+def restore(rows: Iterable[dict[str, Any]]) -> dict[str, OpenRun]:
+    """The unfinished runs, from the rows of :data:`store.schema.LOAD_LIVE`."""
+    return {
+        row["id"]: OpenRun(
+            first_seq=row["first_seq"],
+            waits=row["waits"],
+            wait_seconds=row["wait_seconds"],
+            attempt=row["open_attempt"],
+            started_at=row["open_started_at"],
+            worker=row["open_worker"],
+            leases=row["open_leases"],
+            base=row["open_base"],
+            seq=row["open_seq"],
+            wait_seq=row["wait_seq"],
+            wait=_wait_decoder.decode(row["pending_wait"]) if row["pending_wait"] else None,
+        )
+        for row in rows
+    }

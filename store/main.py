@@ -1,0 +1,117 @@
+"""The projector's process: ``python -m store.main --url nats://… --home DIR``.
+
+It needs an existing set of streams, runs until SIGTERM or SIGINT, finishes the batch it is writing, and ends with 0; with
+1 when the database or the log forbids to go on, after saying why on stderr. Nothing is lost however it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from bus.connection import connect
+from bus.services.endpoint import serve
+from helmr.errors import HelmrError, Unavailable
+from helmr.version import __version__
+from store.history import History
+from store.home import Home
+from store.projector import Projector
+from store.queries import QUERY_NAME, Queries
+from store.sinks import Store
+
+log = logging.getLogger("helmr.history")
+
+
+async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: int = 30) -> None:
+    """Project and answer until a signal comes.
+
+    Raises:
+        HelmrError: the history cannot be kept: the log is another one, the files are in use, the database failed.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gone = asyncio.Event()
+
+    async def closed() -> None:
+        gone.set()
+
+    store = Store(Home(home / "history"), keep_days=keep_log_days)
+    try:
+        nc = await connect(url, name="helmr-history", token=token, on_closed=closed)
+        try:
+            projector = Projector(nc, store)
+            await projector.check()
+            async with projector.running():
+                await _serve(projector, stop, gone)
+        finally:
+            await nc.close()
+    finally:
+        store.close()
+    if gone.is_set() and not stop.is_set():
+        raise Unavailable("the connection to NATS was closed for good", hint="start the projector again")
+
+
+async def _serve(projector: Projector, stop: asyncio.Event, gone: asyncio.Event) -> None:
+    history, queries = History(projector), Queries(projector)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            await queries.start(tasks)
+            service = await serve(projector.nc, QUERY_NAME, __version__, history.endpoints(), tasks)
+            print(f"helmr history ready (pid {os.getpid()}, {projector.store.home.root})", file=sys.stderr, flush=True)  # noqa: T201
+            ended = [tasks.create_task(event.wait()) for event in (stop, gone)]
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended:
+                task.cancel()
+            if not gone.is_set():
+                await service.stop()
+            await queries.close()
+    finally:
+        history.close()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m store.main", description="Project the log into the history.")
+    parser.add_argument("--url", required=True, help="where NATS answers")
+    parser.add_argument("--home", required=True, type=Path, help="folder of the history's files")
+    parser.add_argument("--keep-log-days", type=int, default=30, help="days after which logs are deleted")
+    parser.add_argument("--verbose", action="store_true", help="say more on stderr")
+    return parser.parse_args()
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def main() -> int:
+    """Run the process; the exit code."""
+    options = _options()
+    level = logging.INFO if options.verbose else logging.WARNING
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    token = os.environ.get("HELMR_API_KEY")
+    try:
+        asyncio.run(run(options.url, options.home, token=token, keep_log_days=options.keep_log_days))
+    except Exception as error:  # noqa: BLE001  # the last stop: say why, and end
+        return _report(_cause(error))
+    return 0
+
+
+def _report(error: BaseException) -> int:
+    if not isinstance(error, HelmrError):
+        log.error("the history stopped", exc_info=error)
+        return 1
+    hint = f"\nhint: {error.hint}" if error.hint else ""
+    print(f"error: {error.message}{hint}", file=sys.stderr)  # noqa: T201
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,214 @@
+"""Moves the log into the database: readers fill buffers, and one loop per database writes them in batches.
+
+A batch is written at once when the projector has been idle, else at most every tenth of a second, and earlier when it
+is full or when somebody waits for an answer that includes what they have just done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from nats.aio.client import Client as Nats
+
+from bus import topology
+from helmr.errors import TimedOut
+from store.reader import StreamReader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from store.fold import Message
+    from store.sinks import Batch, Store
+
+log = logging.getLogger(__name__)
+
+#: Messages per transaction, at most.
+BATCH = 5000
+#: Seconds from one transaction to the next, at least, while messages keep coming.
+PACE = 0.1
+#: Seconds a reader waits for the projection to catch up with the log.
+FRESHNESS_DEADLINE = 5.0
+
+HISTORY_STREAMS = (topology.RUNS, topology.SESSIONS, topology.CONFIG)
+
+
+class Sink(Protocol):
+    """What a lane writes into; ``apply`` runs in a thread."""
+
+    applied: dict[str, int]
+    created: dict[str, str]
+
+    def apply(self, batch: Batch) -> None:
+        """Store the batch and advance ``applied``."""
+        ...
+
+
+class Lane:
+    """One database and the streams that go into it."""
+
+    def __init__(self, nc: Nats, sink: Sink, streams: Iterable[str]) -> None:
+        self.sink = sink
+        self.readers = {
+            stream: StreamReader(
+                nc,
+                stream,
+                after=sink.applied.get(stream, 0),
+                created=sink.created.get(stream),
+                arrived=self._arrived,
+            )
+            for stream in streams
+        }
+        self.applied = {stream: sink.applied.get(stream, 0) for stream in self.readers}
+        #: When the last applied message of each stream was stored, in nanoseconds since 1970.
+        self.stored_ns = dict.fromkeys(self.readers, time.time_ns())
+        #: Held while a batch is written: whoever holds it sees the files at rest, between two transactions.
+        self.commit = asyncio.Lock()
+        self._work = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._waiting = 0
+
+    async def check(self) -> None:
+        """See that the streams are those the database was made from (:meth:`StreamReader.check`)."""
+        for stream, reader in self.readers.items():
+            await reader.check()
+            if reader.created is not None:
+                self.sink.created[stream] = reader.created
+
+    async def run(self) -> None:
+        """Write batches for ever; an error of the database ends it."""
+        async with asyncio.TaskGroup() as tasks:
+            for reader in self.readers.values():
+                tasks.create_task(reader.run())
+            tasks.create_task(self._write())
+
+    async def _write(self) -> None:
+        began = 0.0
+        while True:
+            await self._work.wait()
+            await self._linger(began + PACE - time.monotonic())
+            began = time.monotonic()
+            async with self.commit:
+                # A batch that has been begun is finished: cancelling the wait must not leave a thread behind.
+                batch = self._take()
+                write = asyncio.ensure_future(asyncio.to_thread(self.sink.apply, batch))
+                try:
+                    await asyncio.shield(write)
+                except asyncio.CancelledError:
+                    await write
+                    raise
+            self._settle(batch)
+
+    def _arrived(self) -> None:
+        self._work.set()
+        if self._waiting or sum(map(len, self.readers.values())) >= BATCH:
+            self._hurry.set()
+
+    async def _linger(self, seconds: float) -> None:
+        if seconds <= 0 or self._waiting:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+
+    def _take(self) -> dict[str, list[Message]]:
+        left, batch = BATCH, {}
+        for stream, reader in self.readers.items():
+            batch[stream] = reader.take(left)
+            left -= len(batch[stream])
+        return batch
+
+    def _settle(self, batch: Batch) -> None:
+        for stream, messages in batch.items():
+            if messages:
+                self.stored_ns[stream] = messages[-1].stored_ns
+        self.applied = {stream: self.sink.applied.get(stream, 0) for stream in self.readers}
+        self._moved.set()
+        self._moved = asyncio.Event()
+        buffered = sum(map(len, self.readers.values()))
+        if not buffered:
+            self._work.clear()
+        if buffered < BATCH:
+            self._hurry.clear()
+
+    async def fresh(self, deadline: float) -> None:
+        """Return once everything the streams held at the call is applied; ``deadline`` is in loop time.
+
+        Raises:
+            TimedOut: it was not, in time.
+        """
+        self._waiting += 1
+        self._hurry.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                for stream, reader in self.readers.items():
+                    await self._reach(stream, reader, await reader.last())
+        except TimeoutError:
+            lag = {stream: reader.received for stream, reader in self.readers.items()}
+            raise TimedOut(
+                "the history has not caught up with the log yet",
+                hint="ask again in a moment, or without freshness",
+                details={"applied": self.applied, "received": lag},
+            ) from None
+        finally:
+            self._waiting -= 1
+
+    async def _reach(self, stream: str, reader: StreamReader, last: int) -> None:
+        while self.applied[stream] < last:
+            moved = self._moved
+            if reader.received < last and await reader.exhausted():
+                last = reader.received  # the rest has been deleted
+                continue
+            try:
+                async with asyncio.timeout(0.5):
+                    await moved.wait()
+            except TimeoutError:
+                continue
+
+
+class Projector:
+    """The two lanes over an open store: history and logs."""
+
+    def __init__(self, nc: Nats, store: Store) -> None:
+        self.nc = nc
+        self.store = store
+        self.history = Lane(nc, store.history, HISTORY_STREAMS)
+        self.logs = Lane(nc, store.logs, (topology.LOGS,))
+
+    async def check(self) -> None:
+        """Refuse a log that is not the one the history was made from.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        await self.history.check()
+        await self.logs.check()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Project for the length of the block; an error of either lane ends the block."""
+        async with asyncio.TaskGroup() as tasks:
+            lanes = [tasks.create_task(self.history.run()), tasks.create_task(self.logs.run())]
+            try:
+                yield
+            finally:
+                for lane in lanes:
+                    lane.cancel()
+
+    async def fresh(self, *, logs: bool = False, timeout: float = FRESHNESS_DEADLINE) -> None:  # noqa: ASYNC109
+        """Return once everything stored before the call is applied, logs included if wanted.
+
+        Raises:
+            TimedOut: not within ``timeout`` seconds.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        await self.history.fresh(deadline)
+        if logs:
+            await self.logs.fresh(deadline)

@@ -1,0 +1,304 @@
+"""Runs users' SQL in sandboxed child processes and sends the rows back in parts.
+
+A child is ready before it is needed and is used again as long as it behaves; one that misses its deadline is killed.
+The answer to a ``query`` request comes as several messages on the reply subject: each carries ``Helmr-Part`` (from 0), the
+last one ``Helmr-End`` (how many parts), ``Helmr-Rows`` and, if a cap cut the result off, ``Helmr-Truncated``. The bodies put
+together are an Arrow IPC stream, or JSON lines. An error comes as one message, like those of every other service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from bus import topology
+from helmr import subjects
+from helmr.errors import HelmrError, TimedOut, UsageError, from_dict
+from helmr.subjects import Scope
+from store.projector import FRESHNESS_DEADLINE, Projector
+from store.sandbox import CHECKED, DATA, END, ERROR, HEADER, REQUEST, CheckedReply, Summary, Task
+from store.snapshot import Snapshots
+
+log = logging.getLogger(__name__)
+
+#: The queue group of the history services.
+QUERY_NAME = "helmr-history"
+#: Queries that run at the same time; the others wait, until their deadline.
+CONCURRENT = 2
+#: Seconds a query may take, if the request does not say, and at most.
+TIMEOUT, MAX_TIMEOUT = 30.0, 300.0
+#: Rows of a result, if the request does not say, and at most.
+ROWS, MAX_ROWS = 10_000, 5_000_000
+MAX_BYTES = 256 * 1024**2
+#: Seconds beyond its deadline after which a query that cannot be interrupted is killed.
+_GRACE = 0.3
+
+PART, END_HEADER, ROWS_HEADER, TRUNCATED = "Helmr-Part", "Helmr-End", "Helmr-Rows", "Helmr-Truncated"
+
+
+class QueryRequest(msgspec.Struct, kw_only=True):
+    """A user's SQL; ``timeout`` in seconds, ``limit`` in rows. ``fresh: false`` answers from the last copy taken."""
+
+    sql: str
+    format: Literal["arrow", "json"] = "arrow"
+    limit: int | None = None
+    timeout: float | None = None
+    fresh: bool = True
+
+
+class Child:
+    """One sandbox process; not to be used by two at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self.busy = False
+
+    @classmethod
+    async def start(cls) -> Child:
+        """Start a process, with an empty environment and only the interpreter's own search path."""
+        root = Path(__file__).parent.parent
+        code = f"import sys; sys.path.insert(0, {str(root)!r}); from store.sandbox import main; main()"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-X", "utf8", "-c", code),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd="/",
+            env={},
+        )
+        return cls(process)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the process is there and between two tasks."""
+        return self.process.returncode is None and not self.busy
+
+    async def ask(self, task: Task) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Send a task and give the frames of the answer, the last of which is no data.
+
+        Raises:
+            EOFError: the process died.
+        """
+        if self.process.stdin is None or self.process.stdout is None:
+            raise EOFError
+        self.busy = True
+        body = msgspec.json.encode(task)
+        try:
+            self.process.stdin.write(HEADER.pack(len(body), REQUEST) + body)
+            await self.process.stdin.drain()
+            kind = DATA
+            while kind == DATA:
+                length, kind = HEADER.unpack(await self.process.stdout.readexactly(HEADER.size))
+                yield kind, await self.process.stdout.readexactly(length)
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise EOFError from error
+        self.busy = False
+
+    async def kill(self) -> None:
+        """End the process at once."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+
+class Queries:
+    """The ``query`` verb of the history service."""
+
+    def __init__(self, projector: Projector) -> None:
+        self.projector = projector
+        self.store = projector.store
+        self.snapshots = Snapshots(self.store.home.snapshots)
+        self._slots = asyncio.Semaphore(CONCURRENT)
+        self._idle: list[Child] = []
+        self._tasks: asyncio.TaskGroup | None = None
+        self._subscription: Any = None
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Answer from now on."""
+        self._tasks = tasks
+        self._idle.append(await Child.start())
+        subject = subjects.api_endpoint("history", "query")
+        self._subscription = await self.projector.nc.subscribe(subject, queue=QUERY_NAME, cb=self._accept)
+
+    async def close(self) -> None:
+        """Take no more queries and end the idle children."""
+        if self._subscription is not None and not self.projector.nc.is_closed:
+            await self._subscription.unsubscribe()
+        while self._idle:
+            await self._idle.pop().kill()
+        self.snapshots.close()
+
+    async def _accept(self, msg: Msg) -> None:
+        if self._tasks is not None and msg.reply:
+            self._tasks.create_task(self._answer(msg))
+
+    async def _answer(self, msg: Msg) -> None:
+        try:
+            scope, _, _ = subjects.parse_api(msg.subject)
+            request = msgspec.json.decode(msg.data or b"{}", type=QueryRequest)
+            await self._reply(msg, self.run(scope, request))
+        except msgspec.ValidationError as error:
+            await self._refuse(msg, UsageError(f"bad history query request: {error}"))
+        except HelmrError as error:
+            await self._refuse(msg, error)
+        except nats.errors.Error as error:
+            log.warning("the answer to a query was lost: %s", error)
+        except Exception:
+            log.exception("a query failed")
+            await self._refuse(msg, HelmrError("the history failed to answer", hint="its log on stderr says more"))
+
+    async def _reply(self, msg: Msg, parts: AsyncIterator[bytes | Summary]) -> None:
+        nc = self.projector.nc
+        number = 0
+        async for part in parts:
+            headers = {PART: str(number)}
+            number += 1
+            if isinstance(part, Summary):
+                headers |= {END_HEADER: str(number), ROWS_HEADER: str(part.rows)}
+                headers |= {TRUNCATED: part.truncated} if part.truncated else {}
+                await nc.publish(msg.reply, b"", headers=headers)
+            else:
+                await nc.publish(msg.reply, part, headers=headers)
+                # Wait for the server to have it, or a large result would pile up in memory here.
+                await nc.flush(timeout=10)
+
+    async def _refuse(self, msg: Msg, error: HelmrError) -> None:
+        headers = {"Nats-Service-Error": error.code, "Nats-Service-Error-Code": "400"}
+        try:
+            await self.projector.nc.publish(msg.reply, msgspec.json.encode({"error": error.to_dict()}), headers=headers)
+        except nats.errors.Error as lost:
+            log.warning("the answer to a query was lost: %s", lost)
+
+    async def run(self, scope: Scope, request: QueryRequest) -> AsyncIterator[bytes | Summary]:
+        """The result in parts of at most half a megabyte, and at last its summary.
+
+        Raises:
+            UsageError: the query is not possible.
+            TimedOut: it did not end in time, waiting for others included.
+            HelmrError: it needs too much memory.
+        """
+        seconds, rows = _limits(request)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise TimedOut(f"other queries took all of the {seconds:g} s", hint="ask again") from None
+        try:
+            async with self._child() as child:
+                try:
+                    async with asyncio.timeout_at(deadline + _GRACE):
+                        task = await self._prepare(child, scope, request, rows)
+                        async for part in self._execute(child, task, deadline):
+                            yield part
+                except TimeoutError:
+                    raise _late(seconds) from None
+                except EOFError:
+                    raise _died() from None
+        finally:
+            self._slots.release()
+
+    @asynccontextmanager
+    async def _child(self) -> AsyncIterator[Child]:
+        """A child of one's own; one that is not at rest afterwards is killed."""
+        child = self._idle.pop() if self._idle else await Child.start()
+        if not child.usable:
+            await child.kill()
+            child = await Child.start()
+        try:
+            yield child
+        finally:
+            if child.usable:
+                self._idle.append(child)
+            else:
+                await asyncio.shield(child.kill())
+
+    async def _prepare(self, child: Child, scope: Scope, request: QueryRequest, rows: int) -> Task:
+        checked = CheckedReply(sql="", tables=[])
+        async for kind, body in child.ask(Task(verb="check", sql=request.sql)):
+            if kind == CHECKED:
+                checked = msgspec.json.decode(body, type=CheckedReply)
+            else:
+                raise from_dict(msgspec.json.decode(body))
+        if request.fresh:
+            await self.projector.fresh(logs="logs" in checked.tables, timeout=FRESHNESS_DEADLINE)
+        return Task(
+            verb="run",
+            sql=checked.sql,
+            project=scope.project,
+            environment=scope.environment,
+            format=request.format,
+            max_rows=rows,
+            max_bytes=MAX_BYTES,
+            logs=["*"] if "logs" in checked.tables else [],
+        )
+
+    async def _execute(self, child: Child, task: Task, deadline: float) -> AsyncIterator[bytes | Summary]:
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as copies:
+            history = await copies.enter_async_context(self._history())
+            logs = [await copies.enter_async_context(self._log(day)) for day in self._days(task)]
+            left = max(deadline - loop.time(), 0.05)
+            ready = msgspec.structs.replace(task, history=str(history), logs=list(map(str, logs)), seconds=left)
+            async for kind, body in child.ask(ready):
+                if kind == DATA:
+                    yield body
+                elif kind == END:
+                    yield msgspec.json.decode(body, type=Summary)
+                elif kind == ERROR:
+                    raise _told(body)
+
+    def _history(self) -> Any:
+        lane = self.projector.history
+        # Any stream's advance makes the sum grow: a copy is as good as new exactly while it stays.
+        return self.snapshots.use(self.store.home.history, mark=sum(lane.applied.values()), rest=lane.commit)
+
+    def _days(self, task: Task) -> list[str]:
+        return self.store.logs.days() if task.logs else []
+
+    @asynccontextmanager
+    async def _log(self, day: str) -> AsyncIterator[Path]:
+        """The file of a day: finished ones are read as they are, the present one as a copy."""
+        lane, path = self.projector.logs, self.store.home.day(day)
+        if day != self.store.logs.day:
+            yield path
+            return
+        async with self.snapshots.use(path, mark=lane.applied[topology.LOGS], rest=lane.commit) as copy:
+            yield copy
+
+
+def _limits(request: QueryRequest) -> tuple[float, int]:
+    seconds = TIMEOUT if request.timeout is None else request.timeout
+    rows = ROWS if request.limit is None else request.limit
+    if not (math.isfinite(seconds) and 0 < seconds <= MAX_TIMEOUT):
+        raise UsageError(f"timeout is {seconds:g} s, not more than 0 and up to {MAX_TIMEOUT:g}")
+    if not 0 <= rows <= MAX_ROWS:
+        raise UsageError(f"limit is {rows}, not 0 to {MAX_ROWS}")
+    return seconds, rows
+
+
+def _told(body: bytes) -> Exception:
+    """What the child reports; that it was interrupted is our deadline's doing."""
+    error = from_dict(msgspec.json.decode(body))
+    return TimeoutError() if isinstance(error, TimedOut) else error
+
+
+def _late(seconds: float) -> TimedOut:
+    return TimedOut(f"the query took longer than {seconds:g} s", hint="ask for less, or raise --timeout")
+
+
+def _died() -> HelmrError:
+    return HelmrError(
+        "the query was stopped: it needed too much memory or time", hint="select fewer rows, or aggregate"
+    )

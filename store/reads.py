@@ -1,0 +1,260 @@
+"""The canned questions of the history service as SQL, and their answers as the records users see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import duckdb
+import msgspec
+
+from bus.chunks import LogChunk
+from helmr.durations import seconds
+from helmr.errors import NotFound, UsageError
+from helmr.models import Deployment, Event, Run, Session, Workspace
+from helmr.subjects import Scope
+
+#: Bytes of records in one reply, so that it stays below the payload limit of NATS (1 MiB by default).
+PAGE_BYTES = 640 * 1024
+#: Bytes of log in one reply: base64 makes them a third larger.
+LOG_PAGE_BYTES = 512 * 1024
+_LOG_STEP = 32
+#: How much later than a run's last event its last log chunks may be stored.
+_LOG_TAIL = timedelta(minutes=10)
+
+_JSON = frozenset({"payload", "output", "failure", "metadata", "cancel_requested", "pending_wait", "index", "data"})
+_OBJECTS = frozenset({"metadata", "index", "data"})
+
+Cursor = duckdb.DuckDBPyConnection
+Row = dict[str, Any]
+
+
+class Noun(NamedTuple):
+    """A kind of record: where it is read from, the struct it becomes, and what it may be filtered by."""
+
+    name: str
+    view: str
+    record: type[Any]
+    filters: tuple[str, ...] = ()
+    alias: str | None = None  #: a column that names one, too
+
+    @property
+    def select(self) -> str:
+        """The columns of the record."""
+        return f"SELECT {', '.join(_quote(name) for name in self.record.__struct_fields__)} FROM {self.view}"
+
+
+NOUNS = {
+    "run": Noun("run", "runs", Run, ("status", "task_id", "session_id", "workspace_id")),
+    "session": Noun(
+        "session", "sessions", Session, ("status", "task_id", "workspace_id", "external_id"), "external_id"
+    ),
+    "workspace": Noun("workspace", "workspaces", Workspace, ("state",)),
+    "deployment": Noun("deployment", "deployments", Deployment, (), "version"),
+}
+
+_MINE = "project = ? AND environment = ?"
+
+
+def _quote(name: str) -> str:
+    return f'"{name}"'
+
+
+def rows(cursor: Cursor, sql: str, parameters: list[Any]) -> list[Row]:
+    """The rows of a small result, through Arrow: a hundred times quicker than ``fetchall`` is with times and lists."""
+    found: list[Row] = cursor.sql(sql, params=parameters).to_arrow_table().to_pylist()
+    return found
+
+
+def as_record(noun: Noun, row: Row) -> Any:
+    """The record of a row; stored JSON is passed through as it is."""
+    return noun.record(**{name: _value(name, value) for name, value in row.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    if name not in _JSON:
+        return value
+    if value is None:
+        return {} if name in _OBJECTS else None
+    return msgspec.Raw(value.encode())
+
+
+def one(noun: Noun, scope: Scope, entity_id: str) -> Callable[[Cursor], Any]:
+    """Read one record by its complete id."""
+
+    def read(cursor: Cursor) -> Any:
+        found = rows(cursor, f"{noun.select} WHERE id = ? AND {_MINE}", [entity_id, *scope])
+        if not found:
+            raise NotFound(f"the history has no {noun.name} {entity_id} in {scope}")
+        return as_record(noun, found[0])
+
+    return read
+
+
+def page(
+    noun: Noun, scope: Scope, filters: dict[str, Any], *, since: str | float | None, limit: int, before: str | None
+) -> Callable[[Cursor], tuple[list[msgspec.Raw], str | None]]:
+    """Read the newest records first; the second part is what ``before`` must be for the next page, if there is one."""
+    if not 1 <= limit <= 1000:
+        raise UsageError(f"limit is {limit}, not 1 to 1000")
+    where, parameters = [_MINE], list(scope)
+    for name, value in filters.items():
+        if value is not None:
+            where.append(f"{name} IN (SELECT unnest(?))")
+            parameters.append(value if isinstance(value, list) else [value])
+    if since is not None:
+        where.append("created_at >= ?")
+        parameters.append(point_in_time(since))
+
+    def read(cursor: Cursor) -> tuple[list[msgspec.Raw], str | None]:
+        conditions, values = list(where), list(parameters)
+        if before is not None:
+            conditions.append("(created_at, id) < (?, ?)")
+            values += [_created(cursor, noun, scope, before), before]
+        order = f"ORDER BY created_at DESC, id DESC LIMIT {limit + 1}"
+        found = rows(cursor, f"{noun.select} WHERE {' AND '.join(conditions)} {order}", values)
+        return _fit(noun, found, limit)
+
+    return read
+
+
+def _created(cursor: Cursor, noun: Noun, scope: Scope, entity_id: str) -> datetime:
+    found = rows(cursor, f"SELECT created_at FROM {noun.view} WHERE id = ? AND {_MINE}", [entity_id, *scope])
+    if not found:
+        raise NotFound(f"the history has no {noun.name} {entity_id} in {scope}")
+    created: datetime = found[0]["created_at"]
+    return created
+
+
+def _fit(noun: Noun, found: list[Row], limit: int) -> tuple[list[msgspec.Raw], str | None]:
+    """As many records as fit into one reply, at least one."""
+    fitting: list[msgspec.Raw] = []
+    size = 0
+    for row in found[:limit]:
+        encoded = msgspec.json.encode(as_record(noun, row))
+        size += len(encoded)
+        if fitting and size > PAGE_BYTES:
+            break
+        fitting.append(msgspec.Raw(encoded))
+    return fitting, found[len(fitting) - 1]["id"] if len(fitting) < len(found) else None
+
+
+def point_in_time(since: str | float) -> datetime:
+    """A time, given as RFC 3339 or as how long ago (``2h``, seconds).
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(since, str) and "T" in since:
+        try:
+            found = datetime.fromisoformat(since)
+        except ValueError:
+            hint = "write 2026-01-31T12:00:00Z, or a duration: 30m, 2h, 7d"
+            raise UsageError(f"since {since!r} is neither a time nor a duration", hint=hint) from None
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return datetime.now(UTC) - timedelta(seconds=seconds(since, what="since"))
+
+
+def resolve(noun: Noun, scope: Scope, prefix: str | None, *, last: bool) -> Callable[[Cursor], list[str]]:
+    """Read the ids that begin with ``prefix`` (or have it as their other name), newest first, at most ten; or the last."""
+
+    def read(cursor: Cursor) -> list[str]:
+        order = "ORDER BY created_at DESC, id DESC"
+        if last:
+            sql, parameters = f"SELECT id FROM {noun.view} WHERE {_MINE} {order} LIMIT 1", [*scope]
+        else:
+            other = f" OR {noun.alias} = ?" if noun.alias else ""
+            sql = f"SELECT id FROM {noun.view} WHERE {_MINE} AND (starts_with(id, ?){other}) {order} LIMIT 10"
+            parameters = [*scope, prefix or "", *([prefix] if noun.alias else [])]
+        return [row["id"] for row in rows(cursor, sql, parameters)]
+
+    return read
+
+
+def events(scope: Scope, run_id: str, *, after: int, limit: int) -> Callable[[Cursor], tuple[list[Event], bool]]:
+    """Read a run's events beyond cursor ``after``, and whether the last of them ends it."""
+
+    def read(cursor: Cursor) -> tuple[list[Event], bool]:
+        run = run_bounds(cursor, scope, run_id)
+        # Literals, not parameters or a join: only so does DuckDB leave out the row groups that cannot hold the run.
+        bounds = f"seq BETWEEN {int(run['first_seq'])} AND {int(run['last_seq'])}"
+        columns = ", ".join(_quote(name) for name in Event.__struct_fields__ if name != "data")
+        sql = f"SELECT {columns}, data::JSON AS data FROM events WHERE {bounds} AND run_id = ? AND cursor > ? ORDER BY seq"
+        found = rows(cursor, f"{sql} LIMIT {int(limit)}", [run_id, after])
+        listed, size = [], 0
+        for row in found:
+            size += len(row["data"] or "") + 300
+            if listed and size > PAGE_BYTES:
+                break
+            listed.append(Event(**{name: _value(name, value) for name, value in row.items()}))
+        seen = listed[-1].cursor if listed else after
+        return listed, run["finished_at"] is not None and seen >= run["cursor"]
+
+    return read
+
+
+def run_bounds(cursor: Cursor, scope: Scope, run_id: str) -> Row:
+    """Where and when the run is in the log.
+
+    Raises:
+        NotFound: there is no such run.
+    """
+    columns = "first_seq, last_seq, first_stored_at, last_stored_at, finished_at, cursor"
+    found = rows(cursor, f"SELECT {columns} FROM runs WHERE id = ? AND {_MINE}", [run_id, *scope])
+    if not found:
+        raise NotFound(f"the history has no run {run_id} in {scope}")
+    return found[0]
+
+
+def log_days(run: Row, days: list[str]) -> tuple[list[str], datetime, datetime]:
+    """The days whose files may hold the run's log, and the times between which it was stored."""
+    begin = run["first_stored_at"] - timedelta(minutes=1)
+    end = (run["last_stored_at"] if run["finished_at"] else datetime.now(UTC)) + _LOG_TAIL
+    first, last = begin.strftime("%Y%m%d"), end.strftime("%Y%m%d")
+    # A clock set back leaves chunks in the file of a later day: the newest file may hold any.
+    return [day for day in days if first <= day <= last or day == days[-1]], begin, end
+
+
+def chunks(
+    run_id: str, *, attempt: int | None, stream: str | None, after: int, room: int, limit: int
+) -> Callable[[Cursor], list[LogChunk]]:
+    """Read some ``room`` bytes of a run's chunks beyond sequence ``after`` from the log file a cursor is at."""
+    where, parameters = ["run_id = ?"], [run_id]
+    for name, value in (("attempt", attempt), ("stream", stream)):
+        if value is not None:
+            where.append(f"{name} = ?")
+            parameters.append(value)  # type: ignore[arg-type]
+    columns = 'seq, attempt, dispatch_attempt, stream, byte_offset, "at", tombstone, text, raw, bytes'
+
+    def read(cursor: Cursor) -> list[LogChunk]:
+        listed: list[LogChunk] = []
+        size, seen = 0, after
+        while size < room and len(listed) < limit:
+            step = min(_LOG_STEP, limit - len(listed))
+            sql = f"SELECT {columns} FROM logs WHERE {' AND '.join(where)} AND seq > {int(seen)} ORDER BY seq LIMIT {step}"
+            found = rows(cursor, sql, parameters)
+            for row in found:
+                listed.append(_chunk(row))
+                size += row["bytes"] + 200
+                seen = row["seq"]
+                if size >= room:
+                    break
+            if len(found) < step:
+                break
+        return listed
+
+    return read
+
+
+def _chunk(row: Row) -> LogChunk:
+    return LogChunk(
+        seq=row["seq"],
+        attempt=row["attempt"],
+        dispatch=row["dispatch_attempt"],
+        stream=row["stream"],
+        offset=row["byte_offset"],
+        at=row["at"],
+        data=row["raw"] if row["raw"] is not None else (row["text"] or "").encode(),
+        tombstone=row["tombstone"],
+    )

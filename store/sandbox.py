@@ -1,0 +1,330 @@
+"""The child process that runs a user's SQL: it parses and checks it, runs it over a read-only copy, and streams the rows.
+
+What a hostile query could do is bounded three times over: by the guard, by DuckDB's own settings on a read-only file
+without access to any other, and by limits of the operating system on this process, which has an empty environment and
+ends with its parent. In-process limits alone do not hold: with ``memory_limit`` at 1 GB a single value reached 6 GB.
+
+It is spoken to over its standard input and output in frames: 4 bytes of length, 1 byte of kind, then the body.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+import re
+import resource
+import secrets
+import signal
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from typing import IO, Any, Literal, NamedTuple
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from helmr.errors import HelmrError, TimedOut, UsageError
+from store import schema, sql_guard
+from store.sandbox_json import json_lines
+
+#: Kinds of frames.
+REQUEST, CHECKED, DATA, END, ERROR = b"Q", b"C", b"D", b"E", b"X"
+HEADER = struct.Struct(">Ic")
+
+_GIB = 1024**3
+#: Address space: above what DuckDB (1 GB), Arrow and Python map, below what hurts the machine.
+ADDRESS_SPACE = 4 * _GIB
+MEMORY = "1GB"
+#: Nothing may be written: temporary files neither.
+FILE_SIZE = 0
+OPEN_FILES = 256
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_CHUNK = 512 * 1024
+_ROWS_PER_BATCH = 4096
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What the parent asks: first ``check``, and then, with the copies that takes, ``run``."""
+
+    verb: Literal["check", "run"]
+    sql: str
+    project: str = ""
+    environment: str = ""
+    history: str = ""
+    logs: list[str] = []
+    format: Literal["arrow", "json"] = "arrow"
+    max_rows: int = 0
+    max_bytes: int = 0
+    seconds: float = 0.0
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """How a result ended: rows sent, and which cap cut it off, if any."""
+
+    rows: int
+    truncated: str | None = None
+
+
+class CheckedReply(msgspec.Struct, frozen=True, kw_only=True):
+    """A statement that may run, and the tables it reads."""
+
+    sql: str
+    tables: list[str]
+
+
+def confine() -> None:
+    """Put this process under its limits; irrevocable."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_cpu(seconds: float) -> None:
+    """Both cores for the whole time, and no more; the hard limit stays open for the next query."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    allowed = int(used.ru_utime + used.ru_stime + 2 * seconds + 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (allowed, resource.RLIM_INFINITY))
+
+
+class Pipe:
+    """Frames over a pair of binary files."""
+
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+        self._source = source
+        self._sink = sink
+
+    def read(self) -> bytes | None:
+        """The body of the next frame; None at the end."""
+        head = self._source.read(HEADER.size)
+        if len(head) < HEADER.size:
+            return None
+        length, _ = HEADER.unpack(head)
+        return self._source.read(length)
+
+    def write(self, kind: bytes, body: bytes) -> None:
+        """Send a frame."""
+        self._sink.write(HEADER.pack(len(body), kind))
+        self._sink.write(body)
+        self._sink.flush()
+
+
+class _Chunks(io.RawIOBase):
+    """Collects what is written into frames of half a megabyte; stops at the byte cap."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._held = bytearray()
+        self.total = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = bytes(data)
+        self._held += view
+        self.total += len(view)
+        while len(self._held) >= _CHUNK:
+            self._pipe.write(DATA, bytes(self._held[:_CHUNK]))
+            del self._held[:_CHUNK]
+        return len(view)
+
+    def finish(self) -> None:
+        """Send what is left."""
+        if self._held:
+            self._pipe.write(DATA, bytes(self._held))
+            self._held.clear()
+
+
+def connection(task: Task) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB in which only the tables of one project and environment have names a query can use."""
+    con = duckdb.connect(
+        ":memory:",
+        config={
+            "memory_limit": MEMORY,
+            "threads": 2,
+            "temp_directory": "",
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "allow_community_extensions": False,
+            "allow_unsigned_extensions": False,
+            "python_enable_replacements": False,
+        },
+    )
+    con.execute("SET GLOBAL TimeZone = 'UTC'")
+    if task.history:
+        # A name nobody can guess, should the guard ever let a qualified name through.
+        hidden = f"h{secrets.token_hex(8)}"
+        _attach(con, task.history, hidden)
+        days = [f"{hidden}_{number}" for number in range(len(task.logs))]
+        for alias, path in zip(days, task.logs, strict=True):
+            _attach(con, path, alias)
+        _expose(con, task, hidden, days)
+    con.execute("SET enable_external_access = false")
+    con.execute("SET lock_configuration = true")
+    return con
+
+
+def _literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _attach(con: duckdb.DuckDBPyConnection, path: str, alias: str) -> None:
+    con.execute(f"ATTACH {_literal(path)} AS {alias} (READ_ONLY)")
+
+
+def _expose(con: duckdb.DuckDBPyConnection, task: Task, hidden: str, days: list[str]) -> None:
+    prefix = f"{hidden}.main."
+    mine = f"WHERE project = {_literal(task.project)} AND environment = {_literal(task.environment)}"
+    for name in schema.PLAIN:
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {prefix}{name} {mine}")
+    for name, body in schema.UNIONS.items():
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM ({body.format(h=prefix)}) {mine}")
+    columns = ", ".join(f'"{column.name}"' for column in schema.LOGS.columns)
+    parts = [f"SELECT {columns} FROM {alias}.main.logs {mine}" for alias in days]
+    con.execute(f"CREATE VIEW logs AS {' UNION ALL '.join(parts) or _empty_logs()}")
+    for name, (_, body) in schema.QUESTIONS.items():
+        con.execute(f"CREATE VIEW {name} AS {body}")
+
+
+def _empty_logs() -> str:
+    columns = ", ".join(f'NULL::{column.type} AS "{column.name}"' for column in schema.LOGS.columns)
+    return f"SELECT {columns} WHERE false"
+
+
+class Sandbox:
+    """Serves one parent, one task at a time."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self.pipe = pipe
+        self._parser = duckdb.connect(":memory:", config={"enable_external_access": False, "lock_configuration": True})
+
+    def serve(self) -> None:
+        """Answer tasks until the parent closes the pipe."""
+        while (body := self.pipe.read()) is not None:
+            task = msgspec.json.decode(body, type=Task)
+            try:
+                if task.verb == "check":
+                    self._check(task)
+                else:
+                    self._run(task)
+            except HelmrError as error:
+                self.pipe.write(ERROR, msgspec.json.encode(error.to_dict()))
+            except (duckdb.Error, MemoryError, pa.ArrowException) as error:
+                self.pipe.write(ERROR, msgspec.json.encode(explain(error, task).to_dict()))
+
+    def _check(self, task: Task) -> None:
+        found = sql_guard.check(task.sql, sql_guard.duckdb_parser(self._parser.execute))
+        self.pipe.write(CHECKED, msgspec.json.encode(CheckedReply(sql=found.sql, tables=sorted(found.tables))))
+
+    def _run(self, task: Task) -> None:
+        _limit_cpu(task.seconds)
+        con = connection(task)
+        alarm = threading.Timer(task.seconds, con.interrupt)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            summary = self._send(task, execute(con, task.sql))
+        finally:
+            alarm.cancel()
+            con.close()
+        self.pipe.write(END, msgspec.json.encode(summary))
+
+    def _send(self, task: Task, result: Result) -> Summary:
+        chunks = _Chunks(self.pipe)
+        rows, truncated = 0, None
+        with _writer(task.format, chunks, result) as write:
+            for batch in result.rows:
+                kept = batch.slice(0, task.max_rows - rows)
+                write(kept)
+                rows += kept.num_rows
+                if kept.num_rows < batch.num_rows:
+                    truncated = "rows"
+                elif chunks.total >= task.max_bytes:
+                    truncated = "bytes"
+                if truncated:
+                    break
+        chunks.finish()
+        return Summary(rows=rows, truncated=truncated)
+
+
+@contextlib.contextmanager
+def _writer(kind: str, sink: _Chunks, result: Result) -> Iterator[Any]:
+    if kind == "json":
+        yield json_lines(sink, result.columns)
+    else:
+        with pa.ipc.new_stream(sink, result.rows.schema) as stream:
+            yield stream.write_batch
+
+
+class Result(NamedTuple):
+    """The rows of a query, as they come, and the names and DuckDB types of its columns."""
+
+    columns: list[tuple[str, str]]
+    rows: pa.RecordBatchReader
+
+
+def execute(con: duckdb.DuckDBPyConnection, sql: str) -> Result:
+    """Start a query; VARIANT columns come as JSON, for no client knows them."""
+    relation = con.sql(sql)
+    shape = [(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True)]
+    if any("VARIANT" in kind for _, kind in shape):
+        relation = con.sql(_without_variants(sql, shape))
+        shape = [(name, str(kind)) for (name, _), kind in zip(shape, relation.types, strict=True)]
+    return Result(shape, relation.to_arrow_reader(_ROWS_PER_BATCH))
+
+
+def _without_variants(sql: str, shape: list[tuple[str, str]]) -> str:
+    """By position, because a query may give several columns one name."""
+    picked = [
+        f"c{at}::JSON AS {_identifier(name)}" if "VARIANT" in kind else f"c{at} AS {_identifier(name)}"
+        for at, (name, kind) in enumerate(shape)
+    ]
+    names = ", ".join(f"c{at}" for at in range(len(shape)))
+    return f"SELECT {', '.join(picked)} FROM (\n{sql}\n) AS q({names})"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def explain(error: Exception, task: Task) -> HelmrError:
+    """The error a person can act on."""
+    told = str(error)
+    if isinstance(error, duckdb.InterruptException) or "INTERRUPT" in told:
+        return TimedOut(f"the query took longer than {task.seconds:g} s", hint="ask for less, or raise --timeout")
+    if isinstance(error, MemoryError | duckdb.OutOfMemoryException) or "bad_alloc" in told or "malloc" in told:
+        return HelmrError(
+            f"the query needs more than {MEMORY} of memory", hint="select fewer rows or columns, or aggregate"
+        )
+    head, _, rest = told.partition("\n")
+    found = re.search(r"^LINE \d+: .*\n\s*\^", told, re.MULTILINE)
+    hints = [
+        line.strip() for line in rest.splitlines() if line.strip().startswith(("Did you mean", "Candidate", "HINT"))
+    ]
+    message = re.sub(r"^[A-Z][A-Za-z ]+ Error: ", "", head)
+    return UsageError(
+        message,
+        hint=hints[0] if hints else None,
+        details={"excerpt": found.group()} if found else {"duckdb": told[:2000]},
+    )
+
+
+def main() -> None:
+    """Serve the parent on standard input and output."""
+    # The pipe to the parent is kept for frames alone: whatever else writes to standard output goes to standard error.
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    confine()
+    Sandbox(Pipe(sys.stdin.buffer, sink)).serve()
+
+
+if __name__ == "__main__":
+    main()

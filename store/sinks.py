@@ -1,0 +1,287 @@
+"""Writes batches of log messages into DuckDB: one transaction each, with the last applied sequence in it.
+
+Because watermark and rows commit together, a process killed at any moment neither loses nor doubles a row. A failed
+write is not repaired in place: the process ends, and the next one begins from the watermark.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import duckdb
+import msgspec
+import pyarrow as pa
+
+from bus import topology
+from store import files, schema
+from store.fold import Fold, Message, Row, restore
+from store.home import Home
+from store.log_fold import day_of, row_of
+
+log = logging.getLogger(__name__)
+
+Batch = Mapping[str, list[Message]]
+_UNREADABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError)
+
+
+def staged(table: schema.Table, rows: list[Row]) -> pa.Table:
+    """The rows as an Arrow table in the table's staging types."""
+    types = table.staging()
+    columns = [pa.array(values, type=kind.type) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
+    return pa.Table.from_arrays(columns, schema=types)
+
+
+@contextmanager
+def _transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    cursor.execute("BEGIN")
+    try:
+        yield
+        cursor.execute("COMMIT")
+    except BaseException:
+        try:
+            cursor.execute("ROLLBACK")
+        except duckdb.Error as error:  # the commit itself failed: there is nothing left to roll back
+            log.debug("rollback: %s", error)
+        raise
+
+
+def _mark(cursor: duckdb.DuckDBPyConnection, marks: Mapping[str, int], created: Mapping[str, str]) -> None:
+    """Delete and insert: an UPDATE would block checkpoints while anybody reads."""
+    for stream, seq in marks.items():
+        cursor.execute("DELETE FROM projection WHERE stream = ?", [stream])
+        cursor.execute("INSERT INTO projection VALUES (?, ?, now(), ?)", [stream, seq, created.get(stream)])
+
+
+def _load_marks(cursor: duckdb.DuckDBPyConnection) -> dict[str, tuple[int, str | None]]:
+    rows = cursor.execute("SELECT stream, seq, stream_created FROM projection").fetchall()
+    return {stream: (seq, created) for stream, seq, created in rows}
+
+
+class HistorySink:
+    """Writes RUNS, SESSIONS and the configuration into ``history.db``."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, home: Home) -> None:
+        self.home = home
+        scan = home.suspect.exists()
+        files.attach(con, home.history, "h", schema.history_ddl(), schema.HISTORY_ROW_GROUP, scan=scan)
+        home.suspect.unlink(missing_ok=True)
+        self._cursor = con.cursor()
+        self._cursor.execute("USE h")
+        self.created: dict[str, str] = {}
+        self.applied: dict[str, int] = {}
+        for stream, (seq, created) in _load_marks(self._cursor).items():
+            self.applied[stream] = seq
+            if created:
+                self.created[stream] = created
+        self._fold = Fold(open_runs=restore(self._cursor.sql(schema.LOAD_LIVE).to_arrow_table().to_pylist()))
+        self._folds: dict[str, Callable[[Message], None]] = {
+            topology.RUNS: self._fold.event,
+            topology.SESSIONS: self._fold.record,
+            topology.CONFIG: self._fold.config,
+        }
+
+    def apply(self, batch: Batch) -> None:
+        """Fold and store a batch; messages at or below the watermark are passed over."""
+        marks: dict[str, int] = {}
+        for stream, messages in batch.items():
+            fold, seq = self._folds[stream], self.applied.get(stream, 0)
+            for message in messages:
+                if message.seq > seq:
+                    self._fold_one(stream, fold, message)
+                    seq = message.seq
+            if seq > self.applied.get(stream, 0):
+                marks[stream] = seq
+        if marks:
+            self._store(self._fold.take(), marks)
+            self.applied.update(marks)
+
+    def _fold_one(self, stream: str, fold: Callable[[Message], None], message: Message) -> None:
+        try:
+            fold(message)
+        except _UNREADABLE as error:
+            log.error("%s #%s (%s) cannot be understood, passed over: %s", stream, message.seq, message.subject, error)
+            self._fold.unreadable(stream, message, f"{type(error).__name__}: {error}")
+
+    def _store(self, rows: dict[str, list[Row]], marks: dict[str, int]) -> None:
+        try:
+            with _transaction(self._cursor):
+                for name, found in rows.items():
+                    self._insert(name, found)
+                _mark(self._cursor, marks, self.created)
+        except duckdb.Error as error:
+            if files.damaged(error):
+                self.home.suspect.touch()
+            raise
+
+    def _insert(self, name: str, rows: list[Row]) -> None:
+        table = _TABLES[name]
+        self._cursor.register("staged", staged(table, rows))
+        try:
+            for statement in _STATEMENTS[name]:
+                parameters = [self.applied.get(topology.RUNS, 0)] if "?" in statement else None
+                self._cursor.execute(statement, parameters)
+        finally:
+            self._cursor.unregister("staged")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._cursor.close()
+
+
+_TABLES = {table.name: table for table in schema.HISTORY_TABLES}
+_STATEMENTS: dict[str, list[str]] = {
+    **{name: [table.insert("staged")] for name, table in _TABLES.items()},
+    "runs_live": schema.replace_live_runs("staged"),
+    "sessions_live": schema.replace_live_sessions("staged"),
+    "workspaces": schema.replace_by_id(schema.WORKSPACES, "staged"),
+    "deployments_stored": schema.replace_by_id(schema.DEPLOYMENTS, "staged"),
+    "deployments_current": [statement.format(source="staged") for statement in schema.REPLACE_CURRENT],
+}
+
+
+class LogSink:
+    """Writes LOGS into one file per day; a finished day is attached read-only, and only when somebody asks for it.
+
+    ``keep_days``: files of older days are deleted, the newest file excepted.
+    """
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, home: Home, *, keep_days: int = 30) -> None:
+        self.home = home
+        self.keep_days = keep_days
+        self._con = con
+        self._cursor = con.cursor()
+        self._attaching = threading.Lock()
+        self._finished: set[str] = set()
+        self.created: dict[str, str] = {}
+        self.applied: dict[str, int] = {}
+        self.day: str | None = None
+        days = home.days()
+        if days:
+            self._begin(days[-1])
+        for day in reversed(days[:-1]):
+            if self.applied:
+                break
+            # The newest file is empty, e.g. because it was moved aside: the one before says where to go on.
+            self._note(_load_marks(self._use(self._cursor, day)))
+
+    def apply(self, batch: Batch) -> None:
+        """Store a batch, day by day; messages at or below the watermark are passed over."""
+        seen = self.applied.get(topology.LOGS, 0)
+        fresh = [message for message in batch.get(topology.LOGS, []) if message.seq > seen]
+        for day, messages in itertools.groupby(fresh, key=self._day):
+            if day != self.day:
+                self._begin(day)
+            self._store(list(messages))
+
+    def _day(self, message: Message) -> str:
+        """A clock that is set back must not bring back a finished file."""
+        return max(day_of(message), self.day or "")
+
+    def _store(self, messages: list[Message]) -> None:
+        rows = [row for message in messages if (row := _row(message)) is not None]
+        marks = {topology.LOGS: messages[-1].seq}
+        self._cursor.execute(f"USE logs_{self.day}")
+        with _transaction(self._cursor):
+            if rows:
+                self._cursor.register("staged_logs", staged(schema.LOGS, rows))
+                self._cursor.execute(schema.LOGS.insert("staged_logs"))
+                self._cursor.unregister("staged_logs")
+            _mark(self._cursor, marks, self.created)
+        self.applied.update(marks)
+
+    def _begin(self, day: str) -> None:
+        """Finish the present day's file and go on in another: only the newest ever has a write-ahead log."""
+        with self._attaching:
+            if self.day is not None:
+                self._cursor.execute("USE memory")
+                self._cursor.execute(f"CHECKPOINT logs_{self.day}")
+                self._cursor.execute(f"DETACH logs_{self.day}")
+            self.home.logs.mkdir(parents=True, exist_ok=True)
+            alias = f"logs_{day}"
+            files.attach(self._cursor, self.home.day(day), alias, schema.logs_ddl(), schema.LOGS_ROW_GROUP)
+            self.day = day
+            self._note(_load_marks(self._cursor))
+        self._expire()
+
+    def _note(self, marks: dict[str, tuple[int, str | None]]) -> None:
+        for stream, (seq, created) in marks.items():
+            self.applied[stream] = max(seq, self.applied.get(stream, 0))
+            if created:
+                self.created.setdefault(stream, created)
+
+    def _expire(self) -> None:
+        oldest = (datetime.now(UTC) - timedelta(days=self.keep_days)).strftime("%Y%m%d")
+        for day in self.home.days():
+            if day < oldest and day != self.day:
+                with self._attaching:
+                    self._cursor.execute(f"DETACH DATABASE IF EXISTS logs_{day}")
+                    self._finished.discard(day)
+                self.home.day(day).unlink(missing_ok=True)
+                log.info("deleted the logs of %s: older than %s days", day, self.keep_days)
+
+    def _use(self, cursor: duckdb.DuckDBPyConnection, day: str) -> duckdb.DuckDBPyConnection:
+        """Point a cursor at a day's file, attached if it is not yet."""
+        with self._attaching:
+            if day not in self._finished and day != self.day:
+                cursor.execute(f"ATTACH IF NOT EXISTS {files.quoted(self.home.day(day))} AS logs_{day} (READ_ONLY)")
+                self._finished.add(day)
+        cursor.execute(f"USE logs_{day}")
+        return cursor
+
+    def reading(self, day: str) -> duckdb.DuckDBPyConnection:
+        """A new cursor over the log of a day."""
+        return self._use(self._con.cursor(), day)
+
+    def days(self) -> list[str]:
+        """The days with logs, oldest first."""
+        return [day for day in self.home.days() if self.day is None or day <= self.day]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._cursor.close()
+
+
+def _row(message: Message) -> Row | None:
+    try:
+        return row_of(message)
+    except _UNREADABLE as error:
+        log.error("LOGS #%s (%s) cannot be understood, passed over: %s", message.seq, message.subject, error)
+        return None
+
+
+class Store:
+    """The open files of a home: both sinks, and cursors for readers."""
+
+    def __init__(self, home: Home, *, keep_days: int = 30) -> None:
+        home.make()
+        self.home = home
+        self._lock = home.lock()
+        self._con: duckdb.DuckDBPyConnection | None = None
+        try:
+            self._con = files.instance(home.scratch)
+            self.history = HistorySink(self._con, home)
+            self.logs = LogSink(self._con, home, keep_days=keep_days)
+        except BaseException:
+            self.close()
+            raise
+
+    def reading(self) -> duckdb.DuckDBPyConnection:
+        """A new cursor over the history; one request each."""
+        if self._con is None:
+            raise ValueError("the store is closed")
+        cursor: Any = self._con.cursor()
+        cursor.execute("USE h")
+        return cursor  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Checkpoint, close the files and give up the lock; closing twice is fine."""
+        if self._con is not None:
+            self._con.close()
+            self._con = None
+        self._lock.close()
