@@ -276,8 +276,9 @@ class Channel(asyncio.Protocol):
         return await asyncio.shield(self._ended)
 
     def close(self, reason: str = "the worker closed the connection") -> None:
-        """Hang up. The processes go on, for another client to take over."""
+        """Hang up, having acknowledged what was taken. The processes go on, for another client to take over."""
         self._reason = self._reason or reason
+        self._send_acknowledgements()
         if self._transport is not None:
             self._transport.abort()
 

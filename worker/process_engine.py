@@ -91,6 +91,8 @@ class ProcessMachine:
 
     async def _stop(self, grace: float) -> None:
         try:
+            if self._channel.lost and self._process.returncode is None:
+                self._process.terminate()  # another worker took over, or it hung up: SIGTERM it still obeys
             self._channel.stop(grace)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace + _STOP_MARGIN)

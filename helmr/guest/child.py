@@ -87,6 +87,11 @@ class Child:
         self.ident = ident
         self.kind = kind
 
+    def describe(self) -> dict[str, Any]:
+        """What a client that says hello is told about it."""
+        taken = self.journal.last - self.journal.frames_held
+        return {"number": self.journal.number, "id": self.ident, "kind": self.kind, "taken": taken}
+
     @property
     def done(self) -> bool:
         """Whether it has ended and everything it said has been acknowledged."""

@@ -45,7 +45,7 @@ ACK = 5  #: no body; everything up to the sequence has been taken
 STOP = 6  #: {grace}; end everything, then exit
 
 # From the supervisor.
-WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, last}]}
+WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, taken}]}
 STARTED = 17  #: the start was accepted
 REFUSED = 18  #: {code, message}; the start was not accepted
 SENT = 19  #: {} or {error}: the answer to one SEND, in order

@@ -102,7 +102,7 @@ def prepare(options: Options) -> None:
 
 def listen(path: str) -> socket.socket:
     """The socket for workers: only whoever owns its folder may connect, and it appears under its name once it answers."""
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(path) or "."  # a relative path stays one: that of a socket must be short
     draft = os.path.join(folder, "new")
     for name in (path, draft):
         if os.path.exists(name):
@@ -279,18 +279,15 @@ class Supervisor:
         if link in self.strangers:
             self.strangers.remove(link)
         self.client = link
-        processes = []
-        for ident, number in self.numbers.items():
-            child = self.children[number]
-            child.journal.acknowledge(body.get("taken", {}).get(ident, 0))
+        for child in list(self.children.values()):
+            child.journal.acknowledge(body.get("taken", {}).get(child.ident, 0))
             child.journal.rewind()
             child.unpark()
-            last = child.journal.last - child.journal.frames_held
-            processes.append({"number": number, "id": ident, "kind": child.kind, "taken": last, "alive": child.alive})
+            if child.done:
+                self.forget(child)
+        processes = [child.describe() for child in self.children.values()]
         welcome = {"version": protocol.VERSION, "pid": os.getpid(), "next": self.next_number, "processes": processes}
         link.answer(protocol.json_frame(protocol.WELCOME, welcome))
-        for ident in [ident for ident, number in self.numbers.items() if self.children[number].done]:
-            self.forget(self.children[self.numbers[ident]])
 
     def answer(self, frame: bytes) -> None:
         if self.client is not None:
