@@ -58,9 +58,9 @@ async def ensure(api: DockerApi, progress: Progress) -> str:
     Raises:
         ImageError: it cannot be built on this machine.
     """
+    if (found := await find(api)) is not None:
+        return found
     name = tag()
-    if await exists(api, name):
-        return name
     started = time.monotonic()
     scratch = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="helmr-base-"))
     try:
@@ -77,6 +77,15 @@ async def ensure(api: DockerApi, progress: Progress) -> str:
         f" {size / 1e6:.0f} MB"
     )
     return name
+
+
+async def find(api: DockerApi) -> str | None:
+    """The stand-in that the engine has, whichever machine or container made it; None if there is none."""
+    labelled = {"label": f"helmr.base={RECIPE}"}
+    images = await api.call(lambda client: client.images(filters=labelled))
+    # Images built upon a stand-in inherit its label, but not its name.
+    names = {name for image in images for name in image["RepoTags"] or () if name.startswith("helmr/base:")}
+    return tag() if tag() in names else min(names, default=None)
 
 
 async def exists(api: DockerApi, name: str) -> bool:

@@ -84,7 +84,7 @@ class Images:
             return base
 
     async def _pull_or_stand_in(self, base: str, progress: Progress) -> str:
-        ready = await base_image.exists(self._api, base_image.tag())
+        ready = await base_image.find(self._api) is not None
         if base not in self._refused:
             patience = READY_TIMEOUT if ready else REGISTRY_TIMEOUT
             reason = await self._pull(base, patience, progress)

@@ -224,7 +224,7 @@ class _Engine:
     """Stands for DockerApi and the SDK's client at once: some images, and a registry that answers or not."""
 
     def __init__(self, registry: Exception | None, images: set[str]) -> None:
-        self.registry, self.images, self.asked = registry, images, 0
+        self.registry, self.local, self.asked = registry, images, 0
 
     async def call(self, function: Callable[[Any], Any], *, patience: float = 0) -> Any:  # noqa: ARG002
         return function(self)
@@ -234,9 +234,12 @@ class _Engine:
             each(item)
 
     def inspect_image(self, name: str) -> dict[str, Any]:
-        if name not in self.images:
+        if name not in self.local:
             raise NotFound(name)
         return {"Id": name, "Config": {"Labels": {"helmr.base": "1"} if "base" in name else None}}
+
+    def images(self, *, filters: dict[str, str]) -> list[dict[str, Any]]:
+        return [{"RepoTags": [name]} for name in self.local if filters and "base" in name]
 
     def inspect_distribution(self, _: str) -> None:
         self.asked += 1
@@ -244,7 +247,7 @@ class _Engine:
             raise self.registry
 
     def pull(self, name: str, **_: Any) -> list[dict[str, str]]:
-        self.images.add(name)
+        self.local.add(name)
         return [{"status": "Pulling"}]
 
 
@@ -275,6 +278,11 @@ async def test_without_a_registry_python_gets_the_stand_in_and_the_registry_is_a
     images = _images(engine, tmp_path)
     assert [await images.ensure(ImageSpec(), print) for _ in range(3)] == [base_image.tag()] * 3
     assert engine.asked == 1
+
+
+async def test_a_stand_in_that_another_machine_made_is_used_too(tmp_path: Path) -> None:
+    engine = _Engine(SILENT, {"helmr/base:elsewhere-r1"})
+    assert await _images(engine, tmp_path).ensure(ImageSpec(), print) == "helmr/base:elsewhere-r1"
 
 
 async def test_without_a_registry_no_other_image_is_faked(tmp_path: Path) -> None:
