@@ -30,11 +30,6 @@ _NOFILE = 16384
 _NETWORKS = {"none": "none", "internet": "bridge"}
 
 
-def volume_name(workspace_id: str) -> str:
-    """The named volume that holds a workspace's files."""
-    return f"helmr-ws-{workspace_id}"
-
-
 class HostSide(msgspec.Struct, frozen=True, kw_only=True):
     """What the host contributes: folders to mount, names, and how many processors it has."""
 
@@ -43,6 +38,7 @@ class HostSide(msgspec.Struct, frozen=True, kw_only=True):
     library: Path
     run: Path
     sources: Path
+    files: Path
     cpus: int
 
 
@@ -50,7 +46,7 @@ def container(client: APIClient, spec: MachineSpec, host: HostSide) -> dict[str,
     """The arguments of the SDK's ``create_container``."""
     labels = {INSTALL: host.install, WORKSPACE: spec.workspace_id}
     mounts = [
-        Mount(spec.mount_path, volume_name(spec.workspace_id), type="volume", labels=labels),
+        Mount(spec.mount_path, str(host.files), type="bind"),
         Mount("/helmr/lib/helmr", str(host.library), type="bind", read_only=True),
         Mount("/helmr/sources", str(host.sources), type="bind", read_only=True),
         Mount("/helmr/run", str(host.run), type="bind"),

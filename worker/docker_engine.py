@@ -1,4 +1,4 @@
-"""The real engine: one Docker container per live workspace, its files in a named volume that outlives every container.
+"""The real engine: one Docker container per live workspace, its files in a folder of the host that outlives every container.
 
 The SDK creates, inspects and removes; everything a task does goes over the supervisor's socket. Ownership is by label:
 ``helmr.install`` names the host's Helmr home, ``helmr.worker`` the worker, ``helmr.workspace`` the workspace.
@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from docker import APIClient
+from docker.types import Mount
 
 from helmr import ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, TimedOut
 from worker.channel import Channel, ChannelProcess
-from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, volume_name
+from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container
 from worker.docker_api import DockerApi, connection
 from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
 from worker.host import host_id, writing
 from worker.images import Images
-from worker.machine_folder import MachineFolder, library, sweep
+from worker.machine_folder import MachineFolder, library, remove_files, sweep, workspace_files
 
 #: Seconds from the start of a container until its supervisor must have answered; 0.05 on a quiet machine.
 READY_TIMEOUT = 30.0
@@ -61,7 +62,7 @@ class DockerMachine:
         return await self._channel.start(spec)
 
     async def stop(self, grace: float = 2.0) -> None:
-        """End every process and the container; the volume stays."""
+        """End every process and the container; the files stay."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(grace))
         await asyncio.shield(self._stopping)
@@ -125,7 +126,7 @@ class DockerEngine:
         return await self._images.ensure(spec, progress)
 
     async def materialize(self, spec: MachineSpec) -> DockerMachine:
-        """A live container on the workspace's volume, which no other container has.
+        """A live container on the workspace's files, which no other container has.
 
         Raises:
             ImageError: the image is not there, or its Python cannot run the supervisor.
@@ -150,11 +151,14 @@ class DockerEngine:
             return machine
 
     async def delete(self, workspace_id: str) -> None:
-        """Remove the workspace's containers and its volume."""
+        """Remove the workspace's containers and its files."""
         async with self._locks[workspace_id]:
             await self._clear(workspace_id)
-            with contextlib.suppress(NotFound):
-                await self._api.call(lambda client: client.remove_volume(volume_name(workspace_id), force=True))
+            try:
+                await asyncio.to_thread(remove_files, self._home, workspace_id)
+            except PermissionError:
+                # They belong to the user of the tasks; root in a container may remove them when this worker may not.
+                await self._remove_as_root(workspace_id)
 
     async def collect(self, live_workers: set[str]) -> list[str]:
         """Remove the containers of workers that are gone, and folders that no container uses."""
@@ -205,10 +209,29 @@ class DockerEngine:
         memory = ", out of memory" if state["OOMKilled"] else ""
         return f"the container ended with exit code {state['ExitCode']}{memory}"
 
+    async def _remove_as_root(self, workspace_id: str) -> None:
+        image = await self._images.ensure(ImageSpec(), lambda _: None)
+        mount = Mount("/workspaces", str(workspace_files(self._home, workspace_id).parent), type="bind")
+
+        def remove(client: APIClient) -> None:
+            script = f"import shutil; shutil.rmtree('/workspaces/{workspace_id}')"
+            host_config = client.create_host_config(mounts=[mount], network_mode="none")
+            labels = {INSTALL: self.install, KIND: "cleaner"}
+            ref = client.create_container(image, ["python3", "-c", script], labels=labels, host_config=host_config)[
+                "Id"
+            ]
+            try:
+                client.start(ref)
+                client.wait(ref)
+            finally:
+                client.remove_container(ref, force=True)
+
+        await self._api.call(remove)
+
     # The life of a container
 
     async def _clear(self, workspace_id: str) -> None:
-        """Remove every container that has the workspace's volume: two would both write to it."""
+        """Remove every container that has the workspace's files: two would both write to them."""
         machine = self._machines.get(workspace_id)
         if machine is not None:
             await machine.stop(0)
@@ -227,12 +250,15 @@ class DockerEngine:
             if self._library is None:
                 self._library = await asyncio.to_thread(library, self._home)
             folder.create()
+            files = workspace_files(self._home, spec.workspace_id)
+            files.mkdir(parents=True, exist_ok=True)
         host = HostSide(
             install=self.install,
             name=name,
             library=self._library,
             run=folder.run,
             sources=folder.sources,
+            files=files,
             cpus=int(self._facts["NCPU"]),
         )
 

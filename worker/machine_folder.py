@@ -79,6 +79,21 @@ class MachineFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
+def workspace_files(home: Path, workspace_id: str) -> Path:
+    """The folder with a workspace's files; it belongs to the user of the tasks."""
+    return home / "workspaces" / workspace_id
+
+
+def remove_files(home: Path, workspace_id: str) -> None:
+    """Delete the files of a workspace; that there are none is fine.
+
+    Raises:
+        PermissionError: they belong to somebody else.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(workspace_files(home, workspace_id))
+
+
 def sweep(home: Path, kept: set[str]) -> None:
     """Delete the folders of machines that are no more, but none so new that its container may still be on its way."""
     folder = home / "machines"

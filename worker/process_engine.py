@@ -131,7 +131,8 @@ class ProcessEngine:
                 f"the process engine does not work on {sys.platform}", hint="use a Linux machine, or --engine docker"
             )
         try:
-            host = host_id(self._home)
+            # Not the docker engine's: a workspace that was walled in must not go on without walls.
+            host = f"{host_id(self._home)}-process"
         except OSError as error:
             raise EngineUnavailable(
                 f"the home folder {self._home} cannot be written: {error.strerror}",

@@ -11,10 +11,11 @@ import pytest
 from helmr import ids
 from helmr.errors import EngineUnavailable, ImageError, UsageError
 from tests.docker.engines import Materialize, python, run
-from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, volume_name
+from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE
 from worker.docker_api import DockerApi
 from worker.docker_engine import DockerEngine
 from worker.engine import ImageSpec, MachineSpec, ProcessSpec
+from worker.machine_folder import workspace_files
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
@@ -47,7 +48,7 @@ async def test_containers_say_whose_they_are(engine: DockerEngine, materialize: 
     await machine.stop()
 
 
-async def test_a_dead_workers_container_is_replaced_before_the_volume_is_used_again(
+async def test_a_dead_workers_container_is_replaced_before_the_files_are_used_again(
     engine: DockerEngine, materialize: Materialize, api: DockerApi
 ) -> None:
     first = await materialize(worker="wrk_dead")
@@ -80,15 +81,16 @@ async def test_collect_removes_machines_of_dead_workers_alone(
     await asyncio.gather(again.stop(), alive.stop())
 
 
-async def test_delete_removes_container_and_volume(
+async def test_delete_removes_container_and_files(
     engine: DockerEngine, materialize: Materialize, api: DockerApi
 ) -> None:
     machine = await materialize()
-    name = volume_name(machine.workspace_id)
+    await run(machine, "sh", "-c", "echo gone > file")
+    files = workspace_files(engine._home, machine.workspace_id)
+    assert (files / "file").exists()
     await engine.delete(machine.workspace_id)
     assert await _containers(api, f"{WORKSPACE}={machine.workspace_id}") == []
-    volumes = await api.call(lambda client: client.volumes(filters={"name": name}))
-    assert not volumes["Volumes"]
+    assert not files.exists()
     await engine.delete(machine.workspace_id)
 
 
