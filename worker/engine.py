@@ -1,6 +1,7 @@
 """What a worker asks of a container engine: an interface small enough that plain child processes fit it too.
 
-Two implementations exist, :mod:`worker.docker_engine` and :mod:`worker.process_engine`; ``tests/docker/test_engine_conformance.py``
+Two implementations exist, :mod:`worker.docker_engine` and :mod:`worker.process_engine`;
+``tests/docker/test_engine_conformance.py``
 holds both to the same behaviour. A worker keeps at most one :class:`Machine` (a live container with a supervisor in it) per
 workspace; runs, execs and PTYs are :class:`Process` es inside it.
 """
