@@ -68,10 +68,10 @@ def binary_version(path: Path) -> tuple[int, ...]:
     return tuple(map(int, match.groups()))
 
 
-def die_with_parent() -> None:
+def die_with_parent(number: int = signal.SIGKILL) -> None:
     """For ``preexec_fn``: have the kernel end this process when its parent ends (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
 
 
 class EmbeddedServer:

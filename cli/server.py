@@ -1,0 +1,212 @@
+"""``helmr server``: NATS, control and the projector as one program that lives until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from cli.options import Choice, Command, Flags, flags
+from cli.output import json_line, note
+from cli.process import Part, Stop, first_of
+from helmr.errors import Conflict, Unavailable
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client as Nats
+
+    from bus.server import EmbeddedServer
+
+log = logging.getLogger(__name__)
+
+#: What the projector writes when it answers.
+_PROJECTOR_READY = "helmr history ready"
+#: Seconds that the projector gets to finish the batch it is writing.
+_PROJECTOR_GRACE = 8.0
+#: Seconds to wait for the projector before saying that the server is up without it.
+_PROJECTOR_PATIENCE = 20.0
+#: Seconds after the first signal at which the process ends whatever is still going on.
+_LAST_RESORT = 25.0
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``helmr server --json`` says once everything answers."""
+
+    ready: bool = True
+    part: str = "server"
+    url: str
+    pid: int
+    home: str
+
+
+@click.command(cls=Command)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address the NATS server listens on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Its port; default: any free one.")
+@click.option(
+    "--durability",
+    type=Choice(["strict", "relaxed"]),
+    default="strict",
+    show_default=True,
+    help="strict syncs every message to disk; relaxed once a second: a power cut can lose that second.",
+)
+def server(host: str, port: int | None, durability: str) -> None:
+    """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM."""
+    given = flags()
+    # Not the url of helmr.toml: that says where the Helmr of a project is, not what this server should stand on.
+    url = given.url or os.environ.get("HELMR_URL") or None
+    asyncio.run(_Server(given, url, host=host, port=port, durability=durability).run())
+
+
+class _Server:
+    """The life of one server."""
+
+    def __init__(self, given: Flags, url: str | None, *, host: str, port: int | None, durability: str) -> None:
+        settings = given.settings()
+        self.home: Path = settings.home
+        self.token = settings.api_key
+        self.json = given.json
+        self._url = settings.url if url else None
+        self._embedded_options: dict[str, Any] = {"host": host, "port": port, "durability": durability}
+        self._verbose = given.verbose or given.debug
+        self._stop = Stop()
+        self._lost = asyncio.Event()
+
+    async def run(self) -> None:
+        """Live.
+
+        Raises:
+            ConfigError: the home folder, the port or the binary cannot be used.
+            Unavailable: NATS does not come up, or is gone for good.
+        """
+        from helmr.config import ensure_home
+
+        self._stop.listen()
+        ensure_home(self.home)
+        if self._url is not None:
+            await self._stand_on(self._url, None)
+            return
+        from bus.server import EmbeddedServer
+
+        embedded = EmbeddedServer(self.home, **self._embedded_options)
+        await embedded.start()
+        try:
+            await self._stand_on(embedded.url, embedded)
+        finally:
+            await embedded.stop()
+
+    async def _stand_on(self, url: str, embedded: EmbeddedServer | None) -> None:
+        from bus.connection import connect
+
+        async def closed() -> None:
+            self._lost.set()
+
+        nc = await connect(url, name="helmr-control", token=self.token, on_closed=closed)
+        try:
+            await self._parts(url, nc, embedded)
+            lost = self._lost.is_set()
+        finally:
+            await nc.close()
+        if lost and not self._stop.asked.is_set():
+            raise Unavailable(f"the connection to {url} was closed for good", hint="start the server again")
+
+    async def _parts(self, url: str, nc: Nats, embedded: EmbeddedServer | None) -> None:
+        """Run the parts side by side; the end of one of them that may not end ends all."""
+        from helmr import local
+
+        projector = self._projector(url)
+        control_ready = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+
+            def launch(part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return tasks.create_task(part)
+
+            parts = [launch(_control(nc, control_ready))]
+            if embedded is not None:
+                parts.append(launch(embedded.supervise()))
+            try:
+                await first_of(control_ready, self._stop.asked)
+                if not self._stop.asked.is_set():
+                    parts.append(launch(projector.run()))
+                    await self._first_try(projector)
+                    _refuse_second(self.home)
+                    local.announce(self.home, url)
+                    self._say_ready(url)
+                await first_of(self._stop.asked, self._lost)
+            finally:
+                self._arm_last_resort()
+                local.withdraw(self.home)
+                await asyncio.shield(projector.stop(_PROJECTOR_GRACE))
+                for part in parts:
+                    part.cancel()
+
+    def _projector(self, url: str) -> Part:
+        command = [sys.executable, "-m", "store.main", "--url", url, "--home", str(self.home / "history")]
+        if self._verbose:
+            command.append("--verbose")
+        env = dict(os.environ)
+        if self.token:
+            env["HELMR_API_KEY"] = self.token
+
+        def listen(line: str) -> bool:
+            if line.startswith(_PROJECTOR_READY):
+                return True
+            if line:
+                note(f"projector: {line}")
+            return False
+
+        return Part("projector", lambda: command, listen, env=env)
+
+    async def _first_try(self, projector: Part) -> None:
+        """Wait for the projector, but not for ever: runs do not need it."""
+        try:
+            async with asyncio.timeout(_PROJECTOR_PATIENCE):
+                await first_of(projector.tried, self._stop.asked)
+        except TimeoutError:
+            log.warning("the projector is not ready yet; lists and queries have to wait")
+
+    def _say_ready(self, url: str) -> None:
+        if self.json:
+            json_line(Ready(url=url, pid=os.getpid(), home=str(self.home)))
+        else:
+            note(f"Helmr server at {url} (home {self.home}); Ctrl-C stops it")
+
+    def _arm_last_resort(self) -> None:
+        asyncio.get_running_loop().call_later(_LAST_RESORT, _give_up)
+
+
+async def _control(nc: Nats, ready: asyncio.Event) -> None:
+    from bus.control import Control
+
+    control = Control(nc)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            await control.start(tasks)
+            ready.set()
+    finally:
+        control.close()
+
+
+def _refuse_second(home: Path) -> None:
+    """Two servers over an external NATS may share a home folder only one after the other: it holds one connection file.
+
+    Raises:
+        Conflict: another server has announced itself here.
+    """
+    from helmr import local
+
+    try:
+        url = local.find(home)
+    except Unavailable:
+        return
+    raise Conflict(f"a Helmr server at {url} runs already in {home}", hint="set HELMR_HOME to another folder")
+
+
+def _give_up() -> None:
+    log.error("the server did not stop in time")
+    os._exit(1)

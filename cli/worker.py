@@ -1,0 +1,167 @@
+"""``helmr worker``: leases runs and executes them until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from cli.options import Choice, Command, Flags, flags
+from cli.output import json_line, note
+from cli.process import Stop, first_of
+from helmr.errors import Unavailable
+
+if TYPE_CHECKING:
+    from worker.engine import Engine, EngineInfo
+    from worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+ENGINES = ["docker", "process"]
+#: Seconds after a second signal in which the machines must be gone.
+_HURRY = 5.0
+#: Seconds after the first signal at which the process ends whatever is still going on.
+_LAST_RESORT = 30.0
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``helmr worker --json`` says once it takes runs."""
+
+    ready: bool = True
+    part: str = "worker"
+    id: str
+    pid: int
+    group: str
+    slots: int
+    engine: str
+    engine_version: str
+    isolated: bool
+    notes: tuple[str, ...]
+
+
+def default_slots() -> int:
+    """Runs at a time: two for each processor, because most agents wait for a model most of the time."""
+    return 2 * (os.cpu_count() or 1)
+
+
+@click.command(cls=Command)
+@click.option(
+    "--engine",
+    type=Choice(ENGINES),
+    default="docker",
+    show_default=True,
+    help="docker: a container for each workspace; process: plain processes, isolating nothing.",
+)
+@click.option("--slots", type=click.IntRange(1, 1000), help="Runs at a time; default: two for each processor.")
+@click.option("--group", default="default", show_default=True, help="The group whose queue it works on.")
+def worker(engine: str, slots: int | None, group: str) -> None:
+    """Run a worker until SIGINT or SIGTERM; what it has not finished goes back to the queue. A second signal hurries it."""
+    asyncio.run(_run(flags(), engine, slots or default_slots(), group))
+
+
+async def _run(given: Flags, engine_name: str, slots: int, group: str) -> None:
+    from bus.connection import connect
+    from helmr import local
+    from helmr.config import ensure_home
+
+    stop = Stop()
+    stop.listen()
+    settings = given.settings()
+    home = ensure_home(settings.home)
+    engine = _engine(engine_name, home)
+    info = await engine.check()
+    url = settings.url or local.find(home)
+    lost = asyncio.Event()
+
+    async def closed() -> None:
+        lost.set()
+
+    nc = await connect(url, name="helmr-worker", token=settings.api_key, on_closed=closed)
+    try:
+        from worker.worker import Worker
+
+        working = Worker(nc, engine, info, home=home, slots=slots, group=group)
+        gone = await _work(working, info, stop, lost, as_json=given.json)
+    finally:
+        await nc.close()
+    if gone:
+        raise Unavailable(f"the connection to {url} was closed for good", hint="start the worker again")
+
+
+def _engine(name: str, home: Path) -> Engine:
+    if name == "process":
+        from worker.process_engine import ProcessEngine
+
+        return ProcessEngine(home)
+    from worker.docker_engine import DockerEngine
+
+    return DockerEngine(home)
+
+
+async def _work(worker: Worker, info: EngineInfo, stop: Stop, lost: asyncio.Event, *, as_json: bool) -> bool:
+    """Work until a signal comes, or the connection is lost for good: then True."""
+    ready, end = asyncio.Event(), asyncio.Event()
+    working = asyncio.create_task(worker.run(end, ready))
+    saying = asyncio.create_task(_say_ready(worker, info, ready, as_json=as_json))
+    ending = asyncio.create_task(first_of(stop.asked, lost))
+    try:
+        await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if lost.is_set() and not stop.asked.is_set():
+            await _abandon(worker, working)
+            return True
+        asyncio.get_running_loop().call_later(_LAST_RESORT, _give_up)
+        end.set()
+        hurried = asyncio.create_task(stop.hurried.wait())
+        await asyncio.wait({working, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if working.done():
+            working.result()
+        else:
+            await _abandon(worker, working)
+        return False
+    finally:
+        for task in (saying, ending, working):
+            task.cancel()
+
+
+async def _abandon(worker: Worker, working: asyncio.Task[None]) -> None:
+    """Stop at once: another worker finds the runs by their ack deadline, but nobody else ends our machines now."""
+    working.cancel()
+    await asyncio.wait({working})
+    try:
+        async with asyncio.timeout(_HURRY):
+            await worker.engine.close()
+    except TimeoutError:
+        log.warning("some machines were left; they end by themselves, or the next worker of this home removes them")
+
+
+async def _say_ready(worker: Worker, info: EngineInfo, ready: asyncio.Event, *, as_json: bool) -> None:
+    if not info.isolated:
+        note(f"WARNING: the {info.name} engine isolates nothing: {'; '.join(info.notes)}")
+    await ready.wait()
+    slots, group = worker.slots.total, worker.group
+    if as_json:
+        said = Ready(
+            id=worker.id,
+            pid=os.getpid(),
+            group=group,
+            slots=slots,
+            engine=info.name,
+            engine_version=info.version,
+            isolated=info.isolated,
+            notes=info.notes,
+        )
+        json_line(said)
+    else:
+        notes = f" ({', '.join(info.notes)})" if info.isolated and info.notes else ""
+        note(f"worker {worker.id}: {info.name} {info.version}{notes}, {slots} slots, group {group}; Ctrl-C stops it")
+
+
+def _give_up() -> None:
+    log.error("the worker did not stop in time")
+    os._exit(1)
