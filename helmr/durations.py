@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 
@@ -18,7 +19,7 @@ def seconds(value: Duration, *, what: str = "duration") -> float:
     """The duration in seconds.
 
     Raises:
-        UsageError: it is negative, or written in no known form.
+        UsageError: it is negative, not finite, or written in no known form.
     """
     if isinstance(value, timedelta):
         result = value.total_seconds()
@@ -26,8 +27,8 @@ def seconds(value: Duration, *, what: str = "duration") -> float:
         result = float(value)
     else:
         result = _parse(value.strip().lower(), what)
-    if result < 0:
-        raise UsageError(f"{what} is negative: {value!r}")
+    if result < 0 or not math.isfinite(result):
+        raise UsageError(f"{what} must be finite and not negative, not {value!r}")
     return result
 
 
@@ -43,9 +44,9 @@ def _parse(text: str, what: str) -> float:
 
 def format_seconds(value: float) -> str:
     """A duration for people, two units at most: ``850ms``, ``4.2s``, ``3m 12s``, ``2h 5m``, ``3d 4h``."""
-    if value < 1:
+    if value < 0.9995:
         return f"{value * 1000:.0f}ms"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f}s"
     whole = round(value)
     for size, unit, below, small in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):

@@ -11,12 +11,16 @@ The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
     helmr.api.<scope>.<noun>.<verb>                             request/reply services
     helmr.worker.<worker>.<verb>                                request/reply to one worker
 
+Whatever is put into a subject is checked: a name that is not one token raises :class:`~helmr.errors.UsageError`.
 It lives in :mod:`helmr` because the client needs it, too, and must not import the bus.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Literal, NamedTuple
+
+from helmr.errors import UsageError
 
 Entity = Literal["run", "session", "workspace"]
 
@@ -39,6 +43,21 @@ ALL_IO = f"{_IO}.>"
 ALL_TIMERS = f"{_TIMERS}.>"
 ALL_DUE = f"{_DUE}.>"
 ALL_API = f"{_API}.>"
+
+
+#: What ids, lanes and stream names are made of. Some come from clients and from task code: a dot or a wildcard would reach
+#: into other entities, and a line break into the protocol itself.
+_TOKEN = re.compile(r"[A-Za-z0-9_@~-]+")
+
+
+def _token(text: str) -> str:
+    if not _TOKEN.fullmatch(text):
+        raise UsageError(f"{text[:80]!r} cannot be an id or a name", hint="use letters, digits, - and _")
+    return text
+
+
+def _token_or_any(text: str) -> str:
+    return text if text == "*" else _token(text)
 
 
 class Scope(NamedTuple):
@@ -64,8 +83,8 @@ class EventSubject(NamedTuple):
 
 def event(scope: Scope, entity: Entity, entity_id: str, kind: str, *, lane: str = "", priority: int = 0) -> str:
     """The subject an event is stored under; ``queued`` run events carry the lane they are dispatched in."""
-    base = f"{_EVENTS}.{scope}.{entity}.{entity_id}.{'journal' if kind in JOURNAL_KINDS else kind}"
-    return f"{base}.{lane}.{priority}" if lane else base
+    base = f"{_EVENTS}.{scope}.{entity}.{_token(entity_id)}.{'journal' if kind in JOURNAL_KINDS else kind}"
+    return f"{base}.{_token(lane)}.{priority}" if lane else base
 
 
 def parse_event(subject: str) -> EventSubject:
@@ -81,7 +100,7 @@ def history(scope: Scope, entity: Entity, entity_id: str) -> str:
     Also the one string for ``Nats-Expected-Last-Subject-Sequence-Subject``: on a replicated stream the server compares
     in-flight filters as strings, so every writer must use this very one.
     """
-    return f"{_EVENTS}.{scope}.{entity}.{entity_id}.>"
+    return f"{_EVENTS}.{scope}.{entity}.{_token(entity_id)}.>"
 
 
 def of_kind(entity: Entity, kind: str) -> str:
@@ -91,17 +110,17 @@ def of_kind(entity: Entity, kind: str) -> str:
 
 def lane(name: str) -> str:
     """The filter of a dispatch consumer: what is queued in this lane, in every scope."""
-    return f"{_EVENTS}.*.*.run.*.queued.{name}.*"
+    return f"{_EVENTS}.*.*.run.*.queued.{_token(name)}.*"
 
 
 def live(scope: Scope, entity: Entity | Literal["*"] = "*", entity_id: str = "*", kind: str = ">") -> str:
     """What a core-NATS subscriber listens to for republished events."""
-    return f"{_LIVE}.{scope}.{entity}.{entity_id}.{kind}"
+    return f"{_LIVE}.{scope}.{entity}.{_token_or_any(entity_id)}.{kind}"
 
 
 def log(scope: Scope, run_id: str, attempt: int | Literal["*"], stream: str, owner: str = "run") -> str:
     """The subject of log chunks; also a filter, with ``*`` for attempt or stream."""
-    return f"{_LOGS}.{scope}.{owner}.{run_id}.{attempt}.{stream}"
+    return f"{_LOGS}.{scope}.{owner}.{_token(run_id)}.{attempt}.{_token_or_any(stream)}"
 
 
 class LogSubject(NamedTuple):
@@ -122,7 +141,7 @@ def parse_log(subject: str) -> LogSubject:
 
 def io(scope: Scope, session_id: str, direction: Literal["in", "out", "*"], stream: str = "*") -> str:
     """The subject of the records of a session stream; also a filter."""
-    return f"{_IO}.{scope}.{session_id}.{direction}.{stream}"
+    return f"{_IO}.{scope}.{_token(session_id)}.{direction}.{_token_or_any(stream)}"
 
 
 class IoSubject(NamedTuple):
@@ -142,12 +161,12 @@ def parse_io(subject: str) -> IoSubject:
 
 def timer(scope: Scope, run_id: str, what: str) -> str:
     """The subject under which a pending timer of a run is stored: one timer per subject, the latest wins."""
-    return f"{_TIMERS}.{scope}.run.{run_id}.{what}"
+    return f"{_TIMERS}.{scope}.run.{_token(run_id)}.{what}"
 
 
 def due(scope: Scope, run_id: str, what: str) -> str:
     """The subject a timer of a run publishes to when it fires."""
-    return f"{_DUE}.{scope}.run.{run_id}.{what}"
+    return f"{_DUE}.{scope}.run.{_token(run_id)}.{what}"
 
 
 def parse_due(subject: str) -> tuple[Scope, str, str]:
@@ -174,4 +193,4 @@ def parse_api(subject: str) -> tuple[Scope, str, str]:
 
 def worker(worker_id: str, verb: str) -> str:
     """The subject for a request to one worker."""
-    return f"{_WORKER}.{worker_id}.{verb}"
+    return f"{_WORKER}.{_token(worker_id)}.{verb}"
