@@ -42,6 +42,7 @@ class Images:
         self._api = api
         self._home = home
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stand_ins: dict[str, str] = {}  # base -> what is used in its place
         self._refused: dict[str, str] = {}  # base -> why no registry gave it: with a stand-in, asked once per process
 
     async def ensure(self, spec: ImageSpec, progress: Progress) -> str:
@@ -69,8 +70,9 @@ class Images:
         return name
 
     async def _base(self, base: str, progress: Progress) -> str:
-        if await base_image.exists(self._api, base):
-            return base
+        known = self._stand_ins.get(base, base)
+        if await base_image.exists(self._api, known):
+            return known
         async with self._exclusive(re.sub(r"\W", "-", base)):
             if await base_image.exists(self._api, base):
                 return base
@@ -96,7 +98,8 @@ class Images:
                 progress(
                     f"no registry answers ({self._refused[base]}); building an equivalent base image locally, once"
                 )
-            return await base_image.ensure(self._api, progress)
+            name = self._stand_ins[base] = await base_image.ensure(self._api, progress)
+            return name
 
     async def _pull(self, base: str, patience: float, progress: Progress) -> str | None:
         """Pull; None when done, else why no registry answers.
