@@ -304,7 +304,7 @@ class Child:
         if self._report.endswith(b"\n"):
             self.finish(json.loads(self._report))
         elif not data:
-            self.finish({"detail": "the process was ended together with its shim"})
+            self.finish({"detail": "the process never began, or was ended together with its shim"})
 
     def finish(self, report: dict[str, Any]) -> None:
         """The tree is gone: take what its pipes still hold, window or not, and add the exit frame."""

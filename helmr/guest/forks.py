@@ -70,6 +70,9 @@ class Forks:
                 self.hand_over(child, ends)
             except BlockingIOError:
                 break
+            except (BrokenPipeError, ConnectionResetError):
+                self.close()  # dead, though we have not been told yet; another one will do it
+                continue
             except OSError as error:
                 self.failed(child, error)
             self.queue.popleft()

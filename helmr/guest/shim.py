@@ -15,8 +15,9 @@ import select
 import signal
 import time
 
-from helmr.guest import launch, signals, tree
+from helmr.guest import launch, tree
 from helmr.guest.protocol import CANCEL_ORDER, ORDER
+from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def main(link: socket.socket, files: launch.Files, settings: launch.Settings) ->
     """Be the shim of a new tree; ``files`` are for the task and are closed here once it is forked."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _DEAF)
     tree.become_subreaper()
-    wakeup = signals.readable(signal.SIGCHLD)
+    wakeup = SignalPipe(signal.SIGCHLD)
     complaints, complain = os.pipe()
     try:
         pid = os.fork()
@@ -41,7 +42,7 @@ def main(link: socket.socket, files: launch.Files, settings: launch.Settings) ->
     if pid == 0:
         link.close()
         os.close(complaints)
-        signals.forget(wakeup, signal.SIGCHLD)
+        wakeup.forget()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _DEAF)
         launch.main(files, complain, settings)
     files.close()
@@ -61,7 +62,7 @@ def report(link: socket.socket, **facts: object) -> None:
 class _Watch:
     """One tree, from the fork of its main process until nothing of it is left."""
 
-    def __init__(self, link: socket.socket, wakeup: int, main_pid: int, complaints: int) -> None:
+    def __init__(self, link: socket.socket, wakeup: SignalPipe, main_pid: int, complaints: int) -> None:
         self.link = link
         self.wakeup = wakeup
         self.main_pid = main_pid
@@ -81,8 +82,8 @@ class _Watch:
         poller.register(self.link, select.POLLIN)
         while self.status is None and not self.due():
             ready = {fd for fd, _ in poller.poll(self.patience())}
-            if self.wakeup in ready:
-                signals.received(self.wakeup)
+            if self.wakeup.fileno() in ready:
+                self.wakeup.received()
                 self.reap(os.WNOHANG)
             if self.link.fileno() in ready and not self.obey():
                 break

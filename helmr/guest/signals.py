@@ -10,29 +10,33 @@ def _noted(_number: int, _frame: object) -> None:
     """A Python-level handler is needed for the C-level one to write to the wakeup descriptor."""
 
 
-def readable(*numbers: int) -> int:
-    """A non-blocking descriptor that yields one byte, the signal's number, for each of these signals that arrives."""
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for number in numbers:
-        signal.signal(number, _noted)
-    return reader
+class SignalPipe:
+    """Yields one byte, the signal's number, for each of ``numbers`` that arrives in this process."""
 
+    def __init__(self, *numbers: int) -> None:
+        self._numbers = numbers
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, _noted)
 
-def received(reader: int) -> set[int]:
-    """The signals that arrived since the last call."""
-    try:
-        return set(os.read(reader, 4096))
-    except BlockingIOError:
-        return set()
+    def fileno(self) -> int:
+        """What to wait for."""
+        return self._reader
 
+    def received(self) -> set[int]:
+        """The signals that arrived since the last call."""
+        try:
+            return set(os.read(self._reader, 4096))
+        except BlockingIOError:
+            return set()
 
-def forget(reader: int, *numbers: int) -> None:
-    """Undo :func:`readable` in a forked child: default dispositions, no wakeup descriptor."""
-    writer = signal.set_wakeup_fd(-1)
-    for number in numbers:
-        signal.signal(number, signal.SIG_DFL)
-    os.close(reader)
-    os.close(writer)
+    def forget(self) -> None:
+        """Undo it all in a forked child: default dispositions, nothing open."""
+        signal.set_wakeup_fd(-1)  # since Python 3.12 a fork has done so already
+        for number in self._numbers:
+            signal.signal(number, signal.SIG_DFL)
+        os.close(self._reader)
+        os.close(self._writer)

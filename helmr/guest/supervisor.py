@@ -32,10 +32,11 @@ import signal
 import socket
 import time
 
-from helmr.guest import protocol, signals
+from helmr.guest import protocol
 from helmr.guest.child import Child
 from helmr.guest.forks import Forks
 from helmr.guest.link import Link
+from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Supervisor:
         self.spare_at: float | None = None  #: when to fork one
         self.farewell: float | None = None
         self.highest_fd = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
-        self.wakeup = signals.readable(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        self.wakeup = SignalPipe(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.listener = listen(options.socket)
         self.selector.register(self.listener, selectors.EVENT_READ, self.on_connection)
@@ -189,20 +190,19 @@ class Supervisor:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def finished(self) -> bool:
+        """Whether to end: told to, all trees gone, and the client has read everything or takes too long to."""
         if not self.stopping or any(child.alive for child in self.children.values()):
             return False
-        if self.client is None:
-            return True
-        if self.farewell is None:
+        if self.client is not None and self.farewell is None:
             self.farewell = time.monotonic() + _FAREWELL
             self.client.answer(protocol.json_frame(protocol.BYE, {"reason": "stopped"}))
             self.client.flush([child.journal for child in self.children.values()])
         if self.client is not None and self.client.idle and not any(c.journal.waiting for c in self.children.values()):
             self.client.finish()
-        return time.monotonic() >= self.farewell
+        return self.client is None or (self.farewell is not None and time.monotonic() >= self.farewell)
 
     def on_signal(self) -> None:
-        arrived = signals.received(self.wakeup)
+        arrived = self.wakeup.received()
         if arrived & {signal.SIGTERM, signal.SIGINT}:
             self.stop(self.options.stop_grace)
         if signal.SIGCHLD in arrived:

@@ -55,15 +55,25 @@ def stay_readable() -> None:
 
 def children(pid: int) -> list[int]:
     """The direct children of a process, zombies included; empty if it is gone."""
+    if sys.platform != "linux":
+        return _children_by_ps(pid)
     found: list[int] = []
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as listing:
                 found += map(int, listing.read().split())
     except (FileNotFoundError, ProcessLookupError):
-        if sys.platform == "linux" and not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+        if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
             return _children_by_parent(pid)
     return found
+
+
+def _children_by_ps(pid: int) -> list[int]:
+    import subprocess
+
+    listing = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    pairs = [line.split() for line in listing.splitlines()]
+    return [int(child) for child, parent in pairs if int(parent) == pid]
 
 
 def _children_by_parent(pid: int) -> list[int]:

@@ -17,13 +17,16 @@ import select
 import signal
 import socket
 import sys
+import types
 
 if __name__ == "__main__":
     # A script's own folder must not be searched: its modules would shadow those of tasks. The folder of the package comes
     # first while we import, so that no other helmr in the image is taken for this one, and last afterwards.
-    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    _GUEST = os.path.dirname(os.path.abspath(__file__))
+    sys.path = [os.path.dirname(os.path.dirname(_GUEST)), *(path for path in sys.path if path != _GUEST)]
 
-from helmr.guest import launch, shim, signals, tree
+from helmr.guest import launch, shim, tree
+from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class Zygote:
     def __init__(self, requests: socket.socket, settings: launch.Settings) -> None:
         self.requests = requests
         self.settings = settings
-        self.wakeup = signals.readable(signal.SIGCHLD)
+        self.wakeup = SignalPipe(signal.SIGCHLD)
         #: Our copy of each shim's link: the supervisor sees its end close only after we have cleaned up behind the shim.
         self.links: dict[int, socket.socket] = {}
 
@@ -56,8 +59,8 @@ class Zygote:
         poller.register(self.requests, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poller.poll()}
-            if self.wakeup in ready:
-                signals.received(self.wakeup)
+            if self.wakeup.fileno() in ready:
+                self.wakeup.received()
                 self.reap(os.WNOHANG)
             if self.requests.fileno() in ready and not self.answer():
                 break
@@ -97,8 +100,10 @@ class Zygote:
             self.requests.close()
             for other in self.links.values():
                 other.close()
-            signals.forget(self.wakeup, signal.SIGCHLD)
+            self.wakeup.forget()
             shim.main(link, files, self.settings)
+        except BaseException:  # noqa: BLE001  (whatever it is, the forked child must not return into the zygote's loop)
+            sys.excepthook(*sys.exc_info())
         finally:
             os._exit(1)
 
@@ -134,6 +139,9 @@ def main(arguments: list[str]) -> None:
     except Exception as error:  # noqa: BLE001  (the task's own import of it will fail too, where its owner sees it)
         sys.stderr.write(f"helmr: the runner {runner} cannot be imported: {error!r}\n")
     sys.path.append(sys.path.pop(0))
+    # Tasks are to find neither our arguments nor this script, which multiprocessing would run again in its children.
+    sys.argv = [""]
+    sys.modules["__main__"] = types.ModuleType("__main__")
     gc.collect()
     gc.disable()
     gc.freeze()

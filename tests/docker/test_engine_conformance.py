@@ -312,6 +312,24 @@ async def test_a_child_killed_for_memory_is_noticed(machine: Machine) -> None:
     assert (finished.stdout, finished.exited.exit_code, finished.exited.oom) == ("137\n", 0, True)
 
 
+@pytest.mark.docker
+async def test_starts_beyond_the_limit_of_processes_fail_with_the_reason(
+    engine: Engine, materialize: Materialize
+) -> None:
+    if not isinstance(engine, DockerEngine):
+        pytest.skip("only a container has a limit of processes")
+    machine = await materialize(pids=24)
+    processes = [await _start(machine, "import time; time.sleep(60)") for _ in range(24)]
+    for process in processes:
+        await process.cancel(0)
+    ends = [await _exit(process) for process in processes]
+    assert {end.detail for end in ends if end.cause == "exit"} == {
+        "the process could not be started: Resource temporarily unavailable"
+    }
+    assert (await run(machine, "echo", "alive")).stdout == "alive\n"
+    await machine.stop(0)
+
+
 # What processes are given
 
 
@@ -512,7 +530,7 @@ async def test_machines_of_dead_workers_are_collected(
 async def test_an_engine_says_what_it_is(engine: Engine, engine_name: str, home: Path) -> None:
     info = await engine.check()
     assert (info.name, info.isolated) == (engine_name, engine_name == "docker")
-    assert info.host == (home / "host-id").read_text().strip()
+    assert info.host.startswith((home / "host-id").read_text().strip())
     said: list[str] = []
     await engine.ensure_image(ImageSpec(), said.append)
     if engine_name == "process":
