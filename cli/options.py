@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,14 +42,20 @@ class Flags:
         return load(start, url=self.url, api_key=self.api_key, project=self.project, env=self.env, home=self.home)
 
     def client(self, start: Path | None = None, *, anywhere: bool = False) -> AsyncClient:
-        """A client for the project of the folder ``start``; with ``anywhere`` no project is needed."""
+        """A client for the project of the folder ``start``, outside of any for the one that ``helmr dev`` runs here.
+
+        With ``anywhere`` no project is needed.
+        """
+        from cli import dev_state
         from helmr.client.aio import AsyncClient
 
         settings = self.settings(start)
-        project = settings.project or ("any" if anywhere else None)
-        return AsyncClient(
-            settings.url, api_key=settings.api_key, project=project, env=settings.env, home=settings.home
-        )
+        project, env = settings.project, settings.env
+        if project is None and settings.url is None and (dev := dev_state.read(settings.home)):
+            project, env = dev.project, self.env or os.environ.get("HELMR_ENV") or dev.env
+        if project is None and anywhere:
+            project = "any"
+        return AsyncClient(settings.url, api_key=settings.api_key, project=project, env=env, home=settings.home)
 
     @property
     def log_level(self) -> int:

@@ -1,0 +1,129 @@
+"""Keeps the deployment of a folder current: deploys it, watches its files, and deploys it again when they change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from helmr.config import load
+from helmr.errors import ConfigError, HelmrError, NotFound, TimedOut, Unavailable
+from helmr.index import FORMAT
+from helmr.project import IGNORE_FILE, Archive, Rules, pack
+
+if TYPE_CHECKING:
+    from watchfiles import Change
+
+    from helmr.client.aio import AsyncClient
+    from helmr.models import Deployment
+
+#: Milliseconds in which changes are gathered: editors write a file in several steps.
+_DEBOUNCE = 300
+#: Milliseconds after which the watcher is certain to have begun, and says so with an empty set of changes.
+_WATCH_TICK = 1000
+#: Seconds before another try when Helmr itself could not be reached.
+_RETRY = 1.0
+
+Deployed = Callable[["Deployment", bool], None]
+Failed = Callable[[HelmrError], None]
+
+
+class Redeployer:
+    """Deploys ``root`` through ``client``; :meth:`run` does so for ever.
+
+    ``deployed`` hears of every version that became current and whether it is new, ``failed`` of every state of the folder
+    that cannot be deployed: the deployment before stays the current one.
+    """
+
+    def __init__(self, client: AsyncClient, root: Path, deployed: Deployed, failed: Failed) -> None:
+        self._client = client
+        self._root = root
+        self._deployed = deployed
+        self._failed = failed
+        self._changed = asyncio.Event()
+        self._changed.set()
+        self._seen: str | None = None
+
+    async def run(self) -> None:
+        """Deploy now and on every change."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            while True:
+                await self._changed.wait()
+                self._changed.clear()
+                await self._deploy_patiently()
+
+    async def _watch(self) -> None:
+        from watchfiles import awatch
+
+        began = False
+        watch = awatch(
+            self._root,
+            watch_filter=self._relevant(),
+            debounce=_DEBOUNCE,
+            rust_timeout=_WATCH_TICK,
+            yield_on_timeout=True,
+            ignore_permission_denied=True,
+        )
+        async for changes in watch:
+            # What changed before the watcher had begun is in no set of changes: look once when it has.
+            if changes or not began:
+                self._changed.set()
+            began = True
+
+    def _relevant(self) -> Callable[[Change, str], bool]:
+        def relevant(_: Change, path: str) -> bool:
+            try:
+                name = Path(path).relative_to(self._root).as_posix()
+                return name == IGNORE_FILE or not Rules(self._root, load(self._root).ignore).ignores(name)
+            except (HelmrError, OSError, ValueError):
+                return True  # the settings are broken at this moment: deploying will say how
+
+        return relevant
+
+    async def _deploy_patiently(self) -> None:
+        told = False
+        while True:
+            try:
+                await self._deploy()
+            except (Unavailable, TimedOut) as error:
+                if not told:
+                    self._failed(error)
+                told = True
+                await asyncio.sleep(_RETRY)  # nothing tells when a restarted part answers again
+            except HelmrError as error:
+                self._failed(error)
+                return
+            else:
+                return
+
+    async def _deploy(self) -> None:
+        settings = load(self._root)
+        archive = await asyncio.to_thread(pack, self._root, settings.ignore)
+        if archive.digest == self._seen:
+            return
+        scope = self._client.scope
+        if settings.require_project() != scope.project:
+            raise ConfigError(
+                f"the project's name has changed to {settings.project}", hint="start `helmr dev` again to deploy it"
+            )
+        current = await self._same(archive) if self._seen is None else None
+        try:
+            deployment = current or await self._client.deployments.deploy(self._root)
+        except (Unavailable, TimedOut):
+            raise
+        except HelmrError:
+            self._seen = archive.digest  # it will not get better by itself
+            raise
+        self._seen = deployment.content_hash
+        self._deployed(deployment, current is None)
+
+    async def _same(self, archive: Archive) -> Deployment | None:
+        """The current deployment, if it is of these very files."""
+        try:
+            current = await self._client.deployments.get()
+        except NotFound:
+            return None
+        same = current.content_hash == archive.digest and current.index.get("format") == FORMAT
+        return current if same else None
