@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from helmr.subjects import Scope
 _PREFIXES = {"run": "run", "session": "ses", "workspace": "ws", "deployment": "dep"}
 #: Seconds a query may take unless its caller says otherwise (the server has a limit of its own).
 _QUERY_TIMEOUT = 30.0
+_TRUNCATED = "Helmr-Truncated"
 
 
 class _Resolved(msgspec.Struct):
@@ -106,11 +107,17 @@ class AsyncClient:
         *,
         limit: int = 10_000,
         timeout: Duration = _QUERY_TIMEOUT,  # noqa: ASYNC109
+        on_truncated: Callable[[str], None] = lambda _: None,
     ) -> AsyncIterator[bytes]:
-        """The same rows as an Arrow IPC stream, in parts."""
+        """The same rows as an Arrow IPC stream, in parts; ``on_truncated`` is told which limit cut them off, if one did."""
         deadline = seconds(timeout)
         body = {"sql": sql, "format": "arrow", "limit": limit, "timeout": deadline}
-        async for part in self.wire.parts("history", "query", body, timeout=deadline + 5):
+
+        def end(headers: dict[str, str]) -> None:
+            if limited := headers.get(_TRUNCATED):
+                on_truncated(limited)
+
+        async for part in self.wire.parts("history", "query", body, timeout=deadline + 5, on_end=end):
             yield part
 
     async def status(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import msgspec
 
 from helmr import subjects
 from helmr.client.logs import Assembler, LogChunk, from_message
+from helmr.client.pages import newest
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
 from helmr.errors import NotFound, RunFailed, TimedOut
@@ -69,12 +70,12 @@ class Runs:
         limit: int = 50,
     ) -> list[Run]:
         """Runs, newest first."""
-        body: dict[str, Any] = {"status": status, "task": task, "session": session, "limit": limit, "fresh": True}
+        body: dict[str, Any] = {"status": status, "task": task, "session": session}
         if session is not None:
             body["session"] = await self._client.resolve("session", session)
         if since is not None:
             body["since"] = seconds(since)
-        return await self._wire.call("history", "runs", body, list[Run])
+        return await newest(self._wire, "runs", body, Run, limit)
 
     async def wait(self, run: str | Run | RunHandle, *, timeout: Duration | None = None) -> Run:  # noqa: ASYNC109
         """The run once it has ended, however it ended.
@@ -243,8 +244,7 @@ class Events:
             return await wire.call("run", "events", {"id": run_id, "after": after, "limit": limit}, _EventsPage)
         except NotFound:
             body = {"run_id": run_id, "after": after, "limit": limit, "fresh": True}
-            events = await wire.call("history", "events", body, list[Event])
-            return _EventsPage(events=events, terminal=len(events) < limit)
+            return await wire.call("history", "events", body, _EventsPage)
 
 
 async def _successors(live: asyncio.Queue[Msg], after: int) -> AsyncIterator[Event]:

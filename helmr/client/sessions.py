@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from helmr import ids
+from helmr.client.pages import newest
 from helmr.client.runs import RunHandle
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
@@ -99,8 +100,7 @@ class Sessions:
 
     async def list(self, *, status: str | None = None, task: str | None = None, limit: int = 50) -> list[Session]:
         """Sessions, newest first."""
-        body = {"status": status, "task": task, "limit": limit, "fresh": True}
-        return await self._wire.call("history", "sessions", body, list[Session])
+        return await newest(self._wire, "sessions", {"status": status, "task": task}, Session, limit)
 
     async def close(self, session: str | Session) -> Session:
         """Take no more input; refused while a run is active."""

@@ -114,8 +114,19 @@ class Wire:
             message = f"the server's answer is not understood: {error}"
             raise HelmrError(message, hint="client and server may be of different versions") from error
 
-    async def parts(self, noun: str, verb: str, body: Any, *, timeout: float) -> AsyncIterator[bytes]:  # noqa: ASYNC109
-        """Send a request whose reply comes in several messages; ``timeout`` is for each of them."""
+    async def parts(
+        self,
+        noun: str,
+        verb: str,
+        body: Any,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        on_end: Callable[[dict[str, str]], None] = lambda _: None,
+    ) -> AsyncIterator[bytes]:
+        """Send a request whose reply comes in several messages.
+
+        ``timeout`` is for each of them; ``on_end`` gets the headers of the last one.
+        """
         inbox = self.nc.new_inbox()
         queue: asyncio.Queue[Msg] = asyncio.Queue()
         subscription = await self.nc.subscribe(inbox, cb=queue.put)
@@ -137,6 +148,7 @@ class Wire:
                 if msg.data:
                     yield msg.data
                 if _END in headers or _PART not in headers:
+                    on_end(headers)
                     return
         finally:
             await _unsubscribe(subscription)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helmr.client.pages import newest
 from helmr.models import Workspace
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Workspaces:
 
     async def list(self, *, limit: int = 50) -> list[Workspace]:
         """Workspaces, newest first."""
-        return await self._client.wire.call("history", "workspaces", {"limit": limit, "fresh": True}, list[Workspace])
+        return await newest(self._client.wire, "workspaces", {}, Workspace, limit)
 
     async def stop(self, workspace: str | Workspace) -> Workspace:
         """End the container of a workspace; its files stay.
