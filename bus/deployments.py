@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
@@ -15,12 +13,11 @@ from nats.aio.client import Client as Nats
 from nats.js.kv import KeyValue
 
 from bus import topology
+from bus.bucket import BucketView
 from helmr import events, ids
 from helmr.errors import NotFound, Unavailable
 from helmr.models import Deployment
 from helmr.subjects import Scope
-
-log = logging.getLogger(__name__)
 
 
 class Deployments:
@@ -28,7 +25,8 @@ class Deployments:
 
     def __init__(self, nc: Nats) -> None:
         self.nc = nc
-        self.ready = asyncio.Event()
+        self._view = BucketView(nc, topology.CONFIG_BUCKET, self._on_value)
+        self.ready = self._view.ready
         self._by_id: dict[str, Deployment] = {}
         self._current: dict[Scope, str] = {}
 
@@ -114,27 +112,17 @@ class Deployments:
         return self.current(scope)
 
     async def watch(self) -> None:
-        """Follow the bucket for ever; starts over when the watch breaks."""
-        while True:
-            try:
-                await self._follow(await self._bucket())
-            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, Unavailable) as error:
-                log.info("deployments: starting over: %s", error)
-                await asyncio.sleep(0.5)  # the server is away; there is no event for its return on this path
+        """Follow the bucket for ever."""
+        await self._view.watch()
 
-    async def _follow(self, bucket: KeyValue) -> None:
-        watcher = await bucket.watchall()
-        try:
-            async for entry in watcher:
-                if entry is None:
-                    self.ready.set()
-                elif entry.key.startswith("deployment.") and entry.value:
-                    self._remember(entry.value)
-                elif entry.key.startswith("current.") and entry.value:
-                    _, project, environment = entry.key.split(".")
-                    self._current[Scope(project, environment)] = entry.value.decode()
-        finally:
-            await watcher.stop()
+    def _on_value(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            return
+        if key.startswith("deployment."):
+            self._remember(value)
+        elif key.startswith("current."):
+            _, project, environment = key.split(".")
+            self._current[Scope(project, environment)] = value.decode()
 
     def _remember(self, data: bytes) -> Deployment:
         deployment = msgspec.json.decode(data, type=Deployment)

@@ -32,7 +32,7 @@ _EXPECT_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
 _CONFLICTS = frozenset({10071, 10164})
 _MAX_PAYLOAD = 10054
 _PUBLISH_TIMEOUT = 5.0
-#: How long an append is retried while the server is away.
+#: Seconds an append is retried while the server is away, unless told otherwise.
 _PATIENCE = 60.0
 
 
@@ -118,10 +118,11 @@ class Superseded(Conflict):
 
 
 class Log:
-    """Reads and appends events."""
+    """Reads and appends events; ``patience``: seconds an append is retried while the server is away."""
 
-    def __init__(self, nc: Nats) -> None:
+    def __init__(self, nc: Nats, *, patience: float = _PATIENCE) -> None:
         self.nc = nc
+        self._patience = patience
         self.js: JetStreamContext = nc.jetstream(timeout=_PUBLISH_TIMEOUT)
 
     async def last(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> Position[E]:
@@ -196,7 +197,7 @@ class Log:
             _EXPECT_FILTER: subjects.history(scope, kind.name, entity_id),
         }
         body = msgspec.json.encode(event)
-        deadline = asyncio.get_running_loop().time() + _PATIENCE
+        deadline = asyncio.get_running_loop().time() + self._patience
         while True:
             try:
                 seq = await self._publish(subject, body, expected | (headers or {}))

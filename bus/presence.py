@@ -7,19 +7,14 @@ bucket tells nobody when a key expires.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from datetime import datetime
 
 import msgspec
-import nats.errors
-import nats.js.errors
 from nats.aio.client import Client as Nats
-from nats.js.kv import KeyValue
 
 from bus import topology
-
-log = logging.getLogger(__name__)
+from bus.bucket import BucketView
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,15 +47,15 @@ class Presence:
     """A live view of the workers; run :meth:`watch` in a task of its own."""
 
     def __init__(self, nc: Nats) -> None:
-        self.nc = nc
         self._seen: dict[str, tuple[float, WorkerInfo]] = {}
-        self._started = time.monotonic()
-        self.ready = asyncio.Event()
+        self._view = BucketView(nc, topology.PRESENCE_BUCKET, self._on_value)
+        self._undisturbed_since = time.monotonic()
+        self.ready = self._view.ready
 
     @property
     def settled(self) -> bool:
-        """Whether we have listened long enough to call a worker dead that we have not heard of."""
-        return time.monotonic() - self._started > topology.PRESENCE_TTL + topology.HEARTBEAT
+        """Whether we have listened long enough, without an interruption, to know who is gone."""
+        return time.monotonic() - self._undisturbed_since > topology.PRESENCE_TTL + topology.HEARTBEAT
 
     def alive(self) -> dict[str, WorkerInfo]:
         """The workers heard of within the time to live, by id."""
@@ -72,25 +67,22 @@ class Presence:
         return worker_id in self.alive()
 
     async def watch(self) -> None:
-        """Follow the bucket for ever; starts over when the watch breaks."""
-        while True:
-            try:
-                bucket = await self.nc.jetstream().key_value(topology.PRESENCE_BUCKET)
-                await self._follow(bucket)
-            except (TimeoutError, nats.errors.Error, nats.js.errors.Error) as error:
-                log.info("presence: starting over: %s", error)
-                await asyncio.sleep(0.5)  # the server is away; there is no event for its return on this path
+        """Follow the bucket for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._view.watch())
+            tasks.create_task(self._forgive_interruptions())
 
-    async def _follow(self, bucket: KeyValue) -> None:
-        watcher = await bucket.watchall()
-        try:
-            async for entry in watcher:
-                if entry is None:
-                    self.ready.set()
-                elif entry.value and entry.operation is None:
-                    info = msgspec.json.decode(entry.value, type=WorkerInfo)
-                    self._seen[entry.key] = (time.monotonic(), info)
-                else:
-                    self._seen.pop(entry.key, None)
-        finally:
-            await watcher.stop()
+    async def _forgive_interruptions(self) -> None:
+        """While the server was away nobody could renew anything: everybody gets a new term."""
+        while True:
+            await self._view.reconnected.wait()
+            self._view.reconnected.clear()
+            now = time.monotonic()
+            self._undisturbed_since = now
+            self._seen = {key: (now, info) for key, (_, info) in self._seen.items()}
+
+    def _on_value(self, key: str, value: bytes | None) -> None:
+        if value is None:
+            self._seen.pop(key, None)
+        else:
+            self._seen[key] = (time.monotonic(), msgspec.json.decode(value, type=WorkerInfo))

@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds a pull request stays open at the server.
 EXPIRES = 5.0
-#: Seconds beyond that after which the request is taken for lost.
-_SLACK = 2.0
+#: Seconds between signs of life of an open request, and the silence after which it is taken for lost.
+HEARTBEAT = 1.0
+_SILENCE = 2.5
 _NO_MESSAGES, _REQUEST_ENDED, _HEARTBEAT = "404", "408", "100"
 
 
@@ -78,16 +79,15 @@ class Puller:
         """
         self._request += 1
         inbox = f"{self._inbox}.{self._request}"
-        request = {"batch": batch, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(EXPIRES * 1e9 / 2 - 1e8)}
+        request = {"batch": batch, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(HEARTBEAT * 1e9)}
         try:
             await self.nc.publish(self._next, json.dumps(request).encode(), reply=inbox)
         except nats.errors.Error as error:
             raise Unavailable(f"cannot pull from {self.consumer}: {error}") from error
         left = batch
-        deadline = asyncio.get_running_loop().time() + EXPIRES + _SLACK
         while left:
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout(_SILENCE):
                     msg = await self._queue.get()
             except TimeoutError:
                 return  # lost with a restart of the server; the next request finds out more

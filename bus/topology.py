@@ -32,8 +32,9 @@ ARTIFACTS = "artifacts"
 ACK_WAIT = 15.0
 #: Seconds between heartbeats of a worker on its dispatch messages, and on its presence key.
 HEARTBEAT = 5.0
-#: Seconds a presence key lives without renewal.
-PRESENCE_TTL = 15.0
+#: Seconds a presence key lives without renewal: less than the ack deadline, so that a worker whose messages are delivered
+#: to others counts as gone by then.
+PRESENCE_TTL = 12.0
 
 #: Log chunks are dropped, oldest first, beyond this many bytes and this age (seconds).
 LOG_BYTES = 20 * 1024**3
@@ -70,6 +71,11 @@ def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
         (sessions, {}),
         (logs, {"persist_mode": "async"}),
     ]
+
+
+def bucket_subject(bucket: str, key: str) -> str:
+    """The subject a key of a bucket is stored under."""
+    return f"$KV.{bucket}.{key}"
 
 
 def lane_consumer_name(lane: str) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 
 from bus import chunks
-from bus.leases import spec_of
-from bus.log import RUN, Position
+from bus.log import Position
 from bus.records import StreamWriter
 from helmr import events
 from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable
@@ -41,11 +40,12 @@ class HandedBack(Exception):
 class Execution:
     """The execution of one dispatch of a run by this worker."""
 
-    def __init__(self, services: Services, scope: Scope, position: Position[RunEvent]) -> None:
+    def __init__(self, services: Services, scope: Scope, position: Position[RunEvent], spec: RunSpec) -> None:
         if position.event is None:
             raise Fenced("nothing to execute")
         self.services = services
         self.scope = scope
+        self.spec = spec
         self.run_id = position.event.run_id
         self.journal = RunJournal(services.log, scope, position, self._on_state)
         state = self.journal.state
@@ -123,7 +123,7 @@ class Execution:
 
     async def _work(self) -> None:
         started = asyncio.get_running_loop().time()
-        spec = spec_of(await self.services.log.first(RUN, self.scope, self.run_id))
+        spec = self.spec
         limit = max(spec.max_duration - self.state.active_seconds, 0.0)
         outcome = await self._attempt(spec, started + limit)
         if self._stopping is None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from bus import topology
 from bus.leases import lose_lease
 from bus.log import RUN, Log, Position, Superseded
-from bus.presence import Presence
 from bus.pull import Delivery
 from bus.timers import cancel_header
 from helmr.errors import Conflict
 from helmr.events import RunEvent
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
+from worker.liveness import Liveness
 
 
 class Stale(Exception):
@@ -27,7 +27,7 @@ class Held(Exception):
 
 
 async def take_lease(
-    log: Log, presence: Presence, scope: Scope, item: Delivery, dispatched: RunEvent, *, worker: str
+    log: Log, liveness: Liveness, scope: Scope, item: Delivery, dispatched: RunEvent, *, worker: str
 ) -> Position[RunEvent]:
     """Lease the run of a dispatch message for ``worker``; returns the position of the ``leased`` event.
 
@@ -45,7 +45,7 @@ async def take_lease(
         if state is None or state.terminal or state.dispatch != dispatched.cursor:
             raise Stale(run_id)
         if state.lease is not None:
-            await _outlive(log, presence, scope, run_id, state.lease.worker, worker=worker)
+            await _outlive(log, liveness, scope, run_id, state.lease.worker, worker=worker)
         else:
             try:
                 return await _append(log, scope, position, dispatched, worker)
@@ -67,9 +67,9 @@ async def _append(
     return await log.append(RUN, scope, dispatched.run_id, position, draft, headers=headers)
 
 
-async def _outlive(log: Log, presence: Presence, scope: Scope, run_id: str, holder: str, *, worker: str) -> None:
+async def _outlive(log: Log, liveness: Liveness, scope: Scope, run_id: str, holder: str, *, worker: str) -> None:
     """A run that somebody holds was delivered again: take it from a holder that is gone."""
-    if holder == worker or presence.is_alive(holder):
+    if holder == worker or liveness.is_alive(holder):
         raise Held(holder)
     await lose_lease(log, scope, run_id, holder)
 

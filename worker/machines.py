@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bus.log import WORKSPACE, Log
-from bus.presence import Presence
 from helmr.errors import Conflict, HelmrError
 from helmr.events import Draft, WorkspaceState
 from helmr.models import Deployment
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec
+from worker.liveness import Liveness
 from worker.sources import Sources
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Machines:
         log: Log,
         engine: Engine,
         sources: Sources,
-        presence: Presence,
+        liveness: Liveness,
         *,
         worker_id: str,
         host: str,
@@ -79,7 +79,7 @@ class Machines:
         self._log = log
         self._engine = engine
         self._sources = sources
-        self._presence = presence
+        self._liveness = liveness
         self._worker_id = worker_id
         self._host = host
         self._group = group
@@ -171,7 +171,7 @@ class Machines:
     async def _claim(self, scope: Scope, workspace_id: str) -> None:
         def decide(state: WorkspaceState) -> Draft:
             live = state.materialization
-            gone = live.worker if live and not self._presence.is_alive(live.worker) else None
+            gone = live.worker if live and not self._liveness.is_alive(live.worker) else None
             return rules.materialize(state, worker=self._worker_id, host=self._host, ref="", evict=gone)
 
         try:
@@ -180,7 +180,7 @@ class Machines:
             state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
             if state.status == "deleted":
                 raise
-            lane = rules.lane(state, group=self._group, alive=set(self._presence.alive()))
+            lane = rules.lane(state, group=self._group, alive=self._liveness.alive())
             raise Misplaced(lane) from error
 
     async def _image(self, needs: Needs) -> ImageSpec:

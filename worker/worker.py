@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +21,12 @@ from nats.aio.msg import Msg
 from bus import topology
 from bus.artifacts import ArtifactStore
 from bus.deployments import Deployments
-from bus.leases import lane_of, redispatch
+from bus.leases import lane_of, redispatch, spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence, WorkerInfo, announce, withdraw
 from bus.pull import Delivery
 from bus.services.workspaces import StopOrder
+from bus.setup import ensure_topology
 from bus.starts import DEFAULT_GROUP
 from helmr import events, ids, subjects
 from helmr.errors import EngineUnavailable, HelmrError, Unavailable
@@ -35,6 +37,7 @@ from worker.engine import Engine, EngineInfo
 from worker.execution import Execution, HandedBack
 from worker.lanes import Lane, Slots, remove_lane
 from worker.leasing import LOOK_AGAIN, Held, Stale, take_lease
+from worker.liveness import BootLock, Liveness
 from worker.machines import Machines
 from worker.run_journal import Fenced
 from worker.services import Services
@@ -44,6 +47,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds between looks at an engine that does not answer.
 _ENGINE_RETRY = 2.0
+#: Seconds between looks for what dead workers left running.
+_SWEEP = 30.0
 #: Lease checks under way at the same time: they are only a precaution.
 _CHECKS = 8
 _EVERYWHERE = Scope("*", "*")
@@ -61,8 +66,11 @@ class Worker:
         self.info = info
         self.group = group
         self.slots = Slots(slots)
-        self._log = Log(nc)
+        # However long the server is away: nobody else can take our runs while it is.
+        self._log = Log(nc, patience=math.inf)
         self._presence = Presence(nc)
+        self._lock = BootLock(home, self.id)
+        self._liveness = Liveness(self._presence, home)
         self._deployments = Deployments(nc)
         self._gate = asyncio.Event()
         self._executions: dict[str, Execution] = {}
@@ -77,7 +85,7 @@ class Worker:
             self._log,
             engine,
             Sources(ArtifactStore(nc), home / "sources"),
-            self._presence,
+            self._liveness,
             worker_id=self.id,
             host=info.host,
             group=group,
@@ -101,8 +109,10 @@ class Worker:
             await self._shut_down()
             for task in background:
                 task.cancel()
+            await self._say_goodbye()
 
     async def _start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        await ensure_topology(self.nc)
         background = [
             tasks.create_task(self._presence.watch()),
             tasks.create_task(self._deployments.watch()),
@@ -116,7 +126,7 @@ class Worker:
         for lane in self._lanes:
             await lane.create()
         background += [tasks.create_task(lane.run()) for lane in self._lanes]
-        background += [tasks.create_task(self._beat()), tasks.create_task(self._mind_engine())]
+        background += [tasks.create_task(work()) for work in (self._beat, self._mind_engine, self._sweep)]
         self._gate.set()
         return background
 
@@ -129,7 +139,13 @@ class Worker:
         await self.machines.close()
         self._machines_gone.set()
         await self._until(lambda: not self._handlers)
-        await self.engine.close()
+        try:
+            await self._remove_leftovers()
+        finally:
+            await self.engine.close()
+            self._lock.release()
+
+    async def _say_goodbye(self) -> None:
         try:
             await remove_lane(self.nc, f"@{self.id}")
             await withdraw(self.nc, self.id)
@@ -155,8 +171,8 @@ class Worker:
         )
 
     async def _remove_leftovers(self) -> None:
-        """Remove what dead workers of this host left running."""
-        for ref in await self.engine.collect({*self._presence.alive(), self.id}):
+        """Remove what dead workers of this home left running."""
+        for ref in await self.engine.collect(self._liveness.neighbours()):
             log.info("removed %s, left by a worker that is gone", ref)
 
     def _take(self, item: Delivery) -> None:
@@ -197,8 +213,10 @@ class Worker:
         dispatched = RUN.decode(item.msg.data)
         if self._stopping.is_set():
             raise Unavailable("the worker is stopping")
-        position = await take_lease(self._log, self._presence, scope, item, dispatched, worker=self.id)
-        execution = Execution(self._services, scope, position)
+        position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
+        # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
+        first = dispatched if "spec" in dispatched.data else await self._log.first(RUN, scope, dispatched.run_id)
+        execution = Execution(self._services, scope, position, spec_of(first))
         self._executions[dispatched.run_id] = execution
         try:
             if self._stopping.is_set():
@@ -212,7 +230,7 @@ class Worker:
 
     async def _requeue(self, scope: Scope, dispatched: RunEvent) -> None:
         """Queue a run again that was handed back; when we are stopping, only once our machines are gone."""
-        alive = set(self._presence.alive())
+        alive = self._liveness.alive()
         if self._stopping.is_set():
             await self._machines_gone.wait()
             alive.discard(self.id)
@@ -256,6 +274,15 @@ class Worker:
                     execution.stop(fenced)
 
         await asyncio.gather(*(check(execution) for execution in list(self._executions.values())))
+
+    async def _sweep(self) -> None:
+        """Look for what dead neighbours left, every now and then."""
+        while True:
+            await asyncio.sleep(_SWEEP)
+            try:
+                await self._remove_leftovers()
+            except HelmrError as error:
+                log.warning("looking for leftovers: %s", error)
 
     async def _mind_engine(self) -> None:
         """Take no runs while the engine does not answer: each would only come back at once."""
