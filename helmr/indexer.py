@@ -146,7 +146,7 @@ def _advice(failure: BaseException) -> str | None:
     trace = failure.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if isinstance(failure, KeyError) and trace is not None and trace.tb_frame.f_code.co_filename == os.__file__:
+    if isinstance(failure, KeyError) and trace is not None and trace.tb_frame.f_globals.get("__name__") == "os":
         return "modules are imported when you deploy, without secrets: read os.environ inside the task's function"
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_origin
 
 import msgspec
 
@@ -61,7 +61,7 @@ def _pydantic_schema(kind: type, mode: Mode, definitions: JsonSchema) -> JsonSch
 
 
 def _named(kind: Any) -> str:
-    return getattr(kind, "__qualname__", None) or str(kind)
+    return kind.__qualname__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
 
 
 def _first_line(failure: Exception) -> str:

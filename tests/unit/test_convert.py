@@ -267,7 +267,7 @@ class Loose:
         ({"a": [1, b"x"]}, r"^a\[1\]: bytes"),
         (math.nan, "nan has no JSON form"),
         (-math.inf, "-inf has no JSON form"),
-        (Wire, "type has no JSON form"),
+        (Wire, "StructMeta has no JSON form"),
         (Loose(), "Loose has no JSON form"),
         (iter([1]), "iterator"),
         ({(1, 2): 3}, "cannot be a JSON key"),
