@@ -55,9 +55,10 @@ async def plain(payload: Review | None = None):
 '''
 
 
-def write(root: Path, **files: str) -> Path:
-    for name, text in files.items():
-        path = root / (name.replace("__", "/") + ".py")
+def write(root: Path, files: dict[str, str] | None = None, **modules: str) -> Path:
+    """Write files by path, and modules by name, into ``root``."""
+    for name, text in {**(files or {}), **{f"{name}.py": text for name, text in modules.items()}}.items():
+        path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
     return root
@@ -124,86 +125,84 @@ def one(name: str) -> str:
         (["tasks"], ["a"]),
         (["tasks.py"], ["a"]),
         (["pkg"], ["b", "c", "d"]),
-        (["pkg.sub"], ["d"]),
-        (["pkg/sub"], ["d"]),
+        (["pkg.sub"], ["b", "d"]),  # importing it imports its package
+        (["pkg/sub"], ["b", "d"]),
         (["folder"], ["e", "f"]),
         (["folder.nested"], ["f"]),
         (["tasks", "pkg", "folder", "tasks"], ["a", "b", "c", "d", "e", "f"]),
     ],
 )
 def test_modules_packages_and_folders(tmp_path: Path, modules: list[str], found: list[str]) -> None:
-    write(
-        tmp_path,
-        tasks=one("a"),
-        pkg____init__=one("b"),
-        pkg__more="from . import sub\n" + one("c"),
-        pkg__sub____init__="",
-        pkg__sub__deep="from pkg import more\n" + one("d") if modules == ["pkg"] else one("d"),
-        folder__e=one("e"),
-        folder__nested__f=one("f"),
-        unrelated="raise SystemExit",
-    )
-    (tmp_path / "pkg" / "__init__.py").write_text(one("b"))
-    (tmp_path / "pkg" / "sub" / "__init__.py").write_text("")
-    expected = sorted({*found, *(["b"] if any(each.startswith("pkg") for each in modules) else [])})
-    assert [each.id for each in index_project(tmp_path, modules).tasks] == expected
+    files = {
+        "pkg/__init__.py": one("b"),
+        "pkg/more.py": "from pkg import sub\n" + one("c"),
+        "pkg/sub/__init__.py": "",
+        "pkg/sub/deep.py": one("d"),
+        "folder/e.py": one("e"),
+        "folder/nested/f.py": one("f"),
+        "unrelated.py": "raise SystemExit",
+    }
+    assert [each.id for each in index_project(write(tmp_path, files, tasks=one("a")), modules).tasks] == found
 
+
+TASK = "from helmr import task\n@task\n"
 
 BROKEN = [
-    (
-        "import nowhere_at_all",
-        r"tasks\.py:1: .*ModuleNotFoundError: No module named 'nowhere_at_all'",
-        "install 'nowhere_at_all'",
-    ),
-    ("x = 1\ndef broken(:\n", r"tasks\.py:2: .*SyntaxError: invalid syntax", None),
-    ("\n\n1 / 0", r"tasks\.py:3: .*ZeroDivisionError: division by zero", None),
-    ("import inner", r"inner\.py:2: .*ValueError: too bad", None),
-    ("import sys; sys.exit(3)", r"tasks\.py:1: .*SystemExit: 3", None),
-    ("import os\nos.environ['NO_SUCH_KEY']", r"tasks\.py:2: .*KeyError: 'NO_SUCH_KEY'", "without secrets"),
-    ("x = 1", "no task found in tasks", "@helmr.task"),
-    ("import os; print('last words', flush=True); os._exit(9)", r"exit code 9\); it said: last words", "only define"),
-    ("import os; os.kill(os.getpid(), 11)", "signal 11", "only define"),
-    (one("same") + one("same"), r"tasks\.py:5: task 'same' is defined twice; .* tasks\.py:2", "another name"),
+    ("import nowhere", "1: .*ModuleNotFoundError: No module named 'nowhere'", "install 'nowhere'"),
+    ("x = 1\ndef broken(:\n", "2: .*SyntaxError: invalid syntax", ""),
+    ("\n\n1 / 0", "3: .*ZeroDivisionError: division by zero", ""),
+    ("import sys; sys.exit(3)", "1: .*SystemExit: 3", ""),
+    ("import os\nos.environ['NO_SUCH_KEY']", "2: .*KeyError: 'NO_SUCH_KEY'", "without secrets"),
+    (one("same") + one("same"), r"5: task 'same' is defined twice; .* tasks\.py:2", "another name"),
     (
         "from helmr import Sandbox\nSandbox('b')\nSandbox('b', cpu=1)",
-        r"tasks\.py:3: sandbox 'b' is defined in two ways; .* tasks\.py:2",
+        r"3: sandbox 'b' is defined in two ways; .* tasks\.py:2",
         "once",
     ),
-    ("from helmr import Queue\nQueue('q')\nQueue('q', 1)", r"tasks\.py:3: queue 'q' is defined in two ways", "once"),
-    ("from helmr import task\n@task\ndef t(data): ...", r"tasks\.py:2: task 't': it takes 'data'", "payload"),
+    ("from helmr import Queue\nQueue('q')\nQueue('q', 1)", "3: queue 'q' is defined in two ways", "once"),
+    (f"{TASK}def t(data): ...", "2: task 't': it takes 'data'", "payload"),
+    (f"{TASK}def t(payload: complex): ...", "2: task 't': the payload type complex is not", "dataclass"),
+    (f"{TASK}def t() -> set[complex]: ...", r"2: task 't': the return type set\[complex\] is not", "dataclass"),
+    (f"{TASK}def t(payload: 'Lost'): ...", "2: task 't': the annotation of 'payload'", "module level"),
     (
-        "from helmr import task\n@task\ndef t(payload: complex): ...",
-        r"tasks\.py:2: task 't': the payload type complex is not",
+        "from helmr import streams\nstreams.output('o', schema=complex)\n" + one("t"),
+        "2: the schema of the stream 'o'",
         "dataclass",
     ),
-    (
-        "from helmr import task\n@task\ndef t() -> set[complex]: ...",
-        r"tasks\.py:2: task 't': the return type set\[complex\] is not",
-        "dataclass",
-    ),
-    (
-        "from helmr import task\n@task\ndef t(payload: 'Lost'): ...",
-        r"tasks\.py:2: task 't': the annotation of 'payload'",
-        "module level",
-    ),
-    (
-        "from helmr import streams, task\nstreams.output('o', schema=complex)\n@task\ndef t(): ...",
-        r"tasks\.py:2: the schema of the stream 'o'",
-        "dataclass",
-    ),
-    ("from helmr import Retry\nRetry(min_delay='soon')", r"tasks\.py:2: .*min_delay 'soon' is not a duration", "90s"),
+    ("from helmr import Retry\nRetry(min_delay='soon')", "2: .*min_delay 'soon' is not a duration", "90s"),
 ]
 
 
 @pytest.mark.parametrize(("source", "message", "hint"), BROKEN, ids=[each[0][-30:] for each in BROKEN])
-def test_a_broken_module_is_told_with_file_and_line(
-    tmp_path: Path, source: str, message: str, hint: str | None
-) -> None:
-    write(tmp_path, tasks=source, inner="\nraise ValueError('too bad')")
-    with pytest.raises(ProjectError, match=message) as refused:
-        index_project(tmp_path, ["tasks"])
+def test_a_broken_module_is_told_with_file_and_line(tmp_path: Path, source: str, message: str, hint: str) -> None:
+    with pytest.raises(ProjectError, match=rf"tasks\.py:{message}") as refused:
+        index_project(write(tmp_path, tasks=source), ["tasks"])
     assert str(tmp_path) not in refused.value.message
-    assert hint is None or hint in (refused.value.hint or "")
+    assert hint in (refused.value.hint or "")
+
+
+def test_the_place_is_where_it_broke_not_where_it_was_imported(tmp_path: Path) -> None:
+    write(tmp_path, tasks="import inner", inner="\nraise ValueError('too bad')")
+    with pytest.raises(ProjectError, match=r"inner\.py:2: .*ValueError: too bad"):
+        index_project(tmp_path, ["tasks"])
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import os; print('last words', flush=True); os._exit(9)", r"\(exit code 9\); it said: last words"),
+        ("import os; os.kill(os.getpid(), 11)", r"\(signal 11\)"),
+    ],
+)
+def test_a_module_that_ends_the_process_is_told(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(ProjectError, match=message):
+        index_project(write(tmp_path, tasks=source), ["tasks"])
+
+
+def test_a_project_without_tasks_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ProjectError, match="no task found in tasks") as refused:
+        index_project(write(tmp_path, tasks="x = 1"), ["tasks"])
+    assert "@helmr.task" in (refused.value.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,7 @@ def test_a_broken_module_is_told_with_file_and_line(
     [("task", "did you mean 'tasks'?"), ("zzz", "found here: jobs, tasks"), ("tasks.more", "found here")],
 )
 def test_a_missing_module_is_told(tmp_path: Path, name: str, hint: str) -> None:
-    write(tmp_path, tasks="", jobs__nightly="")
+    write(tmp_path, {"jobs/nightly.py": ""}, tasks="")
     with pytest.raises(ProjectError, match=f"no module, package or folder '{name}'") as refused:
         index_project(tmp_path, [name])
     assert hint in (refused.value.hint or "")
