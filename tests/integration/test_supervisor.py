@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,7 +31,9 @@ _SCRIPT = Path(helmr.guest.__file__).with_name("supervisor.py")
 class Guest:
     """A supervisor of the test's own."""
 
-    def __init__(self, folder: Path, options: dict[str, str], preparation: Callable[[], None] | None) -> None:
+    def __init__(
+        self, folder: Path, options: dict[str, str], preparation: Callable[[], None] | None, python: str
+    ) -> None:
         self.folder = folder
         self.workspace = folder / "workspace"
         self.workspace.mkdir(exist_ok=True)
@@ -45,7 +48,7 @@ class Guest:
         self.log = folder / "log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-B", str(_SCRIPT), *(word for pair in words.items() for word in pair)],
+                [python, "-I", "-S", "-B", str(_SCRIPT), *(word for pair in words.items() for word in pair)],
                 cwd=folder,
                 env={"PATH": os.environ["PATH"]},
                 stdin=subprocess.DEVNULL,
@@ -87,12 +90,11 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
     """Starts supervisors; at the end they must stop, silently, and leave no process."""
     guests: list[Guest] = []
 
-    def start(preparation: Callable[[], None] | None = None, **options: str) -> Guest:
+    def start(preparation: Callable[[], None] | None = None, python: str = sys.executable, **options: str) -> Guest:
         folder = tmp_path / str(len(guests))
         folder.mkdir()
-        guests.append(
-            Guest(folder, {f"--{name.replace('_', '-')}": value for name, value in options.items()}, preparation)
-        )
+        flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        guests.append(Guest(folder, flags, preparation, python))
         return guests[-1]
 
     yield start
@@ -474,6 +476,29 @@ async def test_running_out_of_descriptors_fails_starts_and_nothing_else(boot: Bo
     again = await guest.connect()
     assert (await run_through(again)).exit_code == 0
     again.close()
+
+
+def _interpreter(minor: int) -> str | None:
+    beside = sorted(Path(sys.base_prefix).parent.glob(f"3.{minor}.*/bin/python3"))
+    return str(beside[-1]) if beside else shutil.which(f"python3.{minor}")
+
+
+@pytest.mark.parametrize("minor", range(10, 16))
+async def test_any_python_of_an_image_will_do(boot: Boot, minor: int) -> None:
+    python = _interpreter(minor)
+    if python is None:
+        pytest.skip(f"no Python 3.{minor} on this machine")
+    guest = boot(python=python)
+    channel = await guest.connect()
+    process = await _task(channel, "alternate", count=100)
+    out, _, messages, exited = await _all(process)
+    assert (len(out.split()), len(messages), exited) == (50, 100, Exited(exit_code=0))
+    process = await _task(channel, "sleep")
+    await _pid(process)
+    await process.cancel(5)
+    assert (await _all(process))[3].signal == signal.SIGTERM
+    channel.close()
+    await channel.wait_lost()
 
 
 async def test_what_cannot_begin_says_why(tmp_path: Path) -> None:
