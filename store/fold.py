@@ -18,7 +18,7 @@ import msgspec
 from helmr import subjects
 from helmr.events import TERMINAL, SessionEvent, WorkspaceEvent
 from helmr.models import Deployment, StreamRecord, workspace_record
-from helmr.subjects import Scope
+from helmr.subjects import JOURNAL_KINDS, Scope
 
 Row = tuple[Any, ...]
 Raw = msgspec.Raw
@@ -36,7 +36,7 @@ class Message(NamedTuple):
     body: bytes
 
 
-class StoredState(msgspec.Struct, frozen=True, kw_only=True):
+class StoredState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """:class:`helmr.events.RunState` with times and JSON left as text: DuckDB parses them outside the GIL."""
 
     id: str
@@ -63,7 +63,7 @@ class StoredState(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: str | None = None
 
 
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """:class:`helmr.events.RunEvent`, likewise."""
 
     cursor: int
@@ -79,12 +79,12 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     state: StoredState
 
 
-class _Failure(msgspec.Struct, frozen=True):
+class _Failure(msgspec.Struct, frozen=True, gc=False):
     code: str | None = None
     message: str | None = None
 
 
-class _Spec(msgspec.Struct, frozen=True):
+class _Spec(msgspec.Struct, frozen=True, gc=False):
     deployment_version: str = ""
     payload: Raw = Raw()
     tags: list[str] = []
@@ -93,7 +93,7 @@ class _Spec(msgspec.Struct, frozen=True):
     external_id: str | None = None
 
 
-class _Wait(msgspec.Struct, frozen=True):
+class _Wait(msgspec.Struct, frozen=True, gc=False):
     kind: str
     stream: str | None = None
     token: str | None = None
@@ -102,14 +102,14 @@ class _Wait(msgspec.Struct, frozen=True):
     since: str | None = None
 
 
-class _Logs(msgspec.Struct, frozen=True):
+class _Logs(msgspec.Struct, frozen=True, gc=False):
     stdout: int = 0
     stderr: int = 0
     log: int = 0
     truncated: bool = False
 
 
-class _Data(msgspec.Struct, frozen=True):
+class _Data(msgspec.Struct, frozen=True, gc=False):
     """The fields of an event's data that have columns of their own."""
 
     worker: str | None = None
@@ -126,6 +126,8 @@ class _Data(msgspec.Struct, frozen=True):
 
 
 _NO_DATA = _Data()
+#: Kinds that neither begin nor end an attempt or a wait.
+_QUIET = JOURNAL_KINDS | {"held", "queued", "started", "cancel_requested"}
 _event_decoder = msgspec.json.Decoder(StoredEvent)
 _data_decoder = msgspec.json.Decoder(_Data)
 _failure_decoder = msgspec.json.Decoder(_Failure)
@@ -172,14 +174,8 @@ class OpenRun:
     wait: _Wait | None = None
 
 
-class _Touched(NamedTuple):
-    """The latest of a run in this batch; spec and first message where the batch has them."""
-
-    scope: Scope
-    open: OpenRun
-    event: StoredEvent
-    data: _Data
-    message: Message
+#: The latest of a run in this batch.
+_Touched = tuple[Scope, OpenRun, StoredEvent, _Data, Message]
 
 
 @dataclass
@@ -269,27 +265,31 @@ class Fold:
         if run is None:
             run = self.open_runs[event.run_id] = OpenRun(first_seq=message.seq)
             self._first[event.run_id] = (data.spec or _Spec(), message)
-        self._advance(scope, run, event, data, message.seq)
-        failure = _failure(data)
-        self.rows["events"].append(_event_row(scope, event, data, failure.code, message.seq))
-        self._runs[event.run_id] = _Touched(scope, run, event, data, message)
-        if event.state.status in TERMINAL:
-            del self.open_runs[event.run_id]
+        touched = self._runs[event.run_id] = (scope, run, event, data, message)
+        code = None
+        if event.kind not in _QUIET:
+            failure = _failure(data)
+            code = failure.code
+            self._advance(touched, failure)
+        self.rows["events"].append(_event_row(scope, event, data, code, message.seq))
 
-    def _advance(self, scope: Scope, run: OpenRun, event: StoredEvent, data: _Data, seq: int) -> None:
+    def _advance(self, touched: _Touched, failure: _Failure) -> None:
         """Attempts open with a lease and end with a retry or the run; waits likewise, by their own events."""
+        scope, run, event, data, message = touched
         state, kind = event.state, event.kind
+        terminal = state.status in TERMINAL
         if kind == "leased":
-            self._lease(run, event, data.worker, seq)
+            self._lease(run, event, data.worker, message.seq)
         elif kind == "waiting":
-            run.waits += 1
-            run.wait_seq = seq
             run.wait = _wait_decoder.decode(state.wait)
+            run.waits += 1
+            run.wait_seq = message.seq
         elif run.wait is not None and state.status != "waiting":
             self._end_wait(scope, run, event, kind.removeprefix("wait_"))
-        if kind == "retry_scheduled" or state.status in TERMINAL:
-            outcome = state.status if state.status in TERMINAL else "failed"
-            self._end_attempt(scope, run, event, _failure(data), outcome)
+        if terminal or kind == "retry_scheduled":
+            self._end_attempt(scope, run, event, failure, state.status if terminal else "failed")
+        if terminal:
+            del self.open_runs[event.run_id]
 
     @staticmethod
     def _lease(run: OpenRun, event: StoredEvent, worker: str | None, seq: int) -> None:
@@ -396,7 +396,7 @@ def _event_row(scope: Scope, event: StoredEvent, data: _Data, code: str | None, 
     return (
         *(seq, *scope, event.run_id, event.cursor, event.id, event.kind, event.at, event.attempt),
         *(event.dispatch_attempt, event.source, event.message, data.worker, data.name or data.stream or data.token),
-        *(data.reason or data.cause, code, bytes(event.data).decode()),
+        *(data.reason or data.cause, code, bytes(event.data)),
     )
 
 

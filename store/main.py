@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -25,6 +26,11 @@ from store.queries import QUERY_NAME, Queries
 from store.sinks import Store
 
 log = logging.getLogger("helmr.history")
+
+
+def calm_collector() -> None:
+    """Have the cyclic garbage collector run rarely: batches of 5,000 rows would keep it busy for nothing."""
+    gc.set_threshold(100_000, 20, 50)
 
 
 async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: int = 30) -> None:
@@ -97,6 +103,7 @@ def main() -> int:
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = os.environ.get("HELMR_API_KEY")
+    calm_collector()
     try:
         asyncio.run(run(options.url, options.home, token=token, keep_log_days=options.keep_log_days))
     except Exception as error:  # noqa: BLE001  # the last stop: say why, and end

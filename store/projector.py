@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from store.fold import Message
-    from store.sinks import Batch, Store
+    from store.sinks import Batch, Prepared, Store
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,17 @@ HISTORY_STREAMS = (topology.RUNS, topology.SESSIONS, topology.CONFIG)
 
 
 class Sink(Protocol):
-    """What a lane writes into; ``apply`` runs in a thread."""
+    """What a lane writes into. Both methods run in threads, each one call at a time, ``store`` in the order prepared."""
 
     applied: dict[str, int]
     created: dict[str, str]
 
-    def apply(self, batch: Batch) -> None:
-        """Store the batch and advance ``applied``."""
+    def prepare(self, batch: Batch) -> Prepared:
+        """Make rows of the messages."""
+        ...
+
+    def store(self, prepared: Prepared) -> None:
+        """Write the rows and advance ``applied``."""
         ...
 
 
@@ -85,18 +89,26 @@ class Lane:
         async with asyncio.TaskGroup() as tasks:
             for reader in self.readers.values():
                 tasks.create_task(reader.run())
-            tasks.create_task(self._write())
+            prepared: asyncio.Queue[tuple[Batch, Prepared]] = asyncio.Queue(1)
+            tasks.create_task(self._prepare(prepared))
+            tasks.create_task(self._store(prepared))
 
-    async def _write(self) -> None:
+    async def _prepare(self, prepared: asyncio.Queue[tuple[Batch, Prepared]]) -> None:
+        """Python makes the rows of the next batch while DuckDB, outside the interpreter's lock, writes the last one."""
         began = 0.0
         while True:
             await self._work.wait()
             await self._linger(began + PACE - time.monotonic())
             began = time.monotonic()
+            batch = self._take()
+            await prepared.put((batch, await asyncio.to_thread(self.sink.prepare, batch)))
+
+    async def _store(self, prepared: asyncio.Queue[tuple[Batch, Prepared]]) -> None:
+        while True:
+            batch, rows = await prepared.get()
             async with self.commit:
                 # A batch that has been begun is finished: cancelling the wait must not leave a thread behind.
-                batch = self._take()
-                write = asyncio.ensure_future(asyncio.to_thread(self.sink.apply, batch))
+                write = asyncio.ensure_future(asyncio.to_thread(self.sink.store, rows))
                 try:
                     await asyncio.shield(write)
                 except asyncio.CancelledError:
@@ -106,11 +118,14 @@ class Lane:
 
     def _arrived(self) -> None:
         self._work.set()
-        if self._waiting or sum(map(len, self.readers.values())) >= BATCH:
+        if self._urgent():
             self._hurry.set()
 
+    def _urgent(self) -> bool:
+        return self._waiting > 0 or sum(map(len, self.readers.values())) >= BATCH
+
     async def _linger(self, seconds: float) -> None:
-        if seconds <= 0 or self._waiting:
+        if seconds <= 0 or self._urgent():
             return
         try:
             async with asyncio.timeout(seconds):
@@ -123,6 +138,9 @@ class Lane:
         for stream, reader in self.readers.items():
             batch[stream] = reader.take(left)
             left -= len(batch[stream])
+        if not any(map(len, self.readers.values())):
+            self._work.clear()
+        self._hurry.clear()
         return batch
 
     def _settle(self, batch: Batch) -> None:
@@ -132,11 +150,6 @@ class Lane:
         self.applied = {stream: self.sink.applied.get(stream, 0) for stream in self.readers}
         self._moved.set()
         self._moved = asyncio.Event()
-        buffered = sum(map(len, self.readers.values()))
-        if not buffered:
-            self._work.clear()
-        if buffered < BATCH:
-            self._hurry.clear()
 
     async def fresh(self, deadline: float) -> None:
         """Return once everything the streams held at the call is applied; ``deadline`` is in loop time.

@@ -1,5 +1,7 @@
 """The canned questions of the history service as SQL, and their answers as the records users see."""
 
+# ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -98,7 +100,8 @@ def page(
     """Read the newest records first; the second part is what ``before`` must be for the next page, if there is one."""
     if not 1 <= limit <= 1000:
         raise UsageError(f"limit is {limit}, not 1 to 1000")
-    where, parameters = [_MINE], list(scope)
+    where: list[str] = [_MINE]
+    parameters: list[Any] = [*scope]
     for name, value in filters.items():
         if value is not None:
             where.append(f"{name} IN (SELECT unnest(?))")
@@ -161,12 +164,13 @@ def resolve(noun: Noun, scope: Scope, prefix: str | None, *, last: bool) -> Call
 
     def read(cursor: Cursor) -> list[str]:
         order = "ORDER BY created_at DESC, id DESC"
+        parameters: list[Any] = [*scope]
         if last:
-            sql, parameters = f"SELECT id FROM {noun.view} WHERE {_MINE} {order} LIMIT 1", [*scope]
+            sql = f"SELECT id FROM {noun.view} WHERE {_MINE} {order} LIMIT 1"
         else:
             other = f" OR {noun.alias} = ?" if noun.alias else ""
             sql = f"SELECT id FROM {noun.view} WHERE {_MINE} AND (starts_with(id, ?){other}) {order} LIMIT 10"
-            parameters = [*scope, prefix or "", *([prefix] if noun.alias else [])]
+            parameters += [prefix or "", *([prefix] if noun.alias else [])]
         return [row["id"] for row in rows(cursor, sql, parameters)]
 
     return read
@@ -182,7 +186,8 @@ def events(scope: Scope, run_id: str, *, after: int, limit: int) -> Callable[[Cu
         columns = ", ".join(_quote(name) for name in Event.__struct_fields__ if name != "data")
         sql = f"SELECT {columns}, data::JSON AS data FROM events WHERE {bounds} AND run_id = ? AND cursor > ? ORDER BY seq"
         found = rows(cursor, f"{sql} LIMIT {int(limit)}", [run_id, after])
-        listed, size = [], 0
+        listed: list[Event] = []
+        size = 0
         for row in found:
             size += len(row["data"] or "") + 300
             if listed and size > PAGE_BYTES:
@@ -220,11 +225,12 @@ def chunks(
     run_id: str, *, attempt: int | None, stream: str | None, after: int, room: int, limit: int
 ) -> Callable[[Cursor], list[LogChunk]]:
     """Read some ``room`` bytes of a run's chunks beyond sequence ``after`` from the log file a cursor is at."""
-    where, parameters = ["run_id = ?"], [run_id]
+    where = ["run_id = ?"]
+    parameters: list[Any] = [run_id]
     for name, value in (("attempt", attempt), ("stream", stream)):
         if value is not None:
             where.append(f"{name} = ?")
-            parameters.append(value)  # type: ignore[arg-type]
+            parameters.append(value)
     columns = 'seq, attempt, dispatch_attempt, stream, byte_offset, "at", tombstone, text, raw, bytes'
 
     def read(cursor: Cursor) -> list[LogChunk]:

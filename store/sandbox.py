@@ -7,6 +7,8 @@ ends with its parent. In-process limits alone do not hold: with ``memory_limit``
 It is spoken to over its standard input and output in frames: 4 bytes of length, 1 byte of kind, then the body.
 """
 
+# ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +27,8 @@ from typing import IO, Any, Literal, NamedTuple
 
 import duckdb
 import msgspec
-import pyarrow as pa
+import pyarrow.ipc as arrow_ipc
+import pyarrow.lib as pa
 
 from helmr.errors import HelmrError, TimedOut, UsageError
 from store import schema, sql_guard
@@ -260,7 +263,7 @@ def _writer(kind: str, sink: _Chunks, result: Result) -> Iterator[Any]:
     if kind == "json":
         yield json_lines(sink, result.columns)
     else:
-        with pa.ipc.new_stream(sink, result.rows.schema) as stream:
+        with arrow_ipc.new_stream(sink, result.rows.schema) as stream:
             yield stream.write_batch
 
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 import msgspec
-import pyarrow as pa
+import pyarrow.lib as pa
 
 
 class Sink(Protocol):

@@ -5,11 +5,13 @@ lives in small ``…_live`` tables whose touched rows are deleted and inserted a
 checkpoints while anybody reads); what has ended is appended once to ``…_closed``; a view of the plain name unites them.
 """
 
+# ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import pyarrow as pa
+import pyarrow.lib as pa
 
 #: Raised whenever a table changes; files of another version are refused, and rebuilt from the log.
 VERSION = 1

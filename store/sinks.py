@@ -4,6 +4,8 @@ Because watermark and rows commit together, a process killed at any moment neith
 write is not repaired in place: the process ends, and the next one begins from the watermark.
 """
 
+# every name put into SQL here is one of our own schema's; values are parameters or quoted
+
 from __future__ import annotations
 
 import itertools
@@ -12,11 +14,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import msgspec
-import pyarrow as pa
+import pyarrow.lib as pa
 
 from bus import topology
 from store import files, schema
@@ -27,6 +29,17 @@ from store.log_fold import day_of, row_of
 log = logging.getLogger(__name__)
 
 Batch = Mapping[str, list[Message]]
+
+
+class Step(NamedTuple):
+    """One transaction: the rows for the tables of one database, and the watermarks that go with them."""
+
+    place: str
+    tables: dict[str, pa.Table]
+    marks: dict[str, int]
+
+
+Prepared = list[Step]
 _UNREADABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError)
 
 
@@ -79,6 +92,7 @@ class HistorySink:
             self.applied[stream] = seq
             if created:
                 self.created[stream] = created
+        self._prepared = dict(self.applied)
         self._fold = Fold(open_runs=restore(self._cursor.sql(schema.LOAD_LIVE).to_arrow_table().to_pylist()))
         self._folds: dict[str, Callable[[Message], None]] = {
             topology.RUNS: self._fold.event,
@@ -86,42 +100,45 @@ class HistorySink:
             topology.CONFIG: self._fold.config,
         }
 
-    def apply(self, batch: Batch) -> None:
-        """Fold and store a batch; messages at or below the watermark are passed over."""
+    def prepare(self, batch: Batch) -> Prepared:
+        """Fold a batch; messages at or below what was prepared before are passed over."""
         marks: dict[str, int] = {}
         for stream, messages in batch.items():
-            fold, seq = self._folds[stream], self.applied.get(stream, 0)
+            fold, seq = self._folds[stream], self._prepared.get(stream, 0)
             for message in messages:
                 if message.seq > seq:
                     self._fold_one(stream, fold, message)
                     seq = message.seq
-            if seq > self.applied.get(stream, 0):
+            if seq > self._prepared.get(stream, 0):
                 marks[stream] = seq
-        if marks:
-            self._store(self._fold.take(), marks)
-            self.applied.update(marks)
+        self._prepared.update(marks)
+        return [Step("h", {name: staged(_TABLES[name], rows) for name, rows in self._fold.take().items()}, marks)]
 
     def _fold_one(self, stream: str, fold: Callable[[Message], None], message: Message) -> None:
         try:
             fold(message)
         except _UNREADABLE as error:
-            log.error("%s #%s (%s) cannot be understood, passed over: %s", stream, message.seq, message.subject, error)
+            log.exception("%s #%s (%s) cannot be understood, passed over", stream, message.seq, message.subject)
             self._fold.unreadable(stream, message, f"{type(error).__name__}: {error}")
 
-    def _store(self, rows: dict[str, list[Row]], marks: dict[str, int]) -> None:
-        try:
-            with _transaction(self._cursor):
-                for name, found in rows.items():
-                    self._insert(name, found)
-                _mark(self._cursor, marks, self.created)
-        except duckdb.Error as error:
-            if files.damaged(error):
-                self.home.suspect.touch()
-            raise
+    def store(self, prepared: Prepared) -> None:
+        """Write what was prepared, in one transaction with its watermarks."""
+        for step in prepared:
+            if not step.marks:
+                continue
+            try:
+                with _transaction(self._cursor):
+                    for name, rows in step.tables.items():
+                        self._insert(name, rows)
+                    _mark(self._cursor, step.marks, self.created)
+            except duckdb.Error as error:
+                if files.damaged(error):
+                    self.home.suspect.touch()
+                raise
+            self.applied.update(step.marks)
 
-    def _insert(self, name: str, rows: list[Row]) -> None:
-        table = _TABLES[name]
-        self._cursor.register("staged", staged(table, rows))
+    def _insert(self, name: str, rows: pa.Table) -> None:
+        self._cursor.register("staged", rows)
         try:
             for statement in _STATEMENTS[name]:
                 parameters = [self.applied.get(topology.RUNS, 0)] if "?" in statement else None
@@ -169,31 +186,40 @@ class LogSink:
                 break
             # The newest file is empty, e.g. because it was moved aside: the one before says where to go on.
             self._note(_load_marks(self._use(self._cursor, day)))
+        self._prepared = self.applied.get(topology.LOGS, 0)
+        self._latest = self.day or ""
 
-    def apply(self, batch: Batch) -> None:
-        """Store a batch, day by day; messages at or below the watermark are passed over."""
-        seen = self.applied.get(topology.LOGS, 0)
-        fresh = [message for message in batch.get(topology.LOGS, []) if message.seq > seen]
-        for day, messages in itertools.groupby(fresh, key=self._day):
-            if day != self.day:
-                self._begin(day)
-            self._store(list(messages))
+    def prepare(self, batch: Batch) -> Prepared:
+        """Make rows of a batch, day by day; messages at or below what was prepared before are passed over."""
+        fresh = [message for message in batch.get(topology.LOGS, []) if message.seq > self._prepared]
+        steps = []
+        for day, group in itertools.groupby(fresh, key=self._day):
+            messages = list(group)
+            rows = [row for message in messages if (row := _row(message)) is not None]
+            tables = {"logs": staged(schema.LOGS, rows)} if rows else {}
+            steps.append(Step(day, tables, {topology.LOGS: messages[-1].seq}))
+        if fresh:
+            self._prepared = fresh[-1].seq
+        return steps
 
     def _day(self, message: Message) -> str:
         """A clock that is set back must not bring back a finished file."""
-        return max(day_of(message), self.day or "")
+        self._latest = max(day_of(message), self._latest)
+        return self._latest
 
-    def _store(self, messages: list[Message]) -> None:
-        rows = [row for message in messages if (row := _row(message)) is not None]
-        marks = {topology.LOGS: messages[-1].seq}
-        self._cursor.execute(f"USE logs_{self.day}")
-        with _transaction(self._cursor):
-            if rows:
-                self._cursor.register("staged_logs", staged(schema.LOGS, rows))
-                self._cursor.execute(schema.LOGS.insert("staged_logs"))
-                self._cursor.unregister("staged_logs")
-            _mark(self._cursor, marks, self.created)
-        self.applied.update(marks)
+    def store(self, prepared: Prepared) -> None:
+        """Write what was prepared: one transaction per day, in the order of the log."""
+        for day, tables, marks in prepared:
+            if day != self.day:
+                self._begin(day)
+            self._cursor.execute(f"USE logs_{day}")
+            with _transaction(self._cursor):
+                for rows in tables.values():
+                    self._cursor.register("staged_logs", rows)
+                    self._cursor.execute(schema.LOGS.insert("staged_logs"))
+                    self._cursor.unregister("staged_logs")
+                _mark(self._cursor, marks, self.created)
+            self.applied.update(marks)
 
     def _begin(self, day: str) -> None:
         """Finish the present day's file and go on in another: only the newest ever has a write-ahead log."""
@@ -250,8 +276,8 @@ class LogSink:
 def _row(message: Message) -> Row | None:
     try:
         return row_of(message)
-    except _UNREADABLE as error:
-        log.error("LOGS #%s (%s) cannot be understood, passed over: %s", message.seq, message.subject, error)
+    except _UNREADABLE:
+        log.exception("LOGS #%s (%s) cannot be understood, passed over", message.seq, message.subject)
         return None
 
 

@@ -22,90 +22,87 @@ MAX_SQL = 64 * 1024
 
 _HINT = "a query is one SELECT over " + ", ".join(sorted(VISIBLE))
 
-_NODES = frozenset(
-    """
-    SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE
-    ORDER_MODIFIER LIMIT_MODIFIER LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER
-    ORDER_DEFAULT ORDER_ASCENDING ORDER_DESCENDING ASCENDING DESCENDING
-    BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY SHOW_REF PIVOT
-    """.split()
-)
-_EXPRESSIONS = frozenset(
-    """
-    COLUMN_REF CONSTANT FUNCTION OPERATOR COMPARISON CONJUNCTION CASE CAST BETWEEN SUBQUERY WINDOW STAR LAMBDA LAMBDA_REF
-    POSITIONAL_REFERENCE COLLATE TYPE
-    """.split()
-)
+_NODES_NAMES = """
+SELECT_NODE SET_OPERATION_NODE RECURSIVE_CTE_NODE CTE_NODE
+ORDER_MODIFIER LIMIT_MODIFIER LIMIT_PERCENT_MODIFIER DISTINCT_MODIFIER
+ORDER_DEFAULT ORDER_ASCENDING ORDER_DESCENDING ASCENDING DESCENDING
+BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY SHOW_REF PIVOT
+"""
+_NODES = frozenset(_NODES_NAMES.split())
+_EXPRESSIONS_NAMES = """
+COLUMN_REF CONSTANT FUNCTION OPERATOR COMPARISON CONJUNCTION CASE CAST BETWEEN SUBQUERY WINDOW STAR LAMBDA LAMBDA_REF
+POSITIONAL_REFERENCE COLLATE TYPE
+"""
+_EXPRESSIONS = frozenset(_EXPRESSIONS_NAMES.split())
 
 #: Functions that make rows. As scalars ``range`` and ``generate_series`` are refused: they build lists of any length.
 TABLE_FUNCTIONS = frozenset({"range", "generate_series", "unnest", "json_each", "json_tree"})
 
+_FUNCTIONS_NAMES = """
+!= % & * ** + - ->> -> / // < <-> << <= <=> <@ = > >= >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~ !~~ !~~* && !__postfix
+like_escape ilike_escape not_like_escape not_ilike_escape
+
+abs acos acosh add asin asinh atan atan2 atanh bit_count cbrt ceil ceiling cos cosh cot degrees divide even exp
+factorial fdiv floor fmod gamma gcd greatest greatest_common_divisor isfinite isinf isnan lcm least
+least_common_multiple lgamma ln log log10 log2 mod multiply nextafter pi pow power radians random round round_even
+roundbankers setseed sign signbit sin sinh sqrt subtract tan tanh trunc xor
+
+ascii bar base64 bin bit_length char_length character_length chr concat concat_ws contains decode encode ends_with
+formatreadabledecimalsize formatreadablesize format_bytes from_base64 from_binary from_hex hash hex instr
+jaro_similarity jaro_winkler_similarity lcase left length len lower ltrim md5 octet_length ord overlay
+parse_dirname parse_dirpath parse_filename parse_formatted_bytes parse_path position prefix regexp_escape
+regexp_extract regexp_extract_all regexp_full_match regexp_matches regexp_replace regexp_split_to_array replace
+reverse right rtrim sha1 sha256 split split_part starts_with str_split str_split_regex strip_accents strlen strpos
+string_split string_split_regex string_to_array substr substring suffix to_base64 to_binary to_hex translate trim
+ucase unbin unhex unicode upper url_decode url_encode nfc_normalize pg_size_pretty
+
+age ago century current_date current_localtime current_localtimestamp date_add date_diff date_part date_sub
+date_trunc datediff datepart datesub datetrunc day dayname dayofmonth dayofweek dayofyear days_in_month decade epoch
+epoch_ms epoch_ns epoch_us era get_current_time get_current_timestamp hour isodow isoyear julian last_day make_date
+make_time make_timestamp make_timestamp_ms make_timestamp_ns make_timestamptz microsecond millennium millisecond
+minute month monthname nanosecond normalized_interval now quarter second strftime strptime time_bucket timezone
+timezone_hour timezone_minute to_centuries to_days to_decades to_hours to_microseconds to_millennia to_milliseconds
+to_minutes to_months to_quarters to_seconds to_timestamp to_weeks to_years today transaction_timestamp try_strptime
+week weekday weekofyear year yearweek
+
+array_aggr array_aggregate array_append array_apply array_cat array_concat array_contains array_distinct
+array_extract array_filter array_has array_has_all array_has_any array_indexof array_intersect array_length
+array_pop_back array_pop_front array_position array_prepend array_push_back array_push_front array_reduce
+array_reverse array_reverse_sort array_slice array_sort array_to_json array_to_string array_transform array_unique
+array_value array_zip cardinality element_at filter flatten list_aggr list_aggregate list_any_value list_append
+list_apply list_avg list_cat list_concat list_contains list_count list_distinct list_element list_extract
+list_filter list_first list_has list_has_all list_has_any list_indexof list_intersect list_last list_max
+list_median list_min list_mode list_pack list_position list_prepend list_product list_reduce list_reverse
+list_reverse_sort list_select list_slice list_sort list_stddev_pop list_stddev_samp list_string_agg list_sum
+list_transform list_unique list_value list_var_pop list_var_samp list_where list_zip map map_concat map_contains
+map_entries map_extract map_extract_value map_from_entries map_keys map_values reduce row struct_concat
+struct_contains struct_extract struct_extract_at struct_has struct_insert struct_keys struct_pack struct_update
+struct_values unnest apply
+
+from_json from_json_strict json json_array json_array_length json_contains json_deep_merge json_exists json_extract
+json_extract_path json_extract_path_text json_extract_string json_group_array json_group_object
+json_group_structure json_keys json_merge_patch json_normalize json_object json_pretty json_quote json_strip_nulls
+json_structure json_transform json_transform_strict json_type json_valid json_value row_to_json to_json
+variant_array_length variant_contains variant_exists variant_extract variant_extract_string variant_keys
+variant_type variant_typeof
+
+can_cast_implicitly coalesce gen_random_uuid if ifnull nullif switch typeof uuid uuid_extract_timestamp uuidv4 uuidv7
+version error constant_or_null
+
+any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max arg_max_null arg_min arg_min_null
+argmax argmin array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count count_if count_star countif covar_pop
+covar_samp entropy favg first fsum geomean geometric_mean group_concat histogram histogram_exact kahan_sum kurtosis
+kurtosis_pop last list listagg mad max max_by mean median min min_by mode product quantile quantile_cont
+quantile_disc regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy
+reservoir_quantile sem skewness stddev stddev_pop stddev_samp string_agg sum sumkahan var_pop var_samp variance wavg
+weighted_avg
+
+cume_dist dense_rank fill first_value lag last_value lead nth_value ntile percent_rank rank rank_dense row_number
+"""
 #: Scalar, aggregate and window functions. Left out on purpose, besides all that reads files, settings or the catalog:
 #: functions that make a huge value of a few bytes (repeat, lpad, format, list_resize …) or take quadratic time
 #: (levenshtein …), because DuckDB neither counts their memory nor can interrupt them.
-FUNCTIONS = frozenset(
-    """
-    != % & * ** + - ->> -> / // < <-> << <= <=> <@ = > >= >> @ @> ^ ^@ | || ~ ~~ ~~* ~~~ !~~ !~~* && !__postfix
-    like_escape ilike_escape not_like_escape not_ilike_escape
-
-    abs acos acosh add asin asinh atan atan2 atanh bit_count cbrt ceil ceiling cos cosh cot degrees divide even exp
-    factorial fdiv floor fmod gamma gcd greatest greatest_common_divisor isfinite isinf isnan lcm least
-    least_common_multiple lgamma ln log log10 log2 mod multiply nextafter pi pow power radians random round round_even
-    roundbankers setseed sign signbit sin sinh sqrt subtract tan tanh trunc xor
-
-    ascii bar base64 bin bit_length char_length character_length chr concat concat_ws contains decode encode ends_with
-    formatreadabledecimalsize formatreadablesize format_bytes from_base64 from_binary from_hex hash hex instr
-    jaro_similarity jaro_winkler_similarity lcase left length len lower ltrim md5 octet_length ord overlay
-    parse_dirname parse_dirpath parse_filename parse_formatted_bytes parse_path position prefix regexp_escape
-    regexp_extract regexp_extract_all regexp_full_match regexp_matches regexp_replace regexp_split_to_array replace
-    reverse right rtrim sha1 sha256 split split_part starts_with str_split str_split_regex strip_accents strlen strpos
-    string_split string_split_regex string_to_array substr substring suffix to_base64 to_binary to_hex translate trim
-    ucase unbin unhex unicode upper url_decode url_encode nfc_normalize pg_size_pretty
-
-    age ago century current_date current_localtime current_localtimestamp date_add date_diff date_part date_sub
-    date_trunc datediff datepart datesub datetrunc day dayname dayofmonth dayofweek dayofyear days_in_month decade epoch
-    epoch_ms epoch_ns epoch_us era get_current_time get_current_timestamp hour isodow isoyear julian last_day make_date
-    make_time make_timestamp make_timestamp_ms make_timestamp_ns make_timestamptz microsecond millennium millisecond
-    minute month monthname nanosecond normalized_interval now quarter second strftime strptime time_bucket timezone
-    timezone_hour timezone_minute to_centuries to_days to_decades to_hours to_microseconds to_millennia to_milliseconds
-    to_minutes to_months to_quarters to_seconds to_timestamp to_weeks to_years today transaction_timestamp try_strptime
-    week weekday weekofyear year yearweek
-
-    array_aggr array_aggregate array_append array_apply array_cat array_concat array_contains array_distinct
-    array_extract array_filter array_has array_has_all array_has_any array_indexof array_intersect array_length
-    array_pop_back array_pop_front array_position array_prepend array_push_back array_push_front array_reduce
-    array_reverse array_reverse_sort array_slice array_sort array_to_json array_to_string array_transform array_unique
-    array_value array_zip cardinality element_at filter flatten list_aggr list_aggregate list_any_value list_append
-    list_apply list_avg list_cat list_concat list_contains list_count list_distinct list_element list_extract
-    list_filter list_first list_has list_has_all list_has_any list_indexof list_intersect list_last list_max
-    list_median list_min list_mode list_pack list_position list_prepend list_product list_reduce list_reverse
-    list_reverse_sort list_select list_slice list_sort list_stddev_pop list_stddev_samp list_string_agg list_sum
-    list_transform list_unique list_value list_var_pop list_var_samp list_where list_zip map map_concat map_contains
-    map_entries map_extract map_extract_value map_from_entries map_keys map_values reduce row struct_concat
-    struct_contains struct_extract struct_extract_at struct_has struct_insert struct_keys struct_pack struct_update
-    struct_values unnest apply
-
-    from_json from_json_strict json json_array json_array_length json_contains json_deep_merge json_exists json_extract
-    json_extract_path json_extract_path_text json_extract_string json_group_array json_group_object
-    json_group_structure json_keys json_merge_patch json_normalize json_object json_pretty json_quote json_strip_nulls
-    json_structure json_transform json_transform_strict json_type json_valid json_value row_to_json to_json
-    variant_array_length variant_contains variant_exists variant_extract variant_extract_string variant_keys
-    variant_type variant_typeof
-
-    can_cast_implicitly coalesce gen_random_uuid if ifnull nullif switch typeof uuid uuid_extract_timestamp uuidv4 uuidv7
-    version error constant_or_null
-
-    any_value approx_count_distinct approx_quantile approx_top_k arbitrary arg_max arg_max_null arg_min arg_min_null
-    argmax argmin array_agg avg bit_and bit_or bit_xor bool_and bool_or corr count count_if count_star countif covar_pop
-    covar_samp entropy favg first fsum geomean geometric_mean group_concat histogram histogram_exact kahan_sum kurtosis
-    kurtosis_pop last list listagg mad max max_by mean median min min_by mode product quantile quantile_cont
-    quantile_disc regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy
-    reservoir_quantile sem skewness stddev stddev_pop stddev_samp string_agg sum sumkahan var_pop var_samp variance wavg
-    weighted_avg
-
-    cume_dist dense_rank fill first_value lag last_value lead nth_value ntile percent_rank rank rank_dense row_number
-    """.split()
-)
+FUNCTIONS = frozenset(_FUNCTIONS_NAMES.split())
 
 _AT_CLAUSE = re.compile(rb"at\s*\(|at\s+time\s+zone\b", re.IGNORECASE)
 
@@ -148,7 +145,7 @@ def check(sql: str, parse: Parser) -> Checked:
     found.visit(statements[0])
     unknown = found.tables - found.ctes - VISIBLE
     if unknown:
-        raise _unknown_table(sorted(unknown)[0])
+        raise _unknown_table(min(unknown))
     return Checked(f"EXPLAIN {body}" if explained else body, frozenset(found.tables & VISIBLE))
 
 
@@ -275,13 +272,12 @@ class _Walk:
             raise _refused_function(name)
 
 
+_SYSTEM_VIEWS_NAMES = """
+character_sets columns constraint_column_usage constraint_table_usage key_column_usage schemata check_constraints
+referential_constraints tables table_constraints views
+"""
 #: Views of DuckDB's own that are found without a schema and have no telling prefix.
-_SYSTEM_VIEWS = frozenset(
-    """
-    character_sets columns constraint_column_usage constraint_table_usage key_column_usage schemata check_constraints
-    referential_constraints tables table_constraints views
-    """.split()
-)
+_SYSTEM_VIEWS = frozenset(_SYSTEM_VIEWS_NAMES.split())
 
 
 def _refused_function(name: str) -> UsageError:
