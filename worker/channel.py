@@ -10,169 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from helmr.errors import Conflict, TooLarge, Unavailable
-from helmr.guest import journal, protocol
+from helmr.guest import protocol
+from worker.channel_process import ChannelProcess
 from worker.engine import Exited, Frame, Message, Output, ProcessSpec
+
+__all__ = ["Channel", "ChannelProcess"]
 
 #: Seconds between attempts to connect while a machine boots; nothing tells us when a socket in a container appears.
 _RETRY = 0.002
-#: Bytes of one process that an honest supervisor never exceeds: its window, and what it reads past it at most (at the exit of
-#: a process that enlarged its pipes).
-_BUFFER_LIMIT = journal.WINDOW_BYTES + 8 * 1024 * 1024
-
-
-class ChannelProcess:
-    """A process tree behind a channel (:class:`worker.engine.Process`).
-
-    One consumer at a time takes its frames. After the end of :meth:`frames` the supervisor forgets the process, and its id
-    may be used again; so take frames to the end, also when only the exit matters.
-    """
-
-    def __init__(self, channel: Channel, ident: str, number: int, taken: int = 0) -> None:
-        self.id = ident
-        self.number = number
-        #: The sequence of the last frame that the consumer is done with: what to resume from.
-        self.taken = taken
-        self.ended = False  #: Exited has arrived, though perhaps not been taken yet
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._channel = channel
-        self._received = taken
-        self._frames: deque[tuple[int, Frame, int]] = deque()
-        self._buffered = 0
-        self._handed_out = taken
-        self._finished = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._sends: deque[asyncio.Future[None]] = deque()
-        self._abandoned = False
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing is to be expected of it any more, here or there."""
-        return self.ended and self.taken == self._received
-
-    def frames(self) -> AsyncIterator[Frame]:
-        """Everything the tree says; a second call goes on where the first one stopped."""
-        return _Frames(self)
-
-    async def next_frame(self) -> Frame | None:
-        """Acknowledge the frame before and wait for the next; None after :class:`Exited`."""
-        self._acknowledge(self._handed_out)
-        if self._finished:
-            return None
-        while not self._frames:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._handed_out, frame, size = self._frames.popleft()
-        self._buffered -= size
-        self._finished = isinstance(frame, Exited)
-        return frame
-
-    async def send(self, body: dict[str, Any]) -> None:
-        """Deliver one JSON object to the task; returns when the task's socket has taken it, however slow the task reads.
-
-        Raises:
-            TooLarge: it exceeds 1 MiB.
-            Conflict: the process has ended, or no longer listens.
-            Unavailable: the machine is gone.
-        """
-        text = msgspec.json.encode(body)
-        if len(text) > protocol.MAX_MESSAGE:
-            raise TooLarge(f"a message of {len(text)} bytes exceeds the limit of {protocol.MAX_MESSAGE}")
-        if self.ended:
-            raise self._channel.gone() if self._channel.lost else Conflict(f"process {self.id} has ended")
-        self._channel.write(protocol.frame(protocol.SEND, self.number, 0, text))
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sends.append(answer)
-        await answer
-
-    async def cancel(self, grace: float) -> None:
-        """Ask for the end; asking again can only shorten the grace. Of a process that has ended nothing is asked."""
-        if not self.ended:
-            self._channel.write(protocol.json_frame(protocol.CANCEL, {"grace": max(0.0, grace)}, self.number))
-
-    def abandon(self) -> None:
-        """End the tree and take its frames unseen: whoever started it is not there any more."""
-        self._abandoned = True
-        if not self.ended:
-            self._channel.write(protocol.json_frame(protocol.CANCEL, {"grace": 0.0}, self.number))
-        if self._frames:
-            self._acknowledge(self._frames[-1][0])
-            self._frames.clear()
-            self._buffered = 0
-
-    # Called by the channel
-
-    def deliver(self, sequence: int, frame: Frame, size: int) -> None:
-        """Take in a frame, once."""
-        if sequence <= self._received:
-            return
-        self._buffered += size
-        if self._buffered > _BUFFER_LIMIT:
-            raise protocol.ProtocolError(f"it sends more of process {self.id} than its window allows")
-        self._received = sequence
-        self._put(sequence, frame, size)
-
-    def lose(self, reason: str) -> None:
-        """The machine is gone: say so, unless the end was known already."""
-        if not self.ended:
-            self._put(self._received, Exited(cause="lost", detail=reason))
-
-    def sent(self, error: str | None) -> None:
-        """The supervisor's answer to the oldest message that has none yet."""
-        answer = self._sends.popleft()
-        if answer.done():
-            return
-        if error is None:
-            answer.set_result(None)
-        else:
-            answer.set_exception(Conflict(f"process {self.id} did not take the message: {error}"))
-
-    def _put(self, sequence: int, frame: Frame, size: int = 0) -> None:
-        if isinstance(frame, Exited):
-            self.ended = True
-        if self._abandoned:
-            self._buffered -= size
-            self._acknowledge(sequence)
-            return
-        self._frames.append((sequence, frame, size))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _acknowledge(self, sequence: int) -> None:
-        if sequence > self.taken:
-            self.taken = sequence
-            self._channel.acknowledge(self)
-
-    def close(self, reason: str) -> None:
-        """Fail whatever waits for an answer."""
-        for answer in (self.started, *self._sends):
-            if not answer.done():
-                answer.set_exception(Unavailable(reason))
-                answer.exception()  # marked as seen: it may be that nobody waits any more
-        self._sends.clear()
-
-
-class _Frames(AsyncIterator[Frame]):
-    """The frames of one process, for ``async for``."""
-
-    def __init__(self, process: ChannelProcess) -> None:
-        self._process = process
-
-    async def __anext__(self) -> Frame:
-        frame = await self._process.next_frame()
-        if frame is None:
-            raise StopAsyncIteration
-        return frame
 
 
 class Channel(asyncio.Protocol):

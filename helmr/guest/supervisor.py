@@ -32,10 +32,11 @@ import signal
 import socket
 import time
 
-from helmr.guest import protocol
+from helmr.guest import cgroup, protocol
 from helmr.guest.child import Child
 from helmr.guest.forks import Forks
 from helmr.guest.link import Link
+from helmr.guest.options import Options, prepare
 from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
@@ -50,55 +51,6 @@ _FAREWELL = 1.0
 #: back to back: first byte 2.5 ms with this, 3.7 when forked at the end of the one before, 5 without a spare; with 3 ms between
 #: runs 1.0 ms).
 _SPARE_DELAY = 0.001
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-class Options:
-    """The command line, by hand: argparse costs more than all the rest of the start."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        given = dict(zip(arguments[::2], arguments[1::2], strict=False))
-        self.socket = given.pop("--socket", "")
-        self.workspace = os.path.abspath(given.pop("--workspace", "."))
-        self.workspace_id = given.pop("--workspace-id", "")
-        self.sources = given.pop("--sources", "")
-        self.uid = given.pop("--uid", "")
-        self.gid = given.pop("--gid", self.uid)
-        self.home = given.pop("--home", "/tmp/home")  # noqa: S108  (a container's own tmpfs)
-        self.orphan_timeout = float(given.pop("--orphan-timeout", "60"))
-        self.stop_grace = float(given.pop("--stop-grace", "2"))
-        self.runner = given.pop("--runner", "helmr.guest.runner:main")
-        if given or len(arguments) % 2 or not self.socket:
-            raise SystemExit(f"supervisor: unknown option, or no --socket: {' '.join(arguments)}")
-
-    @property
-    def owner(self) -> tuple[int, int] | None:
-        """Who tasks run as; None: as whoever runs the supervisor."""
-        return (int(self.uid), int(self.gid)) if self.uid else None
-
-    def environment(self) -> dict[str, str]:
-        """What every process gets: the image's own environment, and the few things a program relies on."""
-        return {
-            "PATH": _PATH,
-            "LANG": "C.UTF-8",
-            **os.environ,
-            "HOME": self.home,
-            "HELMR_WORKSPACE": self.workspace,
-            "HELMR_WORKSPACE_ID": self.workspace_id,
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-
-
-def prepare(options: Options) -> None:
-    """Make the workspace's root (that folder alone) and the home folder belong to the tasks' user."""
-    os.makedirs(options.home, mode=0o700, exist_ok=True)
-    if options.owner is None:
-        return
-    for folder in (options.workspace, options.home):
-        status = os.stat(folder)
-        if (status.st_uid, status.st_gid) != options.owner:
-            os.chown(folder, *options.owner)
 
 
 def listen(path: str) -> socket.socket:
@@ -121,22 +73,6 @@ def listen(path: str) -> socket.socket:
     listener.setblocking(False)
     os.rename(draft, path)
     return listener
-
-
-def oom_kills() -> int:
-    """How often the kernel has killed in this container for memory; 0 outside one (a host's counter says nothing)."""
-    if os.getpid() != 1:
-        return 0
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        try:
-            with open(path, "rb") as counters:
-                for line in counters:
-                    name, _, value = line.partition(b" ")
-                    if name == b"oom_kill":
-                        return int(value)
-        except OSError:
-            continue
-    return 0
 
 
 class Supervisor:
@@ -344,7 +280,7 @@ class Supervisor:
             self.fork(self.spare)
 
     def take_note_of_company(self, child: Child) -> None:
-        child.oom_kills = oom_kills()
+        child.oom_kills = cgroup.oom_kills()
         for other in self.children.values():
             if other is not child and other.alive:
                 other.alone = child.alone = False
@@ -389,7 +325,7 @@ class Supervisor:
             exited["cause"], exited["detail"] = "exit", child.broken
         # The counter is the container's: with others alive, take only a tree that lost a process for one that was hit.
         hit = child.alone or report.get("killed", False)
-        exited["oom"] = bool(hit and oom_kills() > child.oom_kills)
+        exited["oom"] = bool(hit and cgroup.oom_kills() > child.oom_kills)
         child.journal.append(protocol.EXITED, json.dumps(exited).encode())
         self.fork_spare()
 
