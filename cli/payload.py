@@ -1,0 +1,81 @@
+"""The payload of a start, from whichever way it was given on the command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from helmr.errors import UsageError
+
+
+def payload_of(pairs: Sequence[str], text: str | None, file: str | None) -> Any:
+    """The payload as JSON values; None when none was given.
+
+    Raises:
+        UsageError: it was given in several ways, or is not what it should be.
+    """
+    given = [
+        name for name, value in (("--payload", pairs), ("--payload-json", text), ("--payload-file", file)) if value
+    ]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} exclude each other", hint="give the payload in one way")
+    if text is not None:
+        return json_of(text.encode(), "--payload-json")
+    if file is not None:
+        return json_of(_read(file), f"--payload-file {file}")
+    return _from_pairs(pairs) if pairs else None
+
+
+def json_of(data: bytes, origin: str) -> Any:
+    """JSON that the user wrote.
+
+    Raises:
+        UsageError: it is not JSON; says where.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            f"{origin} is not JSON: {error}", hint='quote it for the shell: \'{"name": "Ada"}\''
+        ) from error
+
+
+def _read(file: str) -> bytes:
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--payload-file {file}: {error.strerror}") from error
+
+
+def _from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+    """``a.b=1`` as ``{"a": {"b": 1}}``; a value is JSON where it can be, and text otherwise."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        path = key.split(".")
+        if not equals or not all(path):
+            raise UsageError(
+                f"--payload {pair!r} is not KEY=VALUE", hint="e.g. --payload name=Ada --payload user.age=36"
+            )
+        place = result
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"--payload {pair!r}: {part} has a value already")
+        if path[-1] in place:
+            raise UsageError(f"--payload {pair!r}: {key} is given twice")
+        place[path[-1]] = _value(value)
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return text

@@ -1,0 +1,203 @@
+"""``helmr run``: list, get, logs, events, wait, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+import msgspec
+
+from cli.follow import LogPrinter, conclude, fail_unless_succeeded, goes_on, still_running
+from cli.options import DURATION, Choice, Group, flags, interrupted
+from cli.output import age, compact, json_line, json_value, moment, note, record, span, table, to_json, working
+from cli.references import RUN, SESSION, TASK
+from helmr.errors import TimedOut
+from helmr.models import Run
+
+_STATUSES = ["queued", "running", "waiting", "succeeded", "failed", "cancelled", "expired"]
+
+
+@click.group(cls=Group)
+def run() -> None:
+    """List, show, follow, wait for and cancel runs."""
+
+
+@run.command("list")
+@click.option("--status", type=Choice(_STATUSES), help="Only runs in this status.")
+@click.option("--task", type=TASK, help="Only runs of this task.")
+@click.option("--session", type=SESSION, help="Only runs of this session.")
+@click.option("--since", type=DURATION, metavar="D", help="Only those created in this time, e.g. 2h.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+def list_(status: str | None, task: str | None, session: str | None, since: float | None, limit: int) -> None:
+    """List runs, newest first."""
+
+    async def ask() -> list[Run]:
+        async with flags().client() as client:
+            return await client.runs.list(status=status, task=task, session=session, since=since, limit=limit)
+
+    found = asyncio.run(ask())
+    if flags().json:
+        json_value(found)
+        return
+    rows = [_row(each) for each in found]
+    table(("RUN", "TASK", "STATUS", "ATTEMPT", "CREATED", "TOOK", "FAILURE"), rows)
+
+
+def _row(shown: Run) -> tuple[object, ...]:
+    took = span(shown.started_at, shown.finished_at)
+    why = shown.failure.code if shown.failure else None
+    return shown.id, shown.task_id, shown.status, shown.attempt, age(shown.created_at), took, why
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN", type=RUN)
+def get(run_id: str) -> None:
+    """Show a run."""
+
+    async def ask() -> Run:
+        async with flags().client() as client:
+            return await client.runs.get(run_id)
+
+    _show(asyncio.run(ask()))
+
+
+def _show(shown: Run) -> None:
+    if flags().json:
+        json_value(shown)
+        return
+    cancel, wait = shown.cancel_requested, shown.pending_wait
+    record(
+        {
+            "id": shown.id,
+            "status": shown.status,
+            "task": shown.task_id,
+            "scope": f"{shown.project}/{shown.environment}",
+            "deployment": f"{shown.deployment_version} ({shown.deployment_id})",
+            "session": f"{shown.session_id} (turn {shown.turn})",
+            "workspace": shown.workspace_id,
+            "attempt": shown.attempt,
+            "dispatch": shown.dispatch_attempt or None,
+            "queue": shown.queue,
+            "concurrency": shown.concurrency_key,
+            "priority": shown.priority or None,
+            "tags": ", ".join(shown.tags) or None,
+            "secrets": ", ".join(shown.secrets) or None,
+            "created": moment(shown.created_at),
+            "started": moment(shown.started_at),
+            "finished": moment(shown.finished_at),
+            "took": span(shown.started_at, shown.finished_at) or None,
+            "waits for": to_json(msgspec.to_builtins(wait)) if wait else None,
+            "cancel": (cancel.reason or "requested") if cancel else None,
+            "payload": compact(shown.payload),
+            "metadata": compact(shown.metadata),
+            "output": to_json(shown.output, indent=True) if shown.status == "succeeded" else None,
+            "exit code": shown.exit_code,
+            "failure": _failure(shown),
+        }
+    )
+
+
+def _failure(shown: Run) -> str | None:
+    failure = shown.failure
+    if failure is None:
+        return None
+    told = [f"{failure.code}: {failure.message}" + (" (retryable)" if failure.retryable else "")]
+    for name, value in failure.detail.items():
+        text = str(value).rstrip() if isinstance(value, str) else to_json(value)
+        told.append(text if name == "traceback" else f"{name}: {text}")
+    return "\n".join(told)
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.option("--follow", is_flag=True, help="Go on until the run ends.")
+@click.option(
+    "--stream", type=Choice(["stdout", "stderr", "log"]), help="Only this one; log prints its JSON lines on stdout."
+)
+@click.option("--attempt", type=click.IntRange(1), help="Only this attempt.")
+def logs(run_id: str, follow: bool, stream: str | None, attempt: int | None) -> None:
+    """Print what a run has written: stdout to stdout, stderr and logger lines to stderr."""
+    printer = LogPrinter(as_json=flags().json, raw=stream == "log")
+
+    async def ask() -> None:
+        async with flags().client() as client:
+            async for chunk in client.runs.logs(run_id, follow=follow, stream=stream, attempt=attempt):
+                printer.take(chunk)
+
+    with interrupted(goes_on(run_id)):
+        asyncio.run(ask())
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.option("--follow", is_flag=True, help="Go on until the terminal event.")
+@click.option("--cursor", type=click.IntRange(0), default=0, help="Only events after this cursor.")
+@click.option("--limit", type=click.IntRange(1), help="No more than this many.")
+def events(run_id: str, follow: bool, cursor: int, limit: int | None) -> None:
+    """Print a run's events as JSON lines."""
+
+    async def ask() -> None:
+        async with flags().client() as client:
+            left = limit
+            resolved = await client.resolve("run", run_id)
+            if follow:
+                async for event in client.runs.events.subscribe(resolved, after=cursor):
+                    json_line(event)
+                    left = left - 1 if left is not None else None
+                    if left == 0:
+                        return
+                return
+            after = cursor
+            while left is None or left > 0:
+                page = await client.runs.events.list(resolved, after=after, limit=min(left or 500, 500))
+                for event in page:
+                    json_line(event)
+                if not page:
+                    return
+                after, left = page[-1].cursor, left - len(page) if left is not None else None
+
+    asyncio.run(ask())
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.option("--timeout", type=DURATION, metavar="D", help="Wait no longer than this; exit code 7.")
+def wait(run_id: str, timeout: float | None) -> None:
+    """Wait for a run's end; prints its output. The exit code is 3 when it ended other than succeeded."""
+
+    async def ask() -> Run:
+        async with flags().client() as client:
+            with working(f"waiting for {run_id}"):
+                resolved = await client.resolve("run", run_id)
+                try:
+                    return await client.runs.wait(resolved, timeout=timeout)
+                except TimedOut:
+                    raise still_running(resolved, timeout) from None
+
+    with interrupted(goes_on(run_id)):
+        ended = asyncio.run(ask())
+    if flags().json:
+        json_value(ended)
+        fail_unless_succeeded(ended)
+    else:
+        conclude(ended)
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN", type=RUN)
+@click.option("--reason", metavar="TEXT", help="Kept with the run.")
+@click.option("--force", is_flag=True, help="Without grace: kill it now.")
+def cancel(run_id: str, reason: str | None, force: bool) -> None:
+    """Ask for a run's end; one that nothing executes ends at once."""
+
+    async def ask() -> Run:
+        async with flags().client() as client:
+            return await client.runs.cancel(run_id, reason=reason, force=force)
+
+    shown = asyncio.run(ask())
+    if flags().json:
+        json_value(shown)
+    elif shown.status == "cancelled":
+        note(f"{shown.id} is cancelled")
+    else:
+        note(f"{shown.id} is {shown.status}, cancel requested; helmr run wait {shown.id} waits for its end")

@@ -1,0 +1,227 @@
+"""``helmr session``: start, list, get, close, cancel."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import click
+
+from cli.follow import LogPrinter, conclude, fail_unless_succeeded, follow, goes_on, still_running
+from cli.options import DURATION, Choice, Flags, Group, flags
+from cli.output import age, compact, json_line, json_value, line, moment, note, record, table, working
+from cli.payload import json_of, payload_of
+from cli.references import SESSION, TASK, WORKSPACE
+from helmr.errors import TimedOut, UsageError
+from helmr.models import Session
+
+
+@click.group(cls=Group)
+def session() -> None:
+    """Start, list, show, close and cancel sessions."""
+
+
+@session.command()
+@click.argument("task", type=TASK)
+@click.option(
+    "--payload", "pairs", multiple=True, metavar="KEY=VALUE", help="A field; JSON where it can be; a.b=1 nests."
+)
+@click.option("--payload-json", metavar="JSON", help="The whole payload.")
+@click.option("--payload-file", metavar="FILE", help="The whole payload as JSON from a file; - reads stdin.")
+@click.option("--external-id", metavar="ID", help="Your own id: the same start is then made only once.")
+@click.option("--workspace", type=WORKSPACE, help="Run on the files of this workspace; default: a new one.")
+@click.option("--queue", metavar="NAME", help="Instead of the task's queue.")
+@click.option("--concurrency-key", metavar="KEY", help="What the queue's limit per key counts by.")
+@click.option("--priority", type=int, default=0, show_default=True, help="Higher ones are taken first.")
+@click.option("--ttl", type=DURATION, metavar="D", help="Expire the run unless it has begun by then.")
+@click.option("--max-duration", type=DURATION, metavar="D", help="Instead of the task's, e.g. 15m.")
+@click.option("--metadata-json", metavar="JSON", help="Metadata the run begins with: an object.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Can be given several times.")
+@click.option("--wait", is_flag=True, help="Wait for the end; prints the output.")
+@click.option("--follow", "following", is_flag=True, help="Print what the run writes until it ends, then its output.")
+@click.option("--timeout", type=DURATION, metavar="D", help="Wait or follow no longer than this; the run goes on.")
+def start(
+    *,
+    task: str,
+    pairs: tuple[str, ...],
+    payload_json: str | None,
+    payload_file: str | None,
+    metadata_json: str | None,
+    wait: bool,
+    following: bool,
+    timeout: float | None,
+    **options: Any,
+) -> None:
+    """Start a session of TASK with its first run; prints the run's id.
+
+    With --wait and --follow the exit code is 3 when the run ends other than succeeded, and 7 at --timeout.
+    """
+    if timeout is not None and not (wait or following):
+        raise UsageError("--timeout is for --wait and --follow", hint="--ttl and --max-duration limit the run itself")
+    options["payload"] = payload_of(pairs, payload_json, payload_file)
+    metadata = json_of(metadata_json.encode(), "--metadata-json") if metadata_json else None
+    if metadata is not None and not isinstance(metadata, dict):
+        raise UsageError("--metadata-json is not an object", hint='e.g. \'{"phase": "planning"}\'')
+    given = flags()
+    starting = _Start(given, task, options | {"metadata": metadata}, timeout)
+    how = starting.follow if following else starting.wait if wait else starting.only
+    try:
+        asyncio.run(how())
+    except KeyboardInterrupt:
+        if starting.run_id:
+            note(f"\n{goes_on(starting.run_id)}")
+        raise
+
+
+class _Start:
+    """One start, and what comes after it."""
+
+    def __init__(self, given: Flags, task: str, options: dict[str, Any], timeout: float | None) -> None:
+        self._flags = given
+        self._task = task
+        self._options = options
+        self._timeout = timeout
+        self.run_id: str | None = None
+
+    async def only(self) -> None:
+        """Print the run's id."""
+        async with self._flags.client() as client:
+            started = await self._start(client)
+        if self._flags.json:
+            json_value(_record(started))
+            return
+        self._say(started)
+        line(started.run.id)
+
+    async def wait(self) -> None:
+        """Print the run's output once it has ended."""
+        async with self._flags.client() as client:
+            started = await self._start(client)
+            if not self._flags.json:
+                self._say(started)
+            with working(f"waiting for {started.run.id}"):
+                try:
+                    run = await started.run.wait(timeout=self._timeout)
+                except TimedOut:
+                    raise still_running(started.run.id, self._timeout) from None
+        if self._flags.json:
+            json_value(_record(started) | {"run": run})
+            fail_unless_succeeded(run)
+        else:
+            conclude(run)
+
+    async def follow(self) -> None:
+        """Print what the run writes, then its output."""
+        as_json = self._flags.json
+        async with self._flags.client() as client:
+            started = await self._start(client)
+            if as_json:
+                json_line({"type": "started"} | _record(started))
+            else:
+                self._say(started)
+            printer = LogPrinter(as_json=as_json)
+            run = await follow(client, started.run.id, printer, timeout=self._timeout)
+            printer.end_line()
+        if as_json:
+            json_line({"type": "run", "run": run})
+            fail_unless_succeeded(run)
+        else:
+            conclude(run)
+
+    async def _start(self, client: Any) -> Any:
+        started = await client.sessions.start(self._task, **self._options)
+        self.run_id = started.run.id
+        return started
+
+    def _say(self, started: Any) -> None:
+        verb = "found" if started.reused else "started"
+        version = started.run.record.deployment_version
+        note(f"{verb} {started.run.id} of {self._task} {version}, session {started.session.id}", dim=True)
+
+
+def _record(started: Any) -> dict[str, Any]:
+    return {"session": started.session, "run": started.run.record, "reused": started.reused}
+
+
+@session.command("list")
+@click.option("--status", type=Choice(["open", "closed", "cancelled", "expired"]), help="Only these.")
+@click.option("--task", type=TASK, help="Only sessions of this task.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+def list_(status: str | None, task: str | None, limit: int) -> None:
+    """List sessions, newest first."""
+
+    async def ask() -> list[Session]:
+        async with flags().client() as client:
+            return await client.sessions.list(status=status, task=task, limit=limit)
+
+    found = asyncio.run(ask())
+    if flags().json:
+        json_value(found)
+        return
+    rows = [
+        (each.id, each.task_id, each.status, each.activity, each.turn, each.external_id, age(each.created_at))
+        for each in found
+    ]
+    table(("SESSION", "TASK", "STATUS", "ACTIVITY", "TURN", "EXTERNAL ID", "CREATED"), rows)
+
+
+@session.command()
+@click.argument("session_id", metavar="SESSION", type=SESSION)
+def get(session_id: str) -> None:
+    """Show a session."""
+
+    async def ask() -> Session:
+        async with flags().client() as client:
+            return await client.sessions.get(session_id)
+
+    _show(asyncio.run(ask()))
+
+
+@session.command()
+@click.argument("session_id", metavar="SESSION", type=SESSION)
+def close(session_id: str) -> None:
+    """Take no more input; refused while a run is active."""
+
+    async def ask() -> Session:
+        async with flags().client() as client:
+            return await client.sessions.close(session_id)
+
+    _show(asyncio.run(ask()))
+
+
+@session.command()
+@click.argument("session_id", metavar="SESSION", type=SESSION)
+@click.option("--reason", metavar="TEXT", help="Kept with the session.")
+def cancel(session_id: str, reason: str | None) -> None:
+    """Cancel a session and its current run."""
+
+    async def ask() -> Session:
+        async with flags().client() as client:
+            return await client.sessions.cancel(session_id, reason=reason)
+
+    _show(asyncio.run(ask()))
+
+
+def _show(shown: Session) -> None:
+    if flags().json:
+        json_value(shown)
+        return
+    record(
+        {
+            "id": shown.id,
+            "status": shown.status,
+            "activity": shown.activity,
+            "reason": shown.reason,
+            "task": shown.task_id,
+            "scope": f"{shown.project}/{shown.environment}",
+            "external id": shown.external_id,
+            "run": shown.run_id,
+            "turn": shown.turn,
+            "workspace": shown.workspace_id,
+            "deployment": shown.deployment_id,
+            "tags": ", ".join(shown.tags) or None,
+            "metadata": compact(shown.metadata),
+            "created": moment(shown.created_at),
+            "finished": moment(shown.finished_at),
+        }
+    )
