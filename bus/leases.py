@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from bus.log import RUN, WORKSPACE, Log, Position
-from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
+from helmr import events
+from helmr.events import Draft, RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
@@ -26,12 +27,7 @@ async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Positi
     def decide(state: RunState) -> Draft | None:
         if state.lease is None or state.lease.worker != worker:
             return None
-        if state.cancel is not None:
-            return rules.cancelled(state.cancel.reason)
-        if spec.on_worker_lost == "fail":
-            message = f"worker {worker} was lost while it executed the run"
-            return rules.fail(Failure(code="worker_lost", message=message))
-        return rules.lose_lease(state, reason=f"worker {worker} was lost")
+        return rules.abandon(state, spec, reason=f"worker {worker} was lost", began=True, at=events.now())
 
     return await log.transact(RUN, scope, run_id, decide)
 

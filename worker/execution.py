@@ -56,6 +56,7 @@ class Execution:
         #: Whether the lease was given up and the run must be queued again.
         self.handed_back = False
         self._process: Process | None = None
+        self._began = False
         self._cancelled = asyncio.Event()
         self._stopping: BaseException | None = None
         self._stop = asyncio.Event()
@@ -271,6 +272,7 @@ class Execution:
         """Act on one message of the task."""
         match body.get("op"):
             case "started":
+                self._began = True
                 await self.journal.put(Draft(kind="started", message="the task's code begins", source="worker"))
             case "log":
                 await self.pump.write("log", msgspec.json.encode({k: v for k, v in body.items() if k != "op"}) + b"\n")
@@ -314,8 +316,11 @@ class Execution:
 
     async def _hand_back(self, reason: str) -> None:
         """Give the lease up; the worker has the run queued again, when it is ready for that."""
-        await self.journal.append(lambda state: rules.lose_lease(state, reason=reason))
-        self.handed_back = True
+        at = events.now()
+        state = await self.journal.append(
+            lambda state: rules.abandon(state, self.spec, reason=reason, began=self._began, at=at)
+        )
+        self.handed_back = state.status == "queued"
 
     async def _end_process(self, grace: float) -> None:
         if self._process is not None:

@@ -1,7 +1,7 @@
 """The life of a run: which event may follow which, and what state results.
 
-``apply`` is the whole transition table. The deciding functions (``lease``, ``cancel``, …) turn a command into one draft,
-or raise :class:`~helmr.errors.Conflict` with the reason; what they return ``apply`` always accepts.
+``apply`` is the whole transition table. The deciding functions (``lease``, ``cancel``, …) turn a command into one
+draft, or raise :class:`~helmr.errors.Conflict` with the reason; what they return ``apply`` always accepts.
 """
 
 from __future__ import annotations
@@ -231,6 +231,18 @@ def lose_lease(state: RunState, *, reason: str) -> Draft:
     return Draft(kind="lease_lost", data={"worker": worker, "reason": reason}, message=reason, source="worker")
 
 
+def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: datetime) -> Draft:
+    """The holder does not execute the run any more, and it has not ended.
+
+    It goes back to the queue, unless somebody wanted its end anyway, or the task's code began and may not begin twice.
+    """
+    if state.cancel is not None:
+        return cancelled(state.cancel.reason, source="worker")
+    if began and spec.on_worker_lost == "fail":
+        return end_attempt(state, spec, Failure(code="worker_lost", message=reason), at=at)
+    return lose_lease(state, reason=reason)
+
+
 def exhausted(state: RunState) -> Draft:
     """The run has been dispatched too often."""
     message = f"dispatched {state.dispatch_attempt} times without an end; the last worker was lost each time"
@@ -298,7 +310,10 @@ def _may_retry(policy: RetryPolicy, failure: Failure, attempt: int) -> bool:
 
 def retry_delay(policy: RetryPolicy, attempt: int, chance: Callable[[], float]) -> float:
     """Seconds before the attempt after ``attempt``: exponential, capped, with full jitter unless switched off."""
-    full = min(policy.max_delay, policy.min_delay * policy.factor ** (attempt - 1))
+    try:
+        full = min(policy.max_delay, policy.min_delay * policy.factor ** (attempt - 1))
+    except OverflowError:  # beyond any float is beyond the cap
+        full = policy.max_delay
     return full * chance() if policy.jitter else full
 
 

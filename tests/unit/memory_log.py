@@ -1,0 +1,34 @@
+"""The log in memory: compare-and-set over a list, so that the code above it can be tested without a server."""
+
+from __future__ import annotations
+
+from bus.log import Log, Superseded
+from helmr import subjects
+
+_EXPECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
+_EXPECT_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+
+class MemoryLog(Log):
+    """The real reading and appending, on a list of messages instead of a stream."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+        self._patience = 0.0
+
+    async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
+        expected, wanted = int(headers[_EXPECT_SEQ]), headers[_EXPECT_FILTER]
+        assert subject.startswith(wanted.removesuffix(">")), "a filter that does not cover the subject checks nothing"
+        last = await self._get(wanted)
+        if (last[0] if last else 0) != expected:
+            raise Superseded("another event came first")
+        self.messages.append((subject, body))
+        return len(self.messages)
+
+    async def _get(self, subject: str, *, after: int | None = None) -> tuple[int, bytes] | None:
+        prefix = subject.removesuffix(">")
+        assert prefix.startswith(subjects.ALL_EVENTS.removesuffix(">"))
+        found = [(n, body) for n, (name, body) in enumerate(self.messages, start=1) if name.startswith(prefix)]
+        if after is None:
+            return found[-1] if found else None
+        return next((item for item in found if item[0] > after), None)

@@ -1,0 +1,115 @@
+"""The life of a workspace, rule by rule, and where its runs belong."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from helmr.errors import Conflict
+from helmr.events import Draft, WorkspaceState
+from helmr.models import workspace_record
+from helmr.reducers import workspace as rules
+
+_AT = datetime(2026, 3, 1, tzinfo=UTC)
+_LATER = datetime(2026, 3, 2, tzinfo=UTC)
+
+
+def _after(state: WorkspaceState | None, draft: Draft | None) -> WorkspaceState:
+    assert draft is not None
+    return rules.apply(state, draft.kind, draft.data, _LATER if state else _AT, workspace_id="ws_1")
+
+
+def _created() -> WorkspaceState:
+    return _after(None, rules.create(sandbox="box", fingerprint="f", deployment_id="dep_1", mount_path="/w"))
+
+
+def _live(worker: str = "wrk_a", host: str = "host_1") -> WorkspaceState:
+    return _after(_created(), rules.materialize(_created(), worker=worker, host=host, ref="r"))
+
+
+def _stopped() -> WorkspaceState:
+    return _after(_live(), rules.stop(_live(), worker="wrk_a", reason="idle"))
+
+
+def _deleted() -> WorkspaceState:
+    return _after(_live(), Draft(kind="deleted"))
+
+
+@pytest.mark.parametrize(
+    ("state", "shown", "worker", "host"),
+    [
+        (_created(), "stopped", None, None),
+        (_live(), "live", "wrk_a", "host_1"),
+        (_stopped(), "stopped", None, "host_1"),
+        (_deleted(), "deleted", None, None),
+    ],
+    ids=["created", "live", "stopped", "deleted"],
+)
+def test_the_record_says_where_it_is(state: WorkspaceState, shown: str, worker: str | None, host: str | None) -> None:
+    record = workspace_record("acme", "dev", state)
+    assert (record.state, record.worker, record.host, record.mount_path) == (shown, worker, host, "/w")
+    assert record.created_at == _AT
+
+
+@pytest.mark.parametrize("kind", ["materialized", "stopped", "deleted"])
+def test_a_workspace_begins_created(kind: str) -> None:
+    with pytest.raises(Conflict):
+        rules.apply(None, kind, {"worker": "w", "host": "h"}, _AT, workspace_id="ws_1")
+
+
+@pytest.mark.parametrize("kind", ["created", "materialized", "stopped", "deleted"])
+def test_nothing_follows_its_deletion(kind: str) -> None:
+    with pytest.raises(Conflict) as refused:
+        rules.apply(_deleted(), kind, {"worker": "w", "host": "h"}, _AT)
+    assert refused.value.details["status"] == "deleted"
+
+
+@pytest.mark.parametrize("kind", ["created", "unheard_of"])
+def test_it_is_created_once(kind: str) -> None:
+    with pytest.raises(Conflict):
+        rules.apply(_created(), kind, {}, _AT)
+
+
+def test_two_workers_do_not_bring_it_to_life() -> None:
+    with pytest.raises(Conflict) as refused:
+        rules.materialize(_live(), worker="wrk_b", host="host_1", ref="")
+    assert refused.value.details["worker"] == "wrk_a"
+
+
+def test_the_worker_it_is_live_on_may_do_so_again() -> None:
+    assert rules.materialize(_live(), worker="wrk_a", host="host_1", ref="new").data["ref"] == "new"
+
+
+def test_a_worker_that_is_gone_is_evicted() -> None:
+    state = _after(_live(), rules.materialize(_live(), worker="wrk_b", host="host_1", ref="", evict="wrk_a"))
+    assert state.materialization is not None
+    assert state.materialization.worker == "wrk_b"
+
+
+@pytest.mark.parametrize("state", [_live(), _stopped()], ids=["live", "stopped"])
+def test_its_files_do_not_move_to_another_host(state: WorkspaceState) -> None:
+    with pytest.raises(Conflict) as refused:
+        rules.materialize(state, worker="wrk_a", host="host_2", ref="")
+    assert refused.value.details["host"] == "host_1"
+
+
+@pytest.mark.parametrize("state", [_created(), _stopped(), _live("wrk_b")], ids=["created", "stopped", "elsewhere"])
+def test_only_the_worker_it_is_live_on_stops_it(state: WorkspaceState) -> None:
+    assert rules.stop(state, worker="wrk_a", reason="r") is None
+
+
+@pytest.mark.parametrize(
+    ("state", "alive", "lane"),
+    [
+        (None, {"wrk_a"}, "default"),
+        (_created(), {"wrk_a"}, "default"),
+        (_live(), {"wrk_a"}, "@wrk_a"),
+        (_live(), set(), "~host_1"),
+        (_stopped(), {"wrk_a"}, "~host_1"),
+        (_deleted(), {"wrk_a"}, "default"),
+    ],
+    ids=["none", "created", "live", "worker gone", "stopped", "deleted"],
+)
+def test_a_run_goes_where_the_files_are(state: WorkspaceState | None, alive: set[str], lane: str) -> None:
+    assert rules.lane(state, group="default", alive=alive) == lane
