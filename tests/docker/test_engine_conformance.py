@@ -319,13 +319,16 @@ async def test_starts_beyond_the_limit_of_processes_fail_with_the_reason(
     if not isinstance(engine, DockerEngine):
         pytest.skip("only a container has a limit of processes")
     machine = await materialize(pids=24)
-    processes = [await _start(machine, "import time; time.sleep(60)") for _ in range(24)]
+    processes = [await _start(machine, "import time; print('ready'); time.sleep(60)") for _ in range(24)]
+    first = [await anext(process.frames()) for process in processes]
+    failed = [frame.detail for frame in first if isinstance(frame, Exited)]
+    assert set(failed) == {"the process could not be started: Resource temporarily unavailable"}
+    assert 0 < len(failed) < 24
     for process in processes:
         await process.cancel(0)
-    ends = [await _exit(process) for process in processes]
-    assert {end.detail for end in ends if end.cause == "exit"} == {
-        "the process could not be started: Resource temporarily unavailable"
-    }
+    assert [isinstance(frame, Output) for frame in first] == [
+        any([isinstance(frame, Exited) async for frame in process.frames()]) for process in processes
+    ]
     assert (await run(machine, "echo", "alive")).stdout == "alive\n"
     await machine.stop(0)
 
