@@ -95,10 +95,10 @@ class AsyncClient:
             UsageError: the statement is refused, or wrong; says where.
             TimedOut: it takes longer than ``timeout``.
         """
-        import pyarrow.ipc
+        import pyarrow.ipc as ipc  # noqa: PLR0402  # the module does not say that it exports this one
 
         data = b"".join([part async for part in self.query_arrow(sql, limit=limit, timeout=timeout)])
-        rows: list[dict[str, Any]] = pyarrow.ipc.open_stream(data).read_all().to_pylist()
+        rows: list[dict[str, Any]] = ipc.open_stream(data).read_all().to_pylist()
         return rows
 
     async def query_arrow(
