@@ -93,7 +93,9 @@ def _leave_if_forked(own: int, failure: BaseException | None) -> None:
 
 def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -> tuple[Any, str]:
     """The output as JSON builtins and as JSON text."""
-    facts = spec.get("ctx") or {}
+    facts: dict[str, Any] = spec.get("ctx") or {}
+    # Only here it is known: the engine decides where the workspace is, and starts us in it.
+    facts = facts | {"workspace": {"path": os.getcwd(), **facts.get("workspace", {})}}
     context = TaskContext(facts, lambda: interruption.requested)
     runtime.install(runtime.Runtime(outbox.send, context.run.get("metadata")))
     _route_logging()
