@@ -69,12 +69,11 @@ async def _once(given: Flags) -> tuple[Status, HelmrError | None]:
     try:
         client = given.client(anywhere=True)
         async with client:
+            url = client.wire.nc.connected_url
             parts = await parts_of(client)
     except Unavailable as error:
         return _nothing(settings, error), error
-    url = client.wire.nc.connected_url if client.wire.nc.is_connected else None
-    shown = url.geturl() if url is not None else settings.url
-    return _status(settings, shown, parts), None
+    return _status(settings, f"nats://{url.hostname}:{url.port}" if url is not None else settings.url, parts), None
 
 
 async def _wait(given: Flags, limit: float) -> tuple[Status, HelmrError | None]:
@@ -118,7 +117,7 @@ async def parts_of(client: AsyncClient) -> dict[str, Part]:
 
 def _nats(client: AsyncClient, control: dict[str, Any] | None) -> Part:
     nats = client.wire.nc
-    version = str(nats.connected_server_version)
+    version = "{0.major}.{0.minor}.{0.patch}".format(nats.connected_server_version)
     streams = control["streams"] if control else {}
     stored = sum(stream["bytes"] for stream in streams.values())
     detail = f"nats-server {version}" + (f", {size(stored)} stored" if streams else "")
