@@ -8,12 +8,12 @@ needs the standard library alone: it also runs inside containers.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from helmr.version import __version__
 
+TYPE_CHECKING = False  # type checkers take it for true; typing itself would cost several milliseconds
 if TYPE_CHECKING:
+    from typing import Any
+
     from helmr import logger, metadata, streams
     from helmr.client import AsyncClient, Client
     from helmr.context import Cancelled, TaskContext
@@ -88,6 +88,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'helmr' has no attribute {name!r}")
+    import importlib
+
     if name in _MODULES:
         return importlib.import_module(f"helmr.{name}")
     value = getattr(importlib.import_module(f"helmr.{_HOMES.get(name, 'errors')}"), name)

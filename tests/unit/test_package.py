@@ -9,7 +9,7 @@ import pytest
 
 import helmr
 
-_HEAVY = ("msgspec", "nats", "click", "pydantic", "asyncio", "inspect", "dataclasses")
+_HEAVY = ("msgspec", "nats", "click", "pydantic", "asyncio", "inspect", "dataclasses", "typing", "re")
 
 
 def _python(code: str) -> str:
