@@ -116,8 +116,10 @@ async def parts_of(client: AsyncClient) -> dict[str, Part]:
 
 
 def _nats(client: AsyncClient, control: dict[str, Any] | None) -> Part:
+    from bus.connection import server_version
+
     nats = client.wire.nc
-    version = "{0.major}.{0.minor}.{0.patch}".format(nats.connected_server_version)
+    version = server_version(nats)
     streams = control["streams"] if control else {}
     stored = sum(stream["bytes"] for stream in streams.values())
     detail = f"nats-server {version}" + (f", {size(stored)} stored" if streams else "")
