@@ -13,7 +13,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+from nats.aio.client import Client as Nats
 
 from bus.connection import connect
 from bus.services.endpoint import serve
@@ -52,10 +56,9 @@ async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: 
     try:
         nc = await connect(url, name="helmr-history", token=token, on_closed=closed)
         try:
-            projector = Projector(nc, store)
-            await projector.check()
-            async with projector.running():
-                await _serve(projector, stop, gone)
+            async with serving(nc, store):
+                print(f"helmr history ready (pid {os.getpid()}, {store.home.root})", file=sys.stderr, flush=True)  # noqa: T201
+                await _either(stop, gone)
         finally:
             await nc.close()
     finally:
@@ -64,22 +67,37 @@ async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: 
         raise Unavailable("the connection to NATS was closed for good", hint="start the projector again")
 
 
-async def _serve(projector: Projector, stop: asyncio.Event, gone: asyncio.Event) -> None:
+@asynccontextmanager
+async def serving(nc: Nats, store: Store) -> AsyncIterator[Projector]:
+    """Project the log into ``store`` and answer requests, for the length of the block.
+
+    Raises:
+        ConfigError: the log is not the one the store was made from.
+    """
+    projector = Projector(nc, store)
+    await projector.check()
     history, queries = History(projector), Queries(projector)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            await queries.start(tasks)
-            service = await serve(projector.nc, QUERY_NAME, __version__, history.endpoints(), tasks)
-            print(f"helmr history ready (pid {os.getpid()}, {projector.store.home.root})", file=sys.stderr, flush=True)  # noqa: T201
-            ended = [tasks.create_task(event.wait()) for event in (stop, gone)]
-            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended:
-                task.cancel()
-            if not gone.is_set():
-                await service.stop()
-            await queries.close()
+        async with projector.running(), asyncio.TaskGroup() as tasks:
+            try:
+                await queries.start(tasks)
+                service = await serve(nc, QUERY_NAME, __version__, history.endpoints(), tasks)
+                yield projector
+                if nc.is_connected:
+                    await service.stop()
+            finally:
+                await queries.close()
     finally:
         history.close()
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 def _options() -> argparse.Namespace:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from helmr import subjects
 from helmr.errors import HelmrError, TimedOut, UsageError, from_dict
 from helmr.subjects import Scope
 from store.projector import FRESHNESS_DEADLINE, Projector
-from store.sandbox import CHECKED, DATA, END, ERROR, HEADER, REQUEST, CheckedReply, Summary, Task
+from store.sandbox import DATA, ERROR, HEADER, REQUEST, CheckedReply, Summary, Task
 from store.snapshot import Snapshots
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,13 @@ MAX_BYTES = 256 * 1024**2
 _GRACE = 0.3
 
 PART, END_HEADER, ROWS_HEADER, TRUNCATED = "Helmr-Part", "Helmr-End", "Helmr-Rows", "Helmr-Truncated"
+
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+async def _nowhere(_part: bytes) -> None:
+    """A check has no rows."""
 
 
 class QueryRequest(msgspec.Struct, kw_only=True):
@@ -83,11 +90,13 @@ class Child:
         """Whether the process is there and between two tasks."""
         return self.process.returncode is None and not self.busy
 
-    async def ask(self, task: Task) -> AsyncIterator[tuple[bytes, bytes]]:
-        """Send a task and give the frames of the answer, the last of which is no data.
+    async def ask(self, task: Task, send: Send) -> bytes:
+        """Give the process a task, pass its data on, and return the body of the frame that ends the answer.
 
         Raises:
             EOFError: the process died.
+            TimeoutError: the query was interrupted.
+            HelmrError: what the process reports.
         """
         if self.process.stdin is None or self.process.stdout is None:
             raise EOFError
@@ -96,13 +105,18 @@ class Child:
         try:
             self.process.stdin.write(HEADER.pack(len(body), REQUEST) + body)
             await self.process.stdin.drain()
-            kind = DATA
-            while kind == DATA:
+            while True:
                 length, kind = HEADER.unpack(await self.process.stdout.readexactly(HEADER.size))
-                yield kind, await self.process.stdout.readexactly(length)
+                frame = await self.process.stdout.readexactly(length)
+                if kind != DATA:
+                    break
+                await send(frame)
         except (asyncio.IncompleteReadError, OSError) as error:
             raise EOFError from error
         self.busy = False
+        if kind == ERROR:
+            raise _told(frame)
+        return frame
 
     async def kill(self) -> None:
         """End the process at once."""
@@ -120,23 +134,33 @@ class Queries:
         self.snapshots = Snapshots(self.store.home.snapshots)
         self._slots = asyncio.Semaphore(CONCURRENT)
         self._idle: list[Child] = []
+        self._children: set[Child] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._subscription: Any = None
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Answer from now on."""
         self._tasks = tasks
-        self._idle.append(await Child.start())
+        self._idle.append(await self._start())
         subject = subjects.api_endpoint("history", "query")
         self._subscription = await self.projector.nc.subscribe(subject, queue=QUERY_NAME, cb=self._accept)
 
     async def close(self) -> None:
-        """Take no more queries and end the idle children."""
+        """Take no more queries and end those that run; they are told so."""
         if self._subscription is not None and not self.projector.nc.is_closed:
             await self._subscription.unsubscribe()
-        while self._idle:
-            await self._idle.pop().kill()
+        while self._children:
+            await self._children.pop().kill()
         self.snapshots.close()
+
+    async def _start(self) -> Child:
+        child = await Child.start()
+        self._children.add(child)
+        return child
+
+    async def _end(self, child: Child) -> None:
+        self._children.discard(child)
+        await child.kill()
 
     async def _accept(self, msg: Msg) -> None:
         if self._tasks is not None and msg.reply:
@@ -146,7 +170,7 @@ class Queries:
         try:
             scope, _, _ = subjects.parse_api(msg.subject)
             request = msgspec.json.decode(msg.data or b"{}", type=QueryRequest)
-            await self._reply(msg, self.run(scope, request))
+            await self._reply(msg, scope, request)
         except msgspec.ValidationError as error:
             await self._refuse(msg, UsageError(f"bad history query request: {error}"))
         except HelmrError as error:
@@ -157,20 +181,21 @@ class Queries:
             log.exception("a query failed")
             await self._refuse(msg, HelmrError("the history failed to answer", hint="its log on stderr says more"))
 
-    async def _reply(self, msg: Msg, parts: AsyncIterator[bytes | Summary]) -> None:
+    async def _reply(self, msg: Msg, scope: Scope, request: QueryRequest) -> None:
         nc = self.projector.nc
         number = 0
-        async for part in parts:
-            headers = {PART: str(number)}
+
+        async def send(part: bytes) -> None:
+            nonlocal number
+            await nc.publish(msg.reply, part, headers={PART: str(number)})
             number += 1
-            if isinstance(part, Summary):
-                headers |= {END_HEADER: str(number), ROWS_HEADER: str(part.rows)}
-                headers |= {TRUNCATED: part.truncated} if part.truncated else {}
-                await nc.publish(msg.reply, b"", headers=headers)
-            else:
-                await nc.publish(msg.reply, part, headers=headers)
-                # Wait for the server to have it, or a large result would pile up in memory here.
-                await nc.flush(timeout=10)
+            # Wait for the server to have it, or a large result would pile up in memory here.
+            await nc.flush(timeout=10)
+
+        summary = await self.run(scope, request, send)
+        headers = {PART: str(number), END_HEADER: str(number + 1), ROWS_HEADER: str(summary.rows)}
+        headers |= {TRUNCATED: summary.truncated} if summary.truncated else {}
+        await nc.publish(msg.reply, b"", headers=headers)
 
     async def _refuse(self, msg: Msg, error: HelmrError) -> None:
         headers = {"Nats-Service-Error": error.code, "Nats-Service-Error-Code": "400"}
@@ -179,8 +204,8 @@ class Queries:
         except nats.errors.Error as lost:
             log.warning("the answer to a query was lost: %s", lost)
 
-    async def run(self, scope: Scope, request: QueryRequest) -> AsyncIterator[bytes | Summary]:
-        """The result in parts of at most half a megabyte, and at last its summary.
+    async def run(self, scope: Scope, request: QueryRequest, send: Send) -> Summary:
+        """Run a query; ``send`` gets the result in parts of at most half a megabyte.
 
         Raises:
             UsageError: the query is not possible.
@@ -188,49 +213,41 @@ class Queries:
             HelmrError: it needs too much memory.
         """
         seconds, rows = _limits(request)
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
+        deadline = asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
         except TimeoutError:
             raise TimedOut(f"other queries took all of the {seconds:g} s", hint="ask again") from None
         try:
-            async with self._child() as child:
-                try:
-                    async with asyncio.timeout_at(deadline + _GRACE):
-                        task = await self._prepare(child, scope, request, rows)
-                        async for part in self._execute(child, task, deadline):
-                            yield part
-                except TimeoutError:
-                    raise _late(seconds) from None
-                except EOFError:
-                    raise _died() from None
+            async with self._child() as child, asyncio.timeout_at(deadline + _GRACE):
+                task = await self._check(child, scope, request, rows)
+                return await self._execute(child, task, deadline, send)
+        except TimeoutError:
+            raise _late(seconds) from None
+        except EOFError:
+            raise _died() from None
         finally:
             self._slots.release()
 
     @asynccontextmanager
     async def _child(self) -> AsyncIterator[Child]:
         """A child of one's own; one that is not at rest afterwards is killed."""
-        child = self._idle.pop() if self._idle else await Child.start()
+        child = self._idle.pop() if self._idle else await self._start()
         if not child.usable:
-            await child.kill()
-            child = await Child.start()
+            await self._end(child)
+            child = await self._start()
         try:
             yield child
         finally:
             if child.usable:
                 self._idle.append(child)
             else:
-                await asyncio.shield(child.kill())
+                await asyncio.shield(self._end(child))
 
-    async def _prepare(self, child: Child, scope: Scope, request: QueryRequest, rows: int) -> Task:
-        checked = CheckedReply(sql="", tables=[])
-        async for kind, body in child.ask(Task(verb="check", sql=request.sql)):
-            if kind == CHECKED:
-                checked = msgspec.json.decode(body, type=CheckedReply)
-            else:
-                raise from_dict(msgspec.json.decode(body))
+    async def _check(self, child: Child, scope: Scope, request: QueryRequest, rows: int) -> Task:
+        answer = await child.ask(Task(verb="check", sql=request.sql), _nowhere)
+        checked = msgspec.json.decode(answer, type=CheckedReply)
         if request.fresh:
             await self.projector.fresh(logs="logs" in checked.tables, timeout=FRESHNESS_DEADLINE)
         return Task(
@@ -241,31 +258,22 @@ class Queries:
             format=request.format,
             max_rows=rows,
             max_bytes=MAX_BYTES,
-            logs=["*"] if "logs" in checked.tables else [],
+            logs=self.store.logs.days() if "logs" in checked.tables else [],
         )
 
-    async def _execute(self, child: Child, task: Task, deadline: float) -> AsyncIterator[bytes | Summary]:
-        loop = asyncio.get_running_loop()
+    async def _execute(self, child: Child, task: Task, deadline: float, send: Send) -> Summary:
         async with AsyncExitStack() as copies:
             history = await copies.enter_async_context(self._history())
-            logs = [await copies.enter_async_context(self._log(day)) for day in self._days(task)]
-            left = max(deadline - loop.time(), 0.05)
+            logs = [await copies.enter_async_context(self._log(day)) for day in task.logs]
+            left = max(deadline - asyncio.get_running_loop().time(), 0.05)
             ready = msgspec.structs.replace(task, history=str(history), logs=list(map(str, logs)), seconds=left)
-            async for kind, body in child.ask(ready):
-                if kind == DATA:
-                    yield body
-                elif kind == END:
-                    yield msgspec.json.decode(body, type=Summary)
-                elif kind == ERROR:
-                    raise _told(body)
+            answer = await child.ask(ready, send)
+            return msgspec.json.decode(answer, type=Summary)
 
     def _history(self) -> Any:
         lane = self.projector.history
         # Any stream's advance makes the sum grow: a copy is as good as new exactly while it stays.
         return self.snapshots.use(self.store.home.history, mark=sum(lane.applied.values()), rest=lane.commit)
-
-    def _days(self, task: Task) -> list[str]:
-        return self.store.logs.days() if task.logs else []
 
     @asynccontextmanager
     async def _log(self, day: str) -> AsyncIterator[Path]:

@@ -192,14 +192,9 @@ def _expose(con: duckdb.DuckDBPyConnection, task: Task, hidden: str, days: list[
         con.execute(f"CREATE VIEW {name} AS SELECT * FROM ({body.format(h=prefix)}) {mine}")
     columns = ", ".join(f'"{column.name}"' for column in schema.LOGS.columns)
     parts = [f"SELECT {columns} FROM {alias}.main.logs {mine}" for alias in days]
-    con.execute(f"CREATE VIEW logs AS {' UNION ALL '.join(parts) or _empty_logs()}")
+    con.execute(f"CREATE VIEW logs AS {' UNION ALL '.join(parts) or schema.empty(schema.LOGS)}")
     for name, (_, body) in schema.QUESTIONS.items():
         con.execute(f"CREATE VIEW {name} AS {body}")
-
-
-def _empty_logs() -> str:
-    columns = ", ".join(f'NULL::{column.type} AS "{column.name}"' for column in schema.LOGS.columns)
-    return f"SELECT {columns} WHERE false"
 
 
 class Sandbox:

@@ -507,6 +507,12 @@ def history_ddl() -> list[str]:
     return [*made, _version_ddl(), *views, *questions, *_comments()]
 
 
+def empty(table: Table) -> str:
+    """A SELECT of no rows with the columns of a table."""
+    columns = ", ".join(f'NULL::{column.type} AS "{column.name}"' for column in table.columns)
+    return f"SELECT {columns} WHERE false"
+
+
 def logs_ddl() -> list[str]:
     """The statements that make the empty log file of a day."""
     text = LOGS.ddl().replace('"text" VARCHAR', '"text" VARCHAR USING COMPRESSION zstd')

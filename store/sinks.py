@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ class HistorySink:
             self.applied[stream] = seq
             if created:
                 self.created[stream] = created
+        #: Per stream, the last sequence that is folded; what comes later only moves the watermark.
+        self.until: Mapping[str, int] | None = None
         self._prepared = dict(self.applied)
         self._fold = Fold(open_runs=restore(self._cursor.sql(schema.LOAD_LIVE).to_arrow_table().to_pylist()))
         self._folds: dict[str, Callable[[Message], None]] = {
@@ -105,10 +108,11 @@ class HistorySink:
         marks: dict[str, int] = {}
         for stream, messages in batch.items():
             fold, seq = self._folds[stream], self._prepared.get(stream, 0)
+            until = _end(self.until, stream)
             for message in messages:
-                if message.seq > seq:
+                if seq < message.seq <= until:
                     self._fold_one(stream, fold, message)
-                    seq = message.seq
+                seq = max(seq, message.seq)
             if seq > self._prepared.get(stream, 0):
                 marks[stream] = seq
         self._prepared.update(marks)
@@ -186,16 +190,18 @@ class LogSink:
                 break
             # The newest file is empty, e.g. because it was moved aside: the one before says where to go on.
             self._note(_load_marks(self._use(self._cursor, day)))
+        self.until: Mapping[str, int] | None = None
         self._prepared = self.applied.get(topology.LOGS, 0)
         self._latest = self.day or ""
 
     def prepare(self, batch: Batch) -> Prepared:
         """Make rows of a batch, day by day; messages at or below what was prepared before are passed over."""
         fresh = [message for message in batch.get(topology.LOGS, []) if message.seq > self._prepared]
+        until = _end(self.until, topology.LOGS)
         steps = []
         for day, group in itertools.groupby(fresh, key=self._day):
             messages = list(group)
-            rows = [row for message in messages if (row := _row(message)) is not None]
+            rows = [row for m in messages if m.seq <= until and (row := _row(m)) is not None]
             tables = {"logs": staged(schema.LOGS, rows)} if rows else {}
             steps.append(Step(day, tables, {topology.LOGS: messages[-1].seq}))
         if fresh:
@@ -271,6 +277,10 @@ class LogSink:
     def close(self) -> None:
         """Let go of the files."""
         self._cursor.close()
+
+
+def _end(until: Mapping[str, int] | None, stream: str) -> int:
+    return sys.maxsize if until is None else until.get(stream, 0)
 
 
 def _row(message: Message) -> Row | None:
