@@ -22,7 +22,7 @@ from worker.docker_build import archive, build
 from worker.engine import Progress
 
 #: Raised whenever the recipe changes, so that an image of the older recipe is not taken for the new one.
-RECIPE = 1
+RECIPE = 2
 
 _COVERED = re.compile(
     r"(docker\.io/)?(library/)?python(:3(\.\d+)*(-slim)?(-(bookworm|trixie|bullseye))?|:latest|:slim)?"
@@ -31,7 +31,7 @@ _COVERED = re.compile(
 _DOCKERFILE = """\
 FROM {layer}
 ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8{certificates}
-RUN {busybox}python3 -m compileall -q -j 0 {modules} && python3 -c "import {smoke}"
+RUN {busybox}python3 -m compileall -q -j 0 -x '/tests?/' {modules} && python3 -c "import {smoke}"
 CMD ["python3"]
 """
 _CERTIFICATES = "".join(f" {name}=/{CA_BUNDLE}" for name in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"))
@@ -45,7 +45,7 @@ def covers(base: str) -> bool:
 
 
 def tag() -> str:
-    """The stand-in's name on this machine, e.g. ``helmr/base:debian-12-r1``; building nothing, asking nobody."""
+    """The stand-in's name on this machine, e.g. ``helmr/base:debian-12-r2``; building nothing, asking nobody."""
     release = platform.freedesktop_os_release() if Path("/etc/os-release").exists() else {}
     packages = base_sources.has_debian_packages()
     name = f"{release.get('ID', 'linux')}-{release.get('VERSION_ID', '0')}" if packages else "host-python"

@@ -32,7 +32,7 @@ _TOOLS = (
     "sh bash env cat cp mv rm ls mkdir rmdir ln chmod chown touch date echo printf head tail wc sort uniq cut tr tee sed"
     " grep find xargs awk id sleep true false test pwd uname basename dirname readlink tar gzip diff which"
 )
-_MODULES_LEFT_OUT = re.compile(r"(test|idlelib|turtledemo|tkinter|ensurepip|site-packages|dist-packages|config-.*)$")
+_MODULES_LEFT_OUT = re.compile(r"(idlelib|turtledemo|tkinter|ensurepip|site-packages|dist-packages|config-.*)$")
 _PIP = "#!/usr/bin/env python3\nimport sys\nfrom pip._internal.cli.main import main\nsys.exit(main())\n"
 _TIMEOUT = 300.0
 
@@ -127,7 +127,8 @@ class Apt:
             self._refresh()
             return self.python_packages()
         version = found.group(1)
-        names = [f"python{version}-minimal", f"libpython{version}-minimal", f"libpython{version}-stdlib"]
+        parts = ("python{}-minimal", "libpython{}-minimal", "libpython{}-stdlib", "libpython{}-testsuite")
+        names = [part.format(version) for part in parts]
         libraries = re.findall(r"Depends: (lib[\w.+-]+|zlib1g)", self._query("depends", "--important", *names))
         return version, [*names, *sorted({name for name in libraries if not _UNWANTED.match(name)} - set(names))]
 
