@@ -198,7 +198,7 @@ class Machines:
             image=image,
             mount_path=sandbox["mount_path"],
             limits=msgspec.convert(limits, Limits, strict=False),
-            network="none" if sandbox.get("network") == "none" else "internet",
+            network="internet" if sandbox.get("network") == "internet" else "none",
         )
 
     async def _watch(self, scope: Scope, workspace_id: str, entry: _Entry, machine: Machine) -> None:

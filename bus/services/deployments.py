@@ -107,6 +107,7 @@ class DeploymentService:
         """Record and (unless told otherwise) promote a deployment."""
         if not await self.artifacts.has(request.archive):
             raise NotFound("the archive of this deployment has not been uploaded", hint="run `helmr deploy` again")
+        check_networks(request.index)
         return await self.deployments.create(
             scope,
             content_hash=request.content_hash,
@@ -129,3 +130,17 @@ class DeploymentService:
         if request.id is None:
             raise UsageError("say which deployment to promote")
         return await self.deployments.promote(scope, request.id)
+
+
+def check_networks(index: dict[str, Any]) -> None:
+    """Refuse a network policy that no worker would enforce yet.
+
+    Raises:
+        UsageError: a sandbox names hosts.
+    """
+    for sandbox in index.get("sandboxes", ()):
+        if sandbox.get("network") not in {"internet", "none"}:
+            raise UsageError(
+                f"sandbox {sandbox['name']}: this version of Helmr cannot limit the network to a list of hosts",
+                hint='choose network="none" or network="internet"',
+            )

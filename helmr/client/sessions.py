@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helmr import ids
+from helmr import ids, jsonform
 from helmr.client.pages import newest
 from helmr.client.runs import RunHandle
 from helmr.client.wire import Wire
@@ -120,7 +120,6 @@ def _id(session: str | Session) -> str:
 def _builtins(payload: Any) -> Any:
     """The payload as JSON values; dataclasses, Structs, TypedDicts and pydantic models are taken as they are."""
     try:
-        dump = getattr(payload, "model_dump", None)
-        return dump(mode="json") if callable(dump) else msgspec.to_builtins(payload)
-    except TypeError as error:
+        return jsonform.to_builtins(payload)
+    except (TypeError, ValueError) as error:
         raise UsageError(f"the payload cannot be written as JSON: {error}") from error
