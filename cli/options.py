@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
     from helmr.config import Settings
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -66,6 +69,17 @@ class Flags:
 def flags() -> Flags:
     """The options of the command that is running."""
     return click.get_current_context().ensure_object(Flags)
+
+
+def ask(use: Callable[[AsyncClient], Awaitable[T]]) -> T:
+    """What ``use`` returns when it is given a connected client."""
+    given = flags()
+
+    async def asking() -> T:
+        async with given.client() as client:
+            return await use(client)
+
+    return asyncio.run(asking())
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
@@ -180,10 +194,11 @@ DURATION = DurationType()
 
 
 @contextmanager
-def interrupted(message: str) -> Iterator[None]:
-    """Say ``message`` on stderr when Ctrl-C ends the block."""
+def interrupted(message: str | None) -> Iterator[None]:
+    """Say ``message``, if any, on stderr when Ctrl-C ends the block."""
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\n{message}", err=True)
+        if message:
+            click.echo(f"\n{message}", err=True)
         raise

@@ -71,9 +71,15 @@ def table(columns: Sequence[str], rows: Sequence[Row]) -> None:
     if on_terminal():
         _rich_table(columns, texts)
         return
-    widths = [max(map(len, column)) for column in zip(columns, *texts, strict=True)]
-    for row in (columns, *texts):
-        line("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for each in aligned(columns, texts):
+        line(each)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table as plain text."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from cli.follow import LogPrinter, conclude, fail_unless_succeeded, goes_on, still_running
-from cli.options import DURATION, Choice, Group, flags, interrupted
+from cli.options import DURATION, Choice, Group, ask, flags, interrupted
 from cli.output import age, compact, json_line, json_value, moment, note, record, span, table, to_json, working
 from cli.references import RUN, SESSION, TASK
 from helmr.errors import TimedOut
-from helmr.models import Run
+from helmr.models import Event, Run
+
+if TYPE_CHECKING:
+    from helmr.client.aio import AsyncClient
 
 _STATUSES = ["queued", "running", "waiting", "succeeded", "failed", "cancelled", "expired"]
+#: Events asked for at a time.
+_PAGE = 500
 
 
 @click.group(cls=Group)
@@ -31,11 +37,7 @@ def run() -> None:
 def list_(status: str | None, task: str | None, session: str | None, since: float | None, limit: int) -> None:
     """List runs, newest first."""
 
-    async def ask() -> list[Run]:
-        async with flags().client() as client:
-            return await client.runs.list(status=status, task=task, session=session, since=since, limit=limit)
-
-    found = asyncio.run(ask())
+    found = ask(lambda client: client.runs.list(status=status, task=task, session=session, since=since, limit=limit))
     if flags().json:
         json_value(found)
         return
@@ -54,11 +56,7 @@ def _row(shown: Run) -> tuple[object, ...]:
 def get(run_id: str) -> None:
     """Show a run."""
 
-    async def ask() -> Run:
-        async with flags().client() as client:
-            return await client.runs.get(run_id)
-
-    _show(asyncio.run(ask()))
+    _show(ask(lambda client: client.runs.get(run_id)))
 
 
 def _show(shown: Run) -> None:
@@ -119,13 +117,12 @@ def logs(run_id: str, follow: bool, stream: str | None, attempt: int | None) -> 
     """Print what a run has written: stdout to stdout, stderr and logger lines to stderr."""
     printer = LogPrinter(as_json=flags().json, raw=stream == "log")
 
-    async def ask() -> None:
-        async with flags().client() as client:
-            async for chunk in client.runs.logs(run_id, follow=follow, stream=stream, attempt=attempt):
-                printer.take(chunk)
+    async def read(client: AsyncClient) -> None:
+        async for chunk in client.runs.logs(run_id, follow=follow, stream=stream, attempt=attempt):
+            printer.take(chunk)
 
-    with interrupted(goes_on(run_id)):
-        asyncio.run(ask())
+    with interrupted(goes_on(run_id) if follow else None):
+        ask(read)
 
 
 @run.command()
@@ -136,27 +133,25 @@ def logs(run_id: str, follow: bool, stream: str | None, attempt: int | None) -> 
 def events(run_id: str, follow: bool, cursor: int, limit: int | None) -> None:
     """Print a run's events as JSON lines."""
 
-    async def ask() -> None:
-        async with flags().client() as client:
-            left = limit
-            resolved = await client.resolve("run", run_id)
-            if follow:
-                async for event in client.runs.events.subscribe(resolved, after=cursor):
-                    json_line(event)
-                    left = left - 1 if left is not None else None
-                    if left == 0:
-                        return
-                return
-            after = cursor
-            while left is None or left > 0:
-                page = await client.runs.events.list(resolved, after=after, limit=min(left or 500, 500))
-                for event in page:
-                    json_line(event)
-                if not page:
-                    return
-                after, left = page[-1].cursor, left - len(page) if left is not None else None
+    ask(lambda client: _print_events(client, run_id, cursor, limit, follow=follow))
 
-    asyncio.run(ask())
+
+async def _print_events(client: AsyncClient, run_id: str, after: int, limit: int | None, *, follow: bool) -> None:
+    resolved = await client.resolve("run", run_id)
+    found = client.runs.events.subscribe(resolved, after=after) if follow else _stored_events(client, resolved, after)
+    left = -1 if limit is None else limit
+    async for event in found:
+        json_line(event)
+        left -= 1
+        if left == 0:
+            return
+
+
+async def _stored_events(client: AsyncClient, run_id: str, after: int) -> AsyncIterator[Event]:
+    while page := await client.runs.events.list(run_id, after=after, limit=_PAGE):
+        for event in page:
+            yield event
+        after = page[-1].cursor
 
 
 @run.command()
@@ -165,17 +160,15 @@ def events(run_id: str, follow: bool, cursor: int, limit: int | None) -> None:
 def wait(run_id: str, timeout: float | None) -> None:
     """Wait for a run's end; prints its output. The exit code is 3 when it ended other than succeeded."""
 
-    async def ask() -> Run:
-        async with flags().client() as client:
-            with working(f"waiting for {run_id}"):
-                resolved = await client.resolve("run", run_id)
-                try:
-                    return await client.runs.wait(resolved, timeout=timeout)
-                except TimedOut:
-                    raise still_running(resolved, timeout) from None
+    async def await_end(client: AsyncClient) -> Run:
+        resolved = await client.resolve("run", run_id)
+        try:
+            return await client.runs.wait(resolved, timeout=timeout)
+        except TimedOut:
+            raise still_running(resolved, timeout) from None
 
-    with interrupted(goes_on(run_id)):
-        ended = asyncio.run(ask())
+    with interrupted(goes_on(run_id)), working(f"waiting for {run_id}"):
+        ended = ask(await_end)
     if flags().json:
         json_value(ended)
         fail_unless_succeeded(ended)
@@ -190,11 +183,7 @@ def wait(run_id: str, timeout: float | None) -> None:
 def cancel(run_id: str, reason: str | None, force: bool) -> None:
     """Ask for a run's end; one that nothing executes ends at once."""
 
-    async def ask() -> Run:
-        async with flags().client() as client:
-            return await client.runs.cancel(run_id, reason=reason, force=force)
-
-    shown = asyncio.run(ask())
+    shown = ask(lambda client: client.runs.cancel(run_id, reason=reason, force=force))
     if flags().json:
         json_value(shown)
     elif shown.status == "cancelled":

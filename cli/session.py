@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.follow import LogPrinter, conclude, fail_unless_succeeded, follow, goes_on, still_running
-from cli.options import DURATION, Choice, Flags, Group, flags
+from cli.options import DURATION, Choice, Flags, Group, ask, flags
 from cli.output import age, compact, json_line, json_value, line, moment, note, record, table, working
 from cli.payload import json_of, payload_of
 from cli.references import SESSION, TASK, WORKSPACE
@@ -150,11 +150,7 @@ def _record(started: Any) -> dict[str, Any]:
 def list_(status: str | None, task: str | None, limit: int) -> None:
     """List sessions, newest first."""
 
-    async def ask() -> list[Session]:
-        async with flags().client() as client:
-            return await client.sessions.list(status=status, task=task, limit=limit)
-
-    found = asyncio.run(ask())
+    found = ask(lambda client: client.sessions.list(status=status, task=task, limit=limit))
     if flags().json:
         json_value(found)
         return
@@ -170,11 +166,7 @@ def list_(status: str | None, task: str | None, limit: int) -> None:
 def get(session_id: str) -> None:
     """Show a session."""
 
-    async def ask() -> Session:
-        async with flags().client() as client:
-            return await client.sessions.get(session_id)
-
-    _show(asyncio.run(ask()))
+    _show(ask(lambda client: client.sessions.get(session_id)))
 
 
 @session.command()
@@ -182,11 +174,7 @@ def get(session_id: str) -> None:
 def close(session_id: str) -> None:
     """Take no more input; refused while a run is active."""
 
-    async def ask() -> Session:
-        async with flags().client() as client:
-            return await client.sessions.close(session_id)
-
-    _show(asyncio.run(ask()))
+    _show(ask(lambda client: client.sessions.close(session_id)))
 
 
 @session.command()
@@ -195,11 +183,7 @@ def close(session_id: str) -> None:
 def cancel(session_id: str, reason: str | None) -> None:
     """Cancel a session and its current run."""
 
-    async def ask() -> Session:
-        async with flags().client() as client:
-            return await client.sessions.cancel(session_id, reason=reason)
-
-    _show(asyncio.run(ask()))
+    _show(ask(lambda client: client.sessions.cancel(session_id, reason=reason)))
 
 
 def _show(shown: Session) -> None:
