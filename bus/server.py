@@ -178,17 +178,18 @@ class EmbeddedServer:
         for stale in (self.home / "ports").glob("*.ports"):
             stale.unlink()
         # The child inherits the lock's file descriptor, so that the lock outlives us for as long as it runs.
-        self._process = await asyncio.create_subprocess_exec(
-            find_binary(),
-            "-c",
-            config,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=(self.home / "nats.log").open("ab"),
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-            pass_fds=[self._lock.fileno()] if self._lock else [],
-        )
+        with (self.home / "nats.log").open("ab") as output:
+            self._process = await asyncio.create_subprocess_exec(
+                find_binary(),
+                "-c",
+                config,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+                pass_fds=[self._lock.fileno()] if self._lock else [],
+            )
         try:
             async with asyncio.timeout(_START_TIMEOUT):
                 await self._wait_ready(self._process)

@@ -5,6 +5,7 @@ Retention is by entity, never by age: a run may wait for months, and an age limi
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from nats.js.api import (
@@ -28,13 +29,15 @@ PRESENCE_BUCKET = "presence"
 CONFIG = f"KV_{CONFIG_BUCKET}"
 ARTIFACTS = "artifacts"
 
+#: For tests alone: what the three times below are multiplied by. All parts of an installation must be given the same.
+_PACE = float(os.environ.get("HELMR_TEST_PACE", "1"))
 #: Seconds without an acknowledgement or a heartbeat after which a dispatch message goes to another worker.
-ACK_WAIT = 15.0
+ACK_WAIT = 15.0 * _PACE
 #: Seconds between heartbeats of a worker on its dispatch messages, and on its presence key.
-HEARTBEAT = 5.0
+HEARTBEAT = 5.0 * _PACE
 #: Seconds a presence key lives without renewal: less than the ack deadline, so that a worker whose messages are delivered
 #: to others counts as gone by then.
-PRESENCE_TTL = 12.0
+PRESENCE_TTL = 12.0 * _PACE
 
 #: Log chunks are dropped, oldest first, beyond this many bytes and this age (seconds).
 LOG_BYTES = 20 * 1024**3

@@ -1,15 +1,46 @@
-"""Fixtures every test may use: an event loop backend, and a NATS server of one's own on an ephemeral port."""
+"""Fixtures every test may use: an event loop backend, a NATS server of one's own, and a look at what was left behind."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+
+# Heartbeats and deadlines of tests come three times as often; read when bus.topology is imported.
+os.environ.setdefault("HELMR_TEST_PACE", "0.3")
 
 import pytest
 from nats.aio.client import Client as Nats
 
 from bus.connection import connect
 from bus.server import EmbeddedServer
+from tests import leaks
+
+#: In the path of what lives longer than one test.
+SHARED = "shared-helmr"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A temporary directory for this test process and its children, so that what is left in it is theirs."""
+    folder = tmp_path_factory.mktemp("t")
+    before = leaks.descendants()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+    assert not leaks.left_running(before), "processes outlive the tests"
+    assert not list(folder.iterdir()), "temporary files outlive the tests"
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(temporary_folder: Path) -> Iterator[None]:
+    """Fails a test that leaves a process or a temporary folder of Helmr's."""
+    processes, folders = leaks.descendants(spare=SHARED), set(temporary_folder.glob("helmr*"))
+    yield
+    assert not leaks.left_running(processes, spare=SHARED), "the test leaves processes"
+    assert set(temporary_folder.glob("helmr*")) <= folders, "the test leaves temporary folders"
 
 
 @pytest.fixture(scope="session")

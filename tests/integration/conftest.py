@@ -1,0 +1,25 @@
+"""Fixtures of the integration tests: one Helmr per test process, and a project of its own for each module."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from helmr.client import AsyncClient
+from tests.conftest import SHARED
+from tests.integration.platform import Platform, running
+
+
+@pytest.fixture(scope="session")
+async def platform(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:  # noqa: ARG001
+    """A Helmr that all tests of this process share: do it no harm. Those that must, make one with ``running``."""
+    async with running(tmp_path_factory.mktemp(SHARED), slots=8) as platform:
+        yield platform
+
+
+@pytest.fixture(scope="module")
+async def helmr(platform: Platform, request: pytest.FixtureRequest) -> AsyncClient:
+    """A client of the project that has the module's ``TASKS`` deployed."""
+    name = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
+    return await platform.project(name, request.module.TASKS)
