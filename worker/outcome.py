@@ -99,7 +99,8 @@ def _failed(code: FailureCode, message: str, exited: Exited, detail: dict[str, A
 
 def _from_error(error: dict[str, Any], exited: Exited) -> Failed:
     code: FailureCode = error["code"] if error.get("code") in _ERROR_CODES else "task_error"
-    detail = {key: error[key] for key in ("type", "traceback", "path", "exit_code", "where", "hint") if error.get(key) is not None}
+    kept = ("type", "traceback", "path", "exit_code", "where", "hint")
+    detail = {key: error[key] for key in kept if error.get(key) is not None}
     return _failed(code, str(error.get("message", "the task failed")), exited, detail)
 
 
