@@ -132,7 +132,8 @@ class ImageError(HelmrError):
 def _tree(root: type[HelmrError]) -> dict[str, type[HelmrError]]:
     found = {root.code: root}
     for child in root.__subclasses__():
-        found.update(_tree(child))
+        # A subclass without a code of its own (some module's private refinement) does not stand for its parent's.
+        found = _tree(child) | found
     return found
 
 

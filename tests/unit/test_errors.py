@@ -53,6 +53,11 @@ def test_exit_codes_are_the_documented_ones(kind: type[HelmrError], exit_code: i
     assert kind.exit_code == exit_code
 
 
+def test_a_private_refinement_does_not_take_its_parents_place() -> None:
+    refined = type("Refined", (errors.Conflict,), {})
+    assert type(from_dict(refined("m").to_dict())) is errors.Conflict
+
+
 @pytest.mark.parametrize("data", [{}, {"code": "from_the_future", "message": "m"}, {"code": None, "details": None}])
 def test_an_error_nobody_knows_is_still_an_error(data: dict[str, object]) -> None:
     assert type(from_dict(data)) is HelmrError
