@@ -31,6 +31,9 @@ STATUS_COLOURS = {
     "warning": "yellow",
 }
 
+#: Characters that the last column of a table gets at least.
+_LAST_COLUMN = 16
+
 Row = Sequence[object]
 
 
@@ -88,11 +91,15 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     shown = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for number, name in enumerate(columns):
-        shown.add_column(name, no_wrap=number == 0, overflow="fold")
+    for number, name in enumerate(columns, 1):
+        shown.add_column(name, no_wrap=number < len(columns), overflow="fold")
     for row in rows:
         shown.add_row(*(Text(text, style=STATUS_COLOURS.get(text, "")) for text in row))
-    Console().print(shown)
+    # Only the last column may be folded: ids and numbers stay in one piece, however narrow the terminal is.
+    needed = sum(max(map(len, column)) + 2 for column in list(zip(columns, *rows, strict=True))[:-1])
+    console = Console()
+    console.width = max(console.width, needed + _LAST_COLUMN)
+    console.print(shown)
 
 
 def record(fields: Mapping[str, object]) -> None:
