@@ -203,7 +203,7 @@ class Execution:
                     case Exited():
                         exited = frame
         finally:
-            canceller.cancel()
+            await _cancel_and_wait(canceller)  # it takes the request down while it waits for a forced one
             self._process = None
         return judge(
             self.said,
