@@ -124,8 +124,11 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, with logging set up as the options say."""
-        level = ctx.ensure_object(Flags).log_level
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        given = ctx.ensure_object(Flags)
+        level = given.log_level
+        # Whoever asks for JSON is a program, and puts its own time before what it shows of our stderr.
+        time = "" if given.json else "%(asctime)s "
+        logging.basicConfig(level=level, format=f"{time}%(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("urllib3").setLevel(max(level, logging.INFO))
         return super().invoke(ctx)
 

@@ -85,6 +85,7 @@ class Part:
 
     ``command`` is asked anew at every start. ``listen`` gets every line the part writes, and returns True for the line
     that says it is ready. With ``fragile`` an end before it was ever ready is an error and no reason for another try.
+    ``orphaned`` is the signal it gets when we are gone; ``died`` is told of every death that was not asked for.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class Part:
         listen: Listener,
         *,
         fragile: bool = False,
+        orphaned: int = signal.SIGTERM,
+        died: Callable[[str], None] = log.warning,
         env: dict[str, str] | None = None,
     ) -> None:
         self.name = name
@@ -104,6 +107,8 @@ class Part:
         self._command = command
         self._listen = listen
         self._fragile = fragile
+        self._orphaned = orphaned
+        self._died = died
         self._env = env
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -132,7 +137,7 @@ class Part:
             if self._fragile and not self._was_ready:
                 raise PartFailed(self.name, code, self._words)
             delay = FIRST_DELAY if loop.time() - begin > _HEALTHY else delay
-            log.warning("%s ended (%s); starting it again", self.name, _how(code))
+            self._died(f"{self.name} ended ({_how(code)}); starting it again")
             self.restarts += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay)
@@ -167,7 +172,7 @@ class Part:
             stderr=asyncio.subprocess.STDOUT,
             env=self._env,
             start_new_session=True,
-            preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),
+            preexec_fn=functools.partial(die_with_parent, self._orphaned),
         )
         reading = asyncio.create_task(self._read(process))
         try:

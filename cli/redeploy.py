@@ -108,7 +108,7 @@ class Redeployer:
             raise ConfigError(
                 f"the project's name has changed to {settings.project}", hint="start `helmr dev` again to deploy it"
             )
-        current = await self._same(archive) if self._seen is None else None
+        current = await self._same(archive)
         try:
             deployment = current or await self._client.deployments.deploy(self._root)
         except (Unavailable, TimedOut):

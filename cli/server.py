@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -160,7 +161,8 @@ class _Server:
                 note(f"projector: {line}")
             return False
 
-        return Part("projector", lambda: command, listen, env=env)
+        # Its files survive any death, and an orphan that takes its time would keep the next one from them.
+        return Part("projector", lambda: command, listen, orphaned=signal.SIGKILL, env=env)
 
     async def _first_try(self, projector: Part) -> None:
         """Wait for the projector, but not for ever: runs do not need it."""
