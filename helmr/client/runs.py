@@ -12,7 +12,7 @@ import msgspec
 from helmr import subjects
 from helmr.client.logs import Assembler, LogChunk, from_message
 from helmr.client.pages import newest
-from helmr.client.wire import Wire
+from helmr.client.wire import PATIENCE, Wire
 from helmr.durations import Duration, seconds
 from helmr.errors import NotFound, RunFailed, TimedOut
 from helmr.events import TERMINAL
@@ -54,11 +54,13 @@ class Runs:
         Raises:
             NotFound: there is no such run.
         """
-        run_id = await self._client.resolve("run", run_id_of(run))
+        return await self._get(await self._client.resolve("run", run_id_of(run)))
+
+    async def _get(self, run_id: str, *, patience: float = 0.0) -> Run:
         try:
-            return await self._wire.call("run", "get", {"id": run_id}, Run)
+            return await self._wire.call("run", "get", {"id": run_id}, Run, patience=patience)
         except NotFound:
-            return await self._wire.call("history", "run", {"id": run_id, "fresh": True}, Run)
+            return await self._wire.call("history", "run", {"id": run_id, "fresh": True}, Run, patience=patience)
 
     async def list(
         self,
@@ -108,7 +110,7 @@ class Runs:
     ) -> AsyncIterator[LogChunk]:
         """What the run has written, in the order it was stored; with ``follow`` until the run ends."""
         run_id = await self._client.resolve("run", run_id_of(run))
-        stored = _StoredLogs(self._wire, run_id, stream, attempt)
+        stored = _StoredLogs(self._wire, run_id, stream=stream, attempt=attempt, patient=follow)
         assembler = Assembler()
         if not follow:
             async for chunk in stored.read():
@@ -143,7 +145,7 @@ class Runs:
                 reconnects = self._wire.reconnects
 
     async def _ended(self, run_id: str) -> bool:
-        return (await self.get(run_id)).status in TERMINAL
+        return (await self._get(run_id, patience=PATIENCE)).status in TERMINAL
 
     def handle(self, run: Run) -> RunHandle:
         """A handle for a run record."""
@@ -183,11 +185,13 @@ class _Inbox:
 class _StoredLogs:
     """Pages through the stored chunks of a run, going on where it stopped."""
 
-    def __init__(self, wire: Wire, run_id: str, stream: str | None, attempt: int | None) -> None:
+    def __init__(self, wire: Wire, run_id: str, *, stream: str | None, attempt: int | None, patient: bool) -> None:
         self._wire = wire
         self._run_id = run_id
         self.stream = stream
         self.attempt = attempt
+        #: A follower puts up with restarts; whoever only reads wants to know at once.
+        self._patience = PATIENCE if patient else 0.0
         self._after = 0
 
     async def read(self) -> AsyncIterator[LogChunk]:
@@ -202,10 +206,12 @@ class _StoredLogs:
 
     async def _page(self, body: dict[str, Any]) -> _LogsPage:
         try:
-            return await self._wire.call("run", "logs", body, _LogsPage)
+            return await self._wire.call("run", "logs", body, _LogsPage, patience=self._patience)
         except NotFound:
             body["run_id"] = body.pop("id")
-            return await self._wire.call("history", "logs", body | {"after_seq": body["after"]}, _LogsPage)
+            return await self._wire.call(
+                "history", "logs", body | {"after_seq": body["after"]}, _LogsPage, patience=self._patience
+            )
 
 
 class Events:
@@ -226,7 +232,7 @@ class Events:
         live: asyncio.Queue[Msg] = asyncio.Queue()
         async with wire.subscribe(subjects.live(wire.scope, "run", run_id), live.put_nowait):
             while True:
-                page = await self._page(run_id, after, 500)
+                page = await self._page(run_id, after, 500, patience=PATIENCE)
                 for event in page.events:
                     after = event.cursor
                     yield event
@@ -238,13 +244,14 @@ class Events:
                     if event.kind in TERMINAL:
                         return
 
-    async def _page(self, run_id: str, after: int, limit: int) -> _EventsPage:
+    async def _page(self, run_id: str, after: int, limit: int, *, patience: float = 0.0) -> _EventsPage:
         wire = self._client.wire
         try:
-            return await wire.call("run", "events", {"id": run_id, "after": after, "limit": limit}, _EventsPage)
+            request = {"id": run_id, "after": after, "limit": limit}
+            return await wire.call("run", "events", request, _EventsPage, patience=patience)
         except NotFound:
             body = {"run_id": run_id, "after": after, "limit": limit, "fresh": True}
-            return await wire.call("history", "events", body, _EventsPage)
+            return await wire.call("history", "events", body, _EventsPage, patience=patience)
 
 
 async def _successors(live: asyncio.Queue[Msg], after: int) -> AsyncIterator[Event]:

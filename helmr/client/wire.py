@@ -22,6 +22,9 @@ T = TypeVar("T")
 #: Seconds a request may take unless its caller says otherwise.
 TIMEOUT = 10.0
 _CONNECT_TIMEOUT = 5.0
+_RETRY_DELAY = 0.2
+#: Seconds a follower puts up with a part of Helmr being away.
+PATIENCE = 30.0
 _END, _PART = "Helmr-End", "Helmr-Part"
 _START_HINT = "start Helmr with `helmr dev` (or `helmr server`), or set HELMR_URL to a server that runs"
 
@@ -85,17 +88,28 @@ class Wire:
         reply: type[T],
         *,
         timeout: float = TIMEOUT,  # noqa: ASYNC109
+        patience: float = 0.0,
     ) -> T:
-        """Send a request and decode its reply.
+        """Send a request and decode its reply; while Helmr is being restarted, again for ``patience`` seconds.
 
         Raises:
             HelmrError: what the service answered.
             Unavailable: nobody serves this, or the connection is lost.
             TimedOut: no answer in ``timeout`` seconds; the request may have taken effect all the same.
         """
+        deadline = asyncio.get_running_loop().time() + patience
+        while True:
+            try:
+                return self._decode(await self._request(noun, verb, body, timeout), reply)
+            except (Unavailable, TimedOut):
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_DELAY)  # nothing tells a client that a service is back
+
+    async def _request(self, noun: str, verb: str, body: Any, timeout: float) -> Msg:  # noqa: ASYNC109
         subject = subjects.api(self.scope, noun, verb)
         try:
-            msg = await self.nc.request(subject, msgspec.json.encode(body), timeout=timeout)
+            return await self.nc.request(subject, msgspec.json.encode(body), timeout=timeout)
         except nats.errors.NoRespondersError as error:
             raise _nobody(noun) from error
         except TimeoutError as error:
@@ -104,7 +118,6 @@ class Wire:
             raise errors.TooLarge("the request exceeds what NATS lets through") from error
         except (nats.errors.Error, OSError) as error:
             raise Unavailable(f"the connection to NATS was lost: {error}", hint="see `helmr status`") from error
-        return self._decode(msg, reply)
 
     def _decode(self, msg: Msg, reply: type[T]) -> T:
         raise_error(msg)
