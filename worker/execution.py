@@ -47,7 +47,7 @@ class Execution:
         self.scope = scope
         self.spec = spec
         self.run_id = position.event.run_id
-        self.journal = RunJournal(services.log, scope, position, self._on_state)
+        self.journal = RunJournal(services.log, scope, position, self.heed_cancel)
         state = self.journal.state
         self.pump = LogPump(
             services.log.js, scope, self.run_id, attempt=state.attempt or 1, dispatch=state.dispatch_attempt
@@ -58,6 +58,7 @@ class Execution:
         self._process: Process | None = None
         self._began = False
         self._cancelled = asyncio.Event()
+        self._forced = asyncio.Event()
         self._stopping: BaseException | None = None
         self._stop = asyncio.Event()
 
@@ -72,13 +73,12 @@ class Execution:
             self._stopping = reason
             self._stop.set()
 
-    def request_cancel(self) -> None:
-        """Somebody asked for the run's end; the journal knows more."""
-        self._cancelled.set()
-
-    def _on_state(self, state: RunState) -> None:
+    def heed_cancel(self, state: RunState) -> None:
+        """Take note of what a state of the run, heard live or read, says about its end."""
         if state.cancel is not None:
             self._cancelled.set()
+            if state.cancel.force:
+                self._forced.set()
 
     async def run(self) -> None:
         """Execute to the end. What goes wrong here becomes the run's failure, or (fenced) nothing at all."""
@@ -190,7 +190,7 @@ class Execution:
     ) -> Outcome:
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         self._process = process = await machine.start(self._process_spec(spec, deployment, task, left))
-        canceller = asyncio.create_task(self._cancel_when_asked(process, spec.cancel_grace))
+        canceller = asyncio.create_task(self._cancel_when_asked(spec.cancel_grace))
         writer = StreamWriter(self.services.log.js, self.scope, spec.session_id, self.run_id)
         exited = Exited(cause="lost", detail="the process ended without a word")
         try:
@@ -248,25 +248,12 @@ class Execution:
             env={"HELMR_RUN_ID": self.run_id, "HELMR_TASK_ID": spec.task_id},
         )
 
-    async def _cancel_when_asked(self, process: Process, grace: float) -> None:
+    async def _cancel_when_asked(self, grace: float) -> None:
         await self._cancelled.wait()
-        if self.state.cancel is None:  # heard of it by a message; the state says whether it is forced
-            await self.journal.check()
-        forced = self.state.cancel is not None and self.state.cancel.force
-        await process.cancel(0 if forced else grace)
-        if not forced:
-            await self._forced()
-            await process.cancel(0)
-
-    async def _forced(self) -> None:
-        """Wait until a cancel that was asked for politely is asked for by force."""
-        while self.state.cancel is None or not self.state.cancel.force:
-            self._cancelled.clear()
-            try:
-                await self._cancelled.wait()
-            finally:
-                self._cancelled.set()
-            await self.journal.check()
+        if not self._forced.is_set():
+            await self._end_process(grace)
+            await self._forced.wait()
+        await self._end_process(0)
 
     async def _heed(self, body: dict[str, Any], writer: StreamWriter) -> None:
         """Act on one message of the task."""

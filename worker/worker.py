@@ -240,7 +240,7 @@ class Worker:
     async def _on_cancel(self, msg: Msg) -> None:
         execution = self._executions.get(subjects.parse_event(msg.subject).id)
         if execution is not None:
-            execution.request_cancel()
+            execution.heed_cancel(RUN.decode(msg.data).state)
 
     async def _on_stop_order(self, msg: Msg) -> None:
         order = msgspec.json.decode(msg.data, type=StopOrder)
