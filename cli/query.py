@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
+import msgspec
 
 from cli.options import DURATION, Choice, Command, ask, flags
 from cli.output import aligned, note, on_terminal, table, to_json, working
@@ -94,9 +95,11 @@ def _write_to(file: BinaryIO, found: Table, form: str) -> None:
         case "csv":
             _write_csv(file, found)
         case "json":
-            file.write(f"{to_json(list(_rows(found)), indent=file is sys.stdout.buffer and on_terminal())}\n".encode())
+            file.write(
+                f"{to_json(list(_objects(found)), indent=file is sys.stdout.buffer and on_terminal())}\n".encode()
+            )
         case "jsonl":
-            file.writelines(f"{to_json(row)}\n".encode() for row in _rows(found))
+            file.writelines(f"{to_json(row)}\n".encode() for row in _objects(found))
         case _:
             file.write("".join(f"{each}\n" for each in aligned(found.column_names, _texts(found))).encode())
 
@@ -104,6 +107,16 @@ def _write_to(file: BinaryIO, found: Table, form: str) -> None:
 def _rows(found: Table) -> Iterator[dict[str, Any]]:
     for batch in found.to_batches(max_chunksize=1000):
         yield from batch.to_pylist()
+
+
+def _objects(found: Table) -> Iterator[dict[str, Any]]:
+    """Rows whose columns of type JSON are JSON, not text that contains it."""
+    documents = {field.name for field in found.schema if (field.metadata or {}).get(b"duckdb_type") == b"JSON"}
+    for row in _rows(found):
+        for name in documents:
+            if row[name] is not None:
+                row[name] = msgspec.Raw(row[name].encode())
+        yield row
 
 
 def _write_csv(file: BinaryIO, found: Table) -> None:

@@ -108,8 +108,10 @@ def record_of(package: str, survey: Survey) -> PackageRecord:
 
 
 def write_report(folder: Path, root: str, total: Survey, packages: dict[str, Survey]) -> None:
-    """Write ``report.md`` and ``report.json``."""
-    folder.joinpath("report.md").write_text(to_markdown(root, total, packages), encoding="utf-8")
+    """Write ``report.md`` and ``report.json``, and print the former."""
+    report = to_markdown(root, total, packages)
+    print(report)
+    folder.joinpath("report.md").write_text(report, encoding="utf-8")
     details = {
         "path": root,
         "total": total.to_dict(),
