@@ -139,7 +139,7 @@ def check_networks(index: dict[str, Any]) -> None:
         UsageError: a sandbox names hosts.
     """
     for sandbox in index.get("sandboxes", ()):
-        if sandbox.get("network") not in {"internet", "none"}:
+        if sandbox.get("network") not in ("internet", "none"):  # a list of hosts cannot be in a set
             raise UsageError(
                 f"sandbox {sandbox['name']}: this version of Helmr cannot limit the network to a list of hosts",
                 hint='choose network="none" or network="internet"',
