@@ -54,6 +54,10 @@ _CHECKS = 8
 _EVERYWHERE = Scope("*", "*")
 
 
+class Stopping(Exception):
+    """The worker takes nothing any more: somebody else shall."""
+
+
 class Worker:
     """One worker process; :meth:`run` is its life."""
 
@@ -73,6 +77,7 @@ class Worker:
         self._liveness = Liveness(self._presence, home)
         self._deployments = Deployments(nc)
         self._gate = asyncio.Event()
+        self._pulls: list[asyncio.Task[None]] = []
         self._executions: dict[str, Execution] = {}
         self._messages: dict[str, Msg] = {}
         self._handlers: set[asyncio.Task[None]] = set()
@@ -125,7 +130,7 @@ class Worker:
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
         for lane in self._lanes:
             await lane.create()
-        background += [tasks.create_task(lane.run()) for lane in self._lanes]
+        self._pulls = [tasks.create_task(lane.run()) for lane in self._lanes]
         background += [tasks.create_task(work()) for work in (self._beat, self._mind_engine, self._sweep)]
         self._gate.set()
         return background
@@ -133,6 +138,9 @@ class Worker:
     async def _shut_down(self) -> None:
         self._gate.clear()
         self._stopping.set()
+        for pull in self._pulls:  # before anything is queued again, or it would come back to us
+            pull.cancel()
+        await asyncio.wait(self._pulls)
         for execution in list(self._executions.values()):
             execution.stop(HandedBack("the worker was stopped"))
         await self._until(lambda: not self._executions)
@@ -198,6 +206,10 @@ class Worker:
         except Held as held:
             log.info("%s is %s", item.msg.subject, held)
             await item.msg.nak(delay=LOOK_AGAIN)
+        except Stopping:
+            await item.msg.nak()
+        except Fenced as fenced:  # the message is the new holder's now: our ack would take it away
+            log.info("%s: %s", item.msg.subject, fenced)
         except (Unavailable, nats.errors.Error) as error:
             log.warning("%s: %s; it will be delivered again", item.msg.subject, error)
         except Exception:
@@ -212,7 +224,7 @@ class Worker:
         scope = subjects.parse_event(item.msg.subject).scope
         dispatched = RUN.decode(item.msg.data)
         if self._stopping.is_set():
-            raise Unavailable("the worker is stopping")
+            raise Stopping
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
         first = dispatched if "spec" in dispatched.data else await self._log.first(RUN, scope, dispatched.run_id)
@@ -223,7 +235,8 @@ class Worker:
                 execution.stop(HandedBack("the worker was stopped"))
             await execution.run()
         finally:
-            del self._executions[dispatched.run_id]
+            if self._executions.get(dispatched.run_id) is execution:  # else we were fenced, and have leased it again
+                del self._executions[dispatched.run_id]
             self._progress.set()
         if execution.handed_back:
             await self._requeue(scope, dispatched)
