@@ -65,6 +65,7 @@ def attach(
         try:
             _open(con, path, alias, ddl, row_group, scan=scan)
         except duckdb.Error as error:
+            con.execute("USE memory")
             con.execute(f"DETACH DATABASE IF EXISTS {alias}")
             _judge(error, path)
             if damaged is None:

@@ -233,8 +233,8 @@ class Fold:
             return
         made = _deployment_decoder.decode(message.body)
         index = msgspec.json.encode(made.index).decode()
-        head = (made.id, made.version, made.project, made.environment, made.content_hash, made.archive_bytes)
-        self._deployments[made.id] = (*head, made.created_at.isoformat(), index, message.seq)
+        head = (made.id, made.version, made.project, made.environment, made.content_hash, made.archive)
+        self._deployments[made.id] = (*head, made.archive_bytes, made.created_at.isoformat(), index, message.seq)
 
     def take(self) -> dict[str, list[Row]]:
         """The rows of everything folded since the last call, by table; touched runs and sessions under their live table."""

@@ -52,7 +52,7 @@ async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: 
     async def closed() -> None:
         gone.set()
 
-    store = Store(Home(home / "history"), keep_days=keep_log_days)
+    store = Store(Home(home), keep_days=keep_log_days)
     try:
         nc = await connect(url, name="helmr-history", token=token, on_closed=closed)
         try:

@@ -146,6 +146,12 @@ class _Chunks(io.RawIOBase):
             self._held.clear()
 
 
+def _with_types(result: Result) -> pa.Schema:
+    """The Arrow schema, each column with its DuckDB type beside it: of JSON, Arrow only knows that it is text."""
+    fields = zip(result.rows.schema, result.columns, strict=True)
+    return pa.schema([field.with_metadata({"duckdb_type": kind}) for field, (_, kind) in fields])
+
+
 def connection(task: Task) -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB in which only the tables of one project and environment have names a query can use."""
     con = duckdb.connect(
@@ -258,8 +264,9 @@ def _writer(kind: str, sink: _Chunks, result: Result) -> Iterator[Any]:
     if kind == "json":
         yield json_lines(sink, result.columns)
     else:
-        with arrow_ipc.new_stream(sink, result.rows.schema) as stream:
-            yield stream.write_batch
+        told = _with_types(result)
+        with arrow_ipc.new_stream(sink, told) as stream:
+            yield lambda batch: stream.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=told))
 
 
 class Result(NamedTuple):
@@ -271,7 +278,11 @@ class Result(NamedTuple):
 
 def execute(con: duckdb.DuckDBPyConnection, sql: str) -> Result:
     """Start a query; VARIANT columns come as JSON, for no client knows them."""
-    relation = con.sql(sql)
+    try:
+        relation = con.sql(sql)
+    except duckdb.Error:
+        con.execute(sql)  # fails likewise, but tells line and place, which the relation does not
+        raise
     shape = [(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True)]
     if any("VARIANT" in kind for _, kind in shape):
         relation = con.sql(_without_variants(sql, shape))
@@ -303,7 +314,7 @@ def explain(error: Exception, task: Task) -> HelmrError:
             f"the query needs more than {MEMORY} of memory", hint="select fewer rows or columns, or aggregate"
         )
     head, _, rest = told.partition("\n")
-    found = re.search(r"^LINE \d+: .*\n\s*\^", told, re.MULTILINE)
+    found = re.search(r"^LINE \d+: .*\n\s*\^+", told, re.MULTILINE)
     hints = [
         line.strip() for line in rest.splitlines() if line.strip().startswith(("Did you mean", "Candidate", "HINT"))
     ]

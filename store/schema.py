@@ -310,7 +310,8 @@ DEPLOYMENTS = _table(
     version VARCHAR its version, YYYYMMDD.N
     project VARCHAR the project
     environment VARCHAR the environment
-    content_hash VARCHAR hash of its sources
+    content_hash VARCHAR sha-256 of its files
+    archive VARCHAR sha-256 of its archive
     archive_bytes BIGINT bytes of its archive
     created_at TIMESTAMPTZ when it was made
     index JSON its tasks, sandboxes, queues and streams

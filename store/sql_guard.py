@@ -7,6 +7,7 @@ first of several layers; the files are read-only and the process that runs the q
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -165,7 +166,7 @@ def quote_at(sql: str) -> tuple[str, list[int]]:
     text = sql.encode()
     starts = [offset for offset, _ in duckdb.tokenize(sql)]
     made, quoted, done = bytearray(), [], 0
-    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+    for start, end in itertools.pairwise([*starts, len(text)]):
         if text[start:end].strip().lower() == b"at" and not _AT_CLAUSE.match(text, start):
             made += text[done:start]
             quoted.append(len(made))

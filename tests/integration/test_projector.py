@@ -1,0 +1,326 @@
+"""The projector in this process: what is in the log is in the tables, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import msgspec
+import pytest
+from nats.aio.client import Client as Nats
+from nats.js.kv import KeyValue
+
+from bus import topology
+from bus.server import EmbeddedServer
+from bus.setup import ensure_topology
+from helmr import subjects
+from helmr.errors import ConfigError, Conflict, TimedOut
+from helmr.models import Deployment
+from store import schema
+from store.fold import Message
+from store.home import Home
+from store.sinks import Store
+from store.verify import verify
+from tests.integration.history import last_sequence, projecting, publish, publish_log, rows
+from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def log(nc: Nats) -> Nats:
+    """A connection to a server that has the streams."""
+    await ensure_topology(nc)
+    return nc
+
+
+async def everything(nc: Nats, number: int = 8) -> list[Life]:
+    """A log with messages of every kind."""
+    told = lives(number)
+    for life in told:
+        await publish(nc, session(life) + workspace(life, live=True) + life.published())
+        await publish(nc, [record(life.spec.session_id, 1, {"approved": True})])
+        await publish_log(nc, life.id, b"hello\n")
+    bucket: KeyValue = await nc.jetstream().key_value(topology.CONFIG_BUCKET)
+    made = Deployment(
+        id="dep_1",
+        version="20260301.1",
+        project=SCOPE.project,
+        environment=SCOPE.environment,
+        content_hash="abc",
+        archive="def",
+        archive_bytes=10,
+        created_at=START,
+        index={"tasks": []},
+    )
+    await bucket.put(f"deployment.{SCOPE}.dep_1", msgspec.json.encode(made))
+    await bucket.put(f"current.{SCOPE}", b"dep_1")
+    return told
+
+
+async def test_every_message_becomes_a_row(log: Nats, tmp_path: Path) -> None:
+    told = await everything(log)
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh(logs=True)
+        assert {row["id"]: row["status"] for row in rows(projector, "SELECT id, status FROM runs")} == {
+            life.id: life.record.status for life in told
+        }
+        (counts,) = rows(
+            projector,
+            """SELECT (SELECT count(*) FROM events) events, (SELECT count(*) FROM sessions) sessions,
+            (SELECT count(*) FROM workspaces) workspaces, (SELECT count(*) FROM records) records,
+            (SELECT count(*) FROM deployments WHERE current) deployments""",
+        )
+        expected = {"sessions": 8, "workspaces": 8, "records": 8, "deployments": 1}
+        assert counts == {"events": sum(len(life.events) for life in told), **expected}
+        with projector.store.logs.reading(projector.store.logs.days()[-1]) as cursor:
+            assert cursor.execute("SELECT count(*), min(text) FROM logs").fetchone() == (8, "hello\n")
+
+
+async def test_open_attempts_and_waits_are_in_the_views(log: Nats, tmp_path: Path) -> None:
+    life = Life().queued().leased().retries().add("waiting", {"kind": "token", "token": "tok_1"})
+    await publish(log, life.published())
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh()
+        attempts = rows(projector, "SELECT attempt, worker, outcome, finished_at FROM attempts ORDER BY attempt")
+        assert [(row["attempt"], row["worker"], row["outcome"]) for row in attempts] == [
+            (1, "wrk_1", "failed"),
+            (2, "wrk_2", None),
+        ]
+        (wait,) = rows(projector, "SELECT kind, token, outcome, ended_at FROM waits")
+        assert wait == {"kind": "token", "token": "tok_1", "outcome": None, "ended_at": None}
+
+
+async def test_a_restart_goes_on_where_it_stopped(log: Nats, tmp_path: Path) -> None:
+    life = Life().queued().leased().waits().succeeds({"ok": True})
+    published = life.published()
+    for start in range(0, len(published), 3):
+        await publish(log, published[start : start + 3])
+        async with projecting(log, tmp_path / "h") as projector:
+            await projector.fresh()
+    async with projecting(log, tmp_path / "h") as projector:
+        (run,) = rows(projector, "SELECT status, waits, wait_seconds, payload, tags, cursor, first_seq FROM runs")
+        assert run["payload"] == msgspec.json.encode(life.spec.payload).decode()
+        assert (run["status"], run["waits"], run["wait_seconds"], run["first_seq"]) == ("succeeded", 1, 30.0, 1)
+        assert rows(projector, "SELECT count(*) n FROM events") == [{"n": len(published)}]
+        assert rows(projector, "SELECT count(*) n FROM runs_live") == [{"n": 0}]
+
+
+async def test_messages_delivered_twice_are_applied_once(tmp_path: Path) -> None:
+    published = messages([message for life in lives(8) for message in life.published()])
+    store = Store(Home(tmp_path / "h"))
+    try:
+        for start in (0, 0, 3, 10, 0):
+            store.history.store(store.history.prepare({topology.RUNS: published[start:]}))
+        with store.reading() as cursor:
+            counts = cursor.execute("SELECT count(*), count(DISTINCT seq) FROM events").fetchone()
+        assert counts == (len(published), len(published))
+    finally:
+        store.close()
+
+
+async def test_unreadable_messages_are_noted_and_passed_over(
+    log: Nats, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await log.request(subjects.event(SCOPE, "run", "run_1", "started"), b"{nonsense", timeout=5)
+    await publish(log, Life().queued().published())
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh()
+        assert rows(projector, "SELECT stream, seq FROM unreadable") == [{"stream": "RUNS", "seq": 1}]
+        assert rows(projector, "SELECT count(*) n FROM runs") == [{"n": 1}]
+    assert "cannot be understood" in caplog.text
+
+
+async def test_it_goes_on_when_the_server_comes_back(log: Nats, nats_server: EmbeddedServer, tmp_path: Path) -> None:
+    async with projecting(log, tmp_path / "h") as projector:
+        await publish(log, Life().queued().published())
+        await projector.fresh()
+        await nats_server.stop()
+        await nats_server.start()
+        async with asyncio.timeout(15):
+            while not log.is_connected:
+                await asyncio.sleep(0.02)
+        await publish(log, Life().queued().leased().published())
+        await projector.fresh(timeout=20)
+        assert rows(projector, "SELECT count(*) n FROM events") == [{"n": 4}]
+
+
+async def test_it_goes_on_when_its_consumer_vanishes(log: Nats, tmp_path: Path) -> None:
+    async with projecting(log, tmp_path / "h") as projector:
+        await publish(log, Life().queued().published())
+        await projector.fresh()
+        js = log.jetstream()
+        for consumer in await js.consumers_info(topology.RUNS):
+            await js.delete_consumer(topology.RUNS, consumer.name)
+        await publish(log, Life().queued().published())
+        await projector.fresh(timeout=20)
+        assert rows(projector, "SELECT count(*) n FROM runs") == [{"n": 2}]
+
+
+async def test_deleted_messages_do_not_hold_up_freshness(log: Nats, tmp_path: Path) -> None:
+    await publish(log, Life().queued().leased().published())
+    await log.jetstream().delete_msg(topology.RUNS, await last_sequence(log))
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh()
+        assert rows(projector, "SELECT count(*) n FROM events") == [{"n": 2}]
+
+
+async def test_freshness_has_a_deadline(log: Nats, tmp_path: Path) -> None:
+    async with projecting(log, tmp_path / "h") as projector:
+        async with projector.history.commit:
+            await publish(log, Life().queued().published())
+            with pytest.raises(TimedOut, match="not caught up"):
+                await projector.fresh(timeout=0.3)
+        await projector.fresh()
+
+
+async def test_a_log_that_went_back_is_refused(log: Nats, tmp_path: Path) -> None:
+    await publish(log, Life().queued().leased().published())
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh()
+    await log.jetstream().delete_stream(topology.RUNS)
+    await ensure_topology(log)
+    with pytest.raises(ConfigError, match="ends at #0, but the history has applied #3") as raised:
+        async with projecting(log, tmp_path / "h"):
+            pass
+    assert "move history.db" in str(raised.value.hint)
+    await publish(log, Life().queued().leased().waits().published())
+    with pytest.raises(ConfigError, match="was made at"):
+        async with projecting(log, tmp_path / "h"):
+            pass
+
+
+async def test_a_second_projector_is_refused(log: Nats, tmp_path: Path) -> None:
+    async with projecting(log, tmp_path / "h"):
+        with pytest.raises(Conflict, match="another process"):
+            Store(Home(tmp_path / "h"))
+
+
+def damage(path: Path, *, at: float = 0.5) -> None:
+    """Flip some bytes in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    middle = int(len(data) * at)
+    data[middle : middle + 64] = bytes(byte ^ 0xFF for byte in data[middle : middle + 64])
+    path.write_bytes(bytes(data))
+
+
+async def crash_copy(projector_home: Path, home: Path) -> None:
+    """What a killed projector leaves: the files, with a write-ahead log that was never folded in."""
+    home.mkdir()
+    copying = await asyncio.create_subprocess_exec("cp", "-r", f"{projector_home}/.", str(home))
+    assert await copying.wait() == 0
+
+
+@pytest.mark.parametrize("broken", ["history.db.wal", "history.db", "logs"])
+async def test_damaged_files_are_moved_aside_and_filled_from_the_log(
+    log: Nats, nats_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
+) -> None:
+    await everything(log)
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh(logs=True)
+        await crash_copy(tmp_path / "h", tmp_path / "crashed")
+    home = Home(tmp_path / "crashed")
+    path = home.day(home.days()[-1]) if broken == "logs" else home.root / broken
+    damage(path, at=0.0 if path.suffix == ".db" else 0.5)
+    async with projecting(log, home.root) as projector:
+        await projector.fresh(logs=True)
+    assert "HISTORY DAMAGED" in caplog.text
+    assert list(path.parent.glob("*.damaged-*"))
+    assert (await verify(nats_url, home.root)).same
+
+
+async def test_damage_found_while_writing_is_looked_for_at_the_next_start(
+    log: Nats, nats_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await everything(log, 64)
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh(logs=True)
+    home = Home(tmp_path / "h")
+    damage(home.history, at=0.6)
+    home.suspect.touch()
+    async with projecting(log, home.root) as projector:
+        await projector.fresh(logs=True)
+    assert "HISTORY DAMAGED" in caplog.text
+    assert not home.suspect.exists()
+    assert (await verify(nats_url, home.root)).same
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [("CREATE TABLE t(i INT)", "not one of Helmr's"), ("UPDATE schema_version SET version = 0", "needs")],
+)
+async def test_files_of_others_are_left_alone(tmp_path: Path, made: str, reason: str) -> None:
+    home = Home(tmp_path / "h")
+    if "UPDATE" in made:
+        Store(home).close()
+    home.make()
+    with duckdb.connect(str(home.history)) as con:
+        con.execute(made)
+    with pytest.raises(ConfigError, match=reason):
+        Store(home)
+    assert not list(home.root.glob("*.damaged-*"))
+
+
+def chunk(seq: int, day: int, hour: int = 0) -> Message:
+    """A log chunk stored on a day of March 2026."""
+    stored = int(datetime(2026, 3, day, hour, tzinfo=UTC).timestamp()) * 10**9
+    return Message(seq, subjects.log(SCOPE, "run_1", 1, "stdout"), stored, {"Helmr-At": START.isoformat()}, b"x")
+
+
+async def test_logs_go_into_a_file_per_day(tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    store = Store(home, keep_days=36500)
+    try:
+        chunks = [chunk(1, 1), chunk(2, 1, 23), chunk(3, 2), chunk(4, 1, 23), chunk(5, 4)]
+        store.logs.store(store.logs.prepare({topology.LOGS: chunks}))
+        found = {}
+        for day in store.logs.days():
+            with store.logs.reading(day) as cursor:
+                found[day] = [seq for (seq,) in cursor.execute("SELECT seq FROM logs ORDER BY seq").fetchall()]
+        # The fourth was stored after a clock went back: a finished day stays finished.
+        assert found == {"20260301": [1, 2], "20260302": [3, 4], "20260304": [5]}
+        assert not list(home.logs.glob("logs-2026030[12].db.wal"))
+    finally:
+        store.close()
+    again = Store(home, keep_days=36500)
+    assert (again.logs.applied, again.logs.day) == ({topology.LOGS: 5}, "20260304")
+    again.close()
+
+
+async def test_old_logs_are_deleted(tmp_path: Path) -> None:
+    store = Store(Home(tmp_path / "h"), keep_days=30)
+    try:
+        store.logs.store(store.logs.prepare({topology.LOGS: [chunk(1, 1), chunk(2, 2), chunk(3, 3)]}))
+        assert store.logs.days() == ["20260303"]
+    finally:
+        store.close()
+
+
+async def test_times_in_the_log_file_are_those_of_the_writer_and_of_the_log(log: Nats, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    await publish_log(log, "run_1", b"\xff\xfe")
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh(logs=True)
+        with projector.store.logs.reading(projector.store.logs.days()[-1]) as cursor:
+            (row,) = cursor.sql('SELECT "at", stored_at, raw, bytes FROM logs').to_arrow_table().to_pylist()
+    assert row["at"] == START
+    assert before <= row["stored_at"] <= datetime.now(UTC)
+    assert (row["raw"], row["bytes"]) == (b"\xff\xfe", 2)
+
+
+async def test_the_schema_explains_itself(tmp_path: Path) -> None:
+    store = Store(Home(tmp_path / "h"))
+    try:
+        with store.reading() as cursor:
+            silent = cursor.execute(
+                "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'h' AND comment IS NULL"
+            ).fetchall()
+        computed = {"queue_seconds", "duration_seconds", "activity", "current", "version"}
+        questions = set(schema.QUESTIONS)
+        assert [
+            (t, c) for t, c in silent if c not in computed and t not in questions and not c.startswith("open_")
+        ] == []
+    finally:
+        store.close()
