@@ -84,6 +84,7 @@ def colour(stream: object) -> bool:
 def _sentence(error: click.ClickException) -> str:
     guessed = isinstance(error, click.exceptions.NoSuchOption)  # its suggestions become the hint
     text = (error.message if guessed else error.format_message()).rstrip(".")
+    text = text.replace("'[", "'").replace("]'", "'")  # an optional argument is named like a usage line shows it
     return text[:1].lower() + text[1:]
 
 

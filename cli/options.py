@@ -142,6 +142,10 @@ class Group(click.Group):
         """The group's own parameters and the global options."""
         return [*super().get_params(ctx), *_global_options(set())]
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The verbs in the order they are defined in."""
+        return list(self.commands)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The global options at the root, the verbs everywhere."""
         if ctx.parent is None:
