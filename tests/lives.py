@@ -137,7 +137,7 @@ def messages(published: list[Published], *, first: int = 1) -> list[Message]:
 
 def session(life: Life, *, ends: str | None = None) -> list[Published]:
     """The events of the session of a run."""
-    opened = {
+    opened: dict[str, Any] = {
         "task_id": life.spec.task_id,
         "workspace_id": life.spec.workspace_id,
         "deployment_id": life.spec.deployment_id,
@@ -146,7 +146,7 @@ def session(life: Life, *, ends: str | None = None) -> list[Published]:
         "tags": ["nightly"],
         "metadata": {"who": "ada"},
     }
-    told = [("opened", opened), *([(ends, {"reason": "done"})] if ends else [])]
+    told: list[tuple[str, dict[str, Any]]] = [("opened", opened), *([(ends, {"reason": "done"})] if ends else [])]
     state, published = None, []
     for kind, data in told:
         state = session_rules.apply(state, kind, data, life.at, session_id=life.spec.session_id)

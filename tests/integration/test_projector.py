@@ -13,17 +13,18 @@ from nats.aio.client import Client as Nats
 from nats.js.kv import KeyValue
 
 from bus import topology
+from bus.connection import connected
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import subjects
-from helmr.errors import ConfigError, Conflict, TimedOut
+from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
 from helmr.models import Deployment
 from store import schema
 from store.fold import Message
 from store.home import Home
 from store.sinks import Store
 from store.verify import verify
-from tests.integration.history import last_sequence, projecting, publish, publish_log, rows
+from tests.integration.history import history, last_sequence, projecting, publish, publish_log, query, rows, table
 from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
 
 pytestmark = pytest.mark.anyio
@@ -139,10 +140,8 @@ async def test_it_goes_on_when_the_server_comes_back(log: Nats, nats_server: Emb
         await projector.fresh()
         await nats_server.stop()
         await nats_server.start()
-        async with asyncio.timeout(15):
-            while not log.is_connected:
-                await asyncio.sleep(0.02)
-        await publish(log, Life().queued().leased().published())
+        async with connected(nats_server.url, name="test") as nc:
+            await publish(nc, Life().queued().leased().published())
         await projector.fresh(timeout=20)
         assert rows(projector, "SELECT count(*) n FROM events") == [{"n": 4}]
 
@@ -324,3 +323,16 @@ async def test_the_schema_explains_itself(tmp_path: Path) -> None:
         ] == []
     finally:
         store.close()
+
+
+async def test_nothing_stays_behind(log: Nats, tmp_path: Path) -> None:
+    await publish(log, Life().queued().published())
+    home = Home(tmp_path / "h")
+    async with history(log, home.root):
+        assert await table(log, "select count(*) from runs") == [[1]]
+        running = asyncio.create_task(query(log, "select count(*) from range(1000000000000)", timeout=30))
+        await asyncio.sleep(0.3)
+    with pytest.raises(HelmrError):
+        await running
+    assert not list(home.snapshots.rglob("*.db"))
+    assert not list(home.scratch.iterdir())

@@ -45,7 +45,7 @@ async def load(nc: Nats, stop: asyncio.Event) -> int:
     while not stop.is_set():
         told = lives(16)
         await publish(nc, [message for life in told for message in life.published()])
-        await publish(nc, session(told[0]) + [record(told[0].spec.session_id, 1, {"round": rounds})])
+        await publish(nc, [*session(told[0]), record(told[0].spec.session_id, 1, {"round": rounds})])
         await publish_log(nc, told[0].id, b"line\n" * 200)
         rounds += 1
         await asyncio.sleep(0.02)  # some 4,000 messages a second: a load, but one that can be kept up with
@@ -62,7 +62,7 @@ async def test_kills_neither_lose_nor_double_a_row(
     for _ in range(KILLS):
         await process.start()
         assert "ready" in process.told, process.told
-        await asyncio.sleep(random.uniform(0, 0.6))  # the very point: an arbitrary moment
+        await asyncio.sleep(random.uniform(0, 0.6))  # noqa: S311  # an arbitrary moment
         await process.kill()
     stop.set()
     assert await loading > 0
@@ -133,16 +133,14 @@ async def test_verify_finds_what_was_tampered_with(
         await verify(nats_url, tmp_path / "nowhere")
 
 
-async def test_the_process_says_why_it_cannot_start(nats_server: object, process: HistoryProcess) -> None:
+async def test_the_process_says_why_it_cannot_start(process: HistoryProcess) -> None:
     await process.start()
     assert await process.ended() == 4
     assert "error: stream RUNS: stream not found" in process.told
     assert "Traceback" not in process.told
 
 
-async def test_the_process_ends_cleanly_under_load(
-    log: Nats, nats_url: str, tmp_path: Path, process: HistoryProcess
-) -> None:
+async def test_the_process_ends_cleanly_under_load(log: Nats, tmp_path: Path, process: HistoryProcess) -> None:
     stop = asyncio.Event()
     loading = asyncio.create_task(load(log, stop))
     await process.start()

@@ -1,0 +1,334 @@
+"""Users' SQL: right answers, fresh, within one's own scope; whatever else it tries is bounded in time, memory and reach."""
+
+from __future__ import annotations
+
+# ruff: noqa: S608  # the names of tables are our own
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.ipc as arrow_ipc
+import pytest
+from nats.aio.client import Client as Nats
+
+from bus.setup import ensure_topology
+from helmr.errors import HelmrError, TimedOut, UsageError
+from helmr.subjects import Scope
+from store import queries, sandbox, schema
+from store.projector import Projector
+from store.sandbox import Task
+from tests.integration.history import ask, history, publish, publish_log, query, table
+from tests.lives import Life, lives, record, session, workspace
+from tests.unit.test_sql_guard import REFUSED
+
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("projector")]
+
+OTHER = Scope("other", "dev")
+
+
+@pytest.fixture
+async def projector(nc: Nats, tmp_path: Path) -> AsyncIterator[Projector]:
+    """A running history over a log of eight runs of one project, and one of another."""
+    await ensure_topology(nc)
+    for life in (*lives(8), Life(scope=OTHER, task_id="theirs").queued().leased().fails(message="secret")):
+        await publish(nc, life.published() + session(life) + workspace(life))
+        await publish(nc, [record(life.spec.session_id, 1, {"n": 1}, scope=life.scope)])
+        await publish_log(nc, life.id, b"said\n" * 3, scope=life.scope)
+    async with history(nc, tmp_path / "h") as projector:
+        yield projector
+
+
+async def test_questions_are_answered(nc: Nats) -> None:
+    assert sorted(await table(nc, "select status, count(*) from runs group by all")) == [
+        ["cancelled", 1],
+        ["failed", 2],
+        ["queued", 1],
+        ["running", 1],
+        ["succeeded", 2],
+        ["waiting", 1],
+    ]
+    assert await table(nc, "select payload->>'pr', payload.nested.a[0]::int from runs limit 1") == [["42", 1]]
+    assert await table(nc, "select data.name::varchar from events where kind = 'step'") == [["fetch"]]
+    assert await table(nc, "select at, kind from events order by at, cursor limit 1") == [
+        ["2026-03-01T12:00:01.123456Z", "queued"]
+    ]
+    assert await table(nc, "select code, message, count(*) from failures group by all order by 1") == [
+        ["out_of_memory", "it broke", 1],
+        ["task_error", "it broke", 1],
+    ]
+    assert await table(nc, "select sum(runs), sum(retries) from task_health") == [[8, 1]]
+
+
+async def test_every_table_can_be_read_in_both_formats(nc: Nats) -> None:
+    for name in sorted(schema.VISIBLE):
+        body, fields = await query(nc, f"select * from {name}")
+        found = arrow_ipc.open_stream(body).read_all()
+        assert found.num_rows == int(fields["Helmr-Rows"]) == len(await table(nc, f"select * from {name}"))
+        assert (await table(nc, f"describe {name}"))[0][0] == found.column_names[0]
+        assert (found.num_rows > 0) == (name not in {"schedules", "versions", "deployments"})
+
+
+async def test_json_says_names_and_types_and_passes_json_through(nc: Nats) -> None:
+    numbers = "1::hugeint big, 1.5::decimal(4,2) d, 'nan'::double n"
+    sql = f"select {numbers}, [1] l, {{'a': date '2026-01-01'}} s, '{{\"b\": [1]}}'::json j"
+    body, _ = await query(nc, sql, format="json")
+    head, row = map(json.loads, body.splitlines())
+    assert [(column["name"], column["type"]) for column in head["columns"]] == [
+        ("big", "HUGEINT"),
+        ("d", "DECIMAL(4,2)"),
+        ("n", "DOUBLE"),
+        ("l", "INTEGER[]"),
+        ("s", "STRUCT(a DATE)"),
+        ("j", "JSON"),
+    ]
+    assert row == [1, "1.50", "nan", [1], {"a": "2026-01-01"}, {"b": [1]}]
+
+
+async def test_arrow_says_what_is_json(nc: Nats) -> None:
+    body, _ = await query(nc, "select data, data d2, id from events limit 1")
+    told = arrow_ipc.open_stream(body).schema
+    assert [field.metadata[b"duckdb_type"] for field in told] == [b"JSON", b"JSON", b"VARCHAR"]
+    assert told.field("data").type == pa.lib.string()
+
+
+async def test_one_project_sees_nothing_of_another(nc: Nats) -> None:
+    for name in sorted(schema.VISIBLE - {"deployments", "schedules", "versions"}):
+        (row,) = await table(nc, f"select count(*), count(*) filter (project <> 'acme') from {name}")
+        assert row[0] > 0
+        assert row[1] == 0
+    assert await table(nc, "select task_id, status from runs", scope=OTHER) == [["theirs", "failed"]]
+    assert await table(nc, "select count(*) from logs", scope=OTHER) == [[1]]
+    assert await table(nc, "select count(*) from runs", scope=Scope("acme", "prod")) == [[0]]
+    assert await table(nc, "select count(*) from runs", scope=Scope("x'or'1'='1", "dev")) == [[0]]
+
+
+async def test_a_query_sees_what_was_stored_before_it(nc: Nats) -> None:
+    for number in range(5):
+        life = Life(task_id="fresh").queued()
+        await publish(nc, life.published())
+        await publish_log(nc, life.id, b"now")
+        sql = "select count(*), count(text) from runs left join logs on run_id = id where task_id = 'fresh'"
+        assert await table(nc, sql) == [[number + 1, number + 1]]
+
+
+async def test_logs_of_all_days_are_one_table(nc: Nats, projector: Projector, monkeypatch: pytest.MonkeyPatch) -> None:
+    await projector.fresh(logs=True)
+    monkeypatch.setattr("store.sinks.day_of", lambda _message: "29991231")
+    await publish_log(nc, "run_later", b"tomorrow")
+    assert await table(nc, "select count(*), count(distinct run_id) from logs") == [[9, 9]]
+    assert len(projector.store.logs.days()) == 2
+    assert await table(nc, "select text from logs where run_id = 'run_later'") == [["tomorrow"]]
+    await projector.fresh(logs=True)
+    with projector.store.logs.reading(projector.store.logs.days()[0]) as cursor:
+        assert cursor.execute("SELECT count(*) FROM logs").fetchone() == (9,)
+
+
+async def test_large_results_come_in_parts(nc: Nats) -> None:
+    body, fields = await query(nc, "select range as i, md5(range::varchar) m from range(100000)", limit=100_000)
+    found = arrow_ipc.open_stream(body).read_all()
+    assert found.num_rows == int(fields["Helmr-Rows"]) == 100_000
+    assert found.column("i").to_pylist() == list(range(100_000))
+    assert int(fields["Helmr-End"]) > 5
+
+
+async def test_rows_are_capped(nc: Nats) -> None:
+    for limit, rows in ((None, queries.ROWS), (0, 0), (1, 1), (5000, 5000)):
+        body, fields = await query(nc, "from range(20000)", limit=limit)
+        assert arrow_ipc.open_stream(body).read_all().num_rows == rows
+        assert fields["Helmr-Truncated"] == "rows"
+    assert "Helmr-Truncated" not in (await query(nc, "from range(10)", limit=10))[1]
+
+
+async def test_bytes_are_capped(nc: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MAX_BYTES", 1024**2)
+    body, fields = await query(nc, "select md5(range::varchar) from range(1000000)", limit=1_000_000)
+    assert fields["Helmr-Truncated"] == "bytes"
+    assert len(body) < 2 * 1024**2
+
+
+async def test_errors_show_the_place(nc: Nats) -> None:
+    for sql, message, detail in (
+        ("select nope from runs", "Referenced column", "LINE 1: select nope from runs"),
+        ("select id\nfrom runs\nwhere where", "syntax error", "where where\n      ^"),
+        ("select abss(1)", "function abss is not possible", ""),
+        ("select id::int from runs", "Could not convert string", "LINE 1: select id::int"),
+    ):
+        with pytest.raises(UsageError, match=message) as raised:
+            await query(nc, sql)
+        assert detail in raised.value.details.get("excerpt", "")
+
+
+def files_of(home: Path) -> dict[str, bytes]:
+    """The files of a history that a query must not change, and all others that are there."""
+    return {str(path): path.read_bytes()[:4096] for path in home.rglob("*") if path.is_file()}
+
+
+async def test_hostile_statements_are_refused_and_leave_no_trace(
+    nc: Nats, projector: Projector, tmp_path: Path
+) -> None:
+    await table(nc, "select count(*) from logs, runs")
+    before, outside = files_of(projector.store.home.root), set(Path("/tmp").iterdir())
+    assert len(REFUSED) > 40
+    for sql in REFUSED:
+        with pytest.raises(HelmrError):
+            await query(nc, sql, timeout=2)
+    assert files_of(projector.store.home.root) == before
+    assert {path for path in set(Path("/tmp").iterdir()) - outside if path.name in {"f", "x", "x.db"}} == set()
+    assert tmp_path.exists()
+    assert await table(nc, "select count(*) from runs") == [[8]]
+
+
+ATTACKS = [
+    "select count(*) from range(1000000000000)",
+    "select count(*) from range(1000000) a, range(1000000) b",
+    "with recursive r(i) as (select 1 union all select i + 1 from r) select max(i) from r",
+    "select * from range(1000000000) order by random() limit 1",
+    "select list(range) from range(1000000000)",
+    "select string_agg(md5(range::varchar)) from range(1000000000)",
+    "select count(distinct md5(range::varchar)) from range(10000000000)",
+    "select histogram(random()) from range(10000000000)",
+    "select a.id from runs a, runs b, runs c, runs d, runs e, runs f, runs g, runs h, runs i, runs j order by random()",
+    "select sum(len(replace(md5(range::varchar), 'a', md5(range::varchar)))) from range(100000000000)",
+    f"select len(replace(replace('{'a' * 20000}', 'a', '{'b' * 20000}'), 'b', '{'c' * 10000}'))",
+    "select regexp_replace(md5(range::varchar), '(.*)*x', 'y') from range(100000000000) where range < 0",
+    "with recursive r(t) as (select 'x' union all select t || t from r) select len(t) from r",
+    "select list_reduce([1, 2], lambda a, b: (select count(*) from range(1000000000000)))",
+    "select row_number() over (order by random()) from range(1000000000)",
+]
+
+
+@pytest.mark.slow
+async def test_attacks_on_time_and_memory_are_stopped(nc: Nats) -> None:
+
+    async def attack(sql: str) -> None:
+        began = time.monotonic()
+        with pytest.raises(HelmrError):
+            await query(nc, sql, timeout=1)
+        assert time.monotonic() - began < 2.0, sql
+
+    for at in range(0, len(ATTACKS), queries.CONCURRENT):
+        await asyncio.gather(*map(attack, ATTACKS[at : at + queries.CONCURRENT]))
+        assert await table(nc, "select count(*) from runs") == [[8]]
+
+
+BEYOND = [
+    "insert into runs select * from runs",
+    "create table memory.main.t as select 1; copy (select 1) to '{tmp}/out.csv'",
+    "copy (select 1) to '{tmp}/out.csv'",
+    "with x as (copy (select 1) to '{tmp}/out.csv') select 1",
+    "select * from read_csv('/etc/passwd')",
+    "select * from read_text('/proc/self/environ')",
+    "attach '{tmp}/other.db'",
+    "set enable_external_access = true",
+    "set lock_configuration = false",
+    "set memory_limit = '100GB'",
+    "set temp_directory = '{tmp}'",
+    "install httpfs",
+    "load '{tmp}/x.duckdb_extension'",
+    "export database '{tmp}/export'",
+]
+
+
+async def test_what_the_guard_would_miss_is_refused_by_the_engine(
+    nc: Nats, projector: Projector, tmp_path: Path
+) -> None:
+    await table(nc, "select 1 from runs")
+    (copy,) = projector.store.home.snapshots.rglob("history.db")
+    task = Task(verb="run", sql="", project="acme", environment="dev", history=str(copy))
+    for sql in BEYOND:
+        with sandbox.connection(task) as con, pytest.raises(duckdb.Error):
+            con.execute(sql.format(tmp=tmp_path))
+    with sandbox.connection(task) as con:
+        hidden = con.execute("SELECT database_name FROM duckdb_databases() WHERE readonly").fetchone()
+        assert hidden is not None
+        for sql in (
+            "DELETE FROM {}.events",
+            "INSERT INTO {}.projection VALUES ('x', 1, now(), '')",
+            "DROP TABLE {}.events",
+        ):
+            with pytest.raises(duckdb.Error):
+                con.execute(sql.format(hidden[0]))
+    assert not list(tmp_path.glob("o*")) + list(tmp_path.glob("e*"))
+
+
+async def test_the_child_has_limits_and_no_environment(nc: Nats) -> None:
+    await table(nc, "select 1")
+    children = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"store.sandbox" in path.read_bytes()]
+    assert children
+    for path in children:
+        limits = (path.parent / "limits").read_text()
+        assert "Max file size             0" in limits
+        assert f"Max address space         {sandbox.ADDRESS_SPACE}" in limits
+        assert (path.parent / "environ").read_bytes() in {b"", b"LC_CTYPE=C.UTF-8\0"}
+
+
+async def test_queries_wait_for_one_another_and_give_up_in_time(nc: Nats) -> None:
+    await table(nc, "select 1")
+    slow = "select count(*) from range(1000000000000)"
+    began = time.monotonic()
+    answers = await asyncio.gather(
+        *(query(nc, slow, timeout=1.5) for _ in range(2)),
+        query(nc, "select 1", timeout=0.5),
+        query(nc, "select 1", timeout=8),
+        return_exceptions=True,
+    )
+    assert [type(answer) for answer in answers[:3]] == [TimedOut, TimedOut, TimedOut]
+    assert "other queries" in str(answers[2])
+    assert isinstance(answers[3], tuple)
+    assert time.monotonic() - began < 6
+
+
+async def test_other_questions_are_answered_meanwhile(nc: Nats) -> None:
+    slow = asyncio.create_task(query(nc, "select count(*) from range(1000000000000)", timeout=2))
+    await asyncio.sleep(0.3)
+    began = time.monotonic()
+    await ask(nc, "runs", {"fresh": True})
+    assert time.monotonic() - began < 1.5
+    with pytest.raises(TimedOut, match="longer than 2 s"):
+        await slow
+
+
+async def test_bad_requests_are_explained(nc: Nats) -> None:
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"timeout": 0}, "timeout is 0 s"),
+        ({"timeout": 1e9}, "timeout is 1e"),
+        ({"limit": -1}, "limit is -1"),
+        ({"format": "xml"}, "bad history query request"),
+    ]
+    for options, message in bad:
+        with pytest.raises(UsageError, match=message):
+            await query(nc, "select 1", **options)
+
+
+async def test_copies_are_few_and_small(nc: Nats, projector: Projector) -> None:
+    home = projector.store.home
+
+    def copies() -> list[Path]:
+        return [path for path in home.snapshots.rglob("*.db") if path.is_file()]
+
+    await table(nc, "select count(*) from runs")
+    (first,) = copies()
+    inode = first.stat().st_ino
+    await table(nc, "select count(*) from runs")
+    assert copies() == [first]
+    await publish(nc, Life().queued().published())
+    await table(nc, "select count(*) from runs")
+    (second,) = copies()
+    assert second != first
+    assert second.stat().st_ino == inode  # the database file itself has not changed: only its journal was copied
+    projector.store.reading().execute("CHECKPOINT h")
+    await publish(nc, Life().queued().published())
+    assert await table(nc, "select count(*) from runs") == [[10]]
+    assert [path.stat().st_ino for path in copies()] != [inode]
+
+
+async def test_times_are_in_utc(nc: Nats) -> None:
+    ((hour, text),) = await table(nc, "select date_trunc('hour', created_at), created_at::varchar from runs limit 1")
+    assert datetime.fromisoformat(hour).astimezone(UTC).hour == 12
+    assert text.endswith("+00")
