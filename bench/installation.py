@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from helmr.client import AsyncClient
@@ -24,10 +24,10 @@ async def installation(engine: str, slots: int) -> AsyncIterator[AsyncClient]:
         environment = os.environ | {"HELMR_HOME": home, "HELMR_PROJECT": "bench"}
         for name in ("HELMR_URL", "HELMR_API_KEY", "HELMR_ENV"):
             environment.pop(name, None)
-        async with (
-            part(environment, "server"),
-            part(environment, "worker", "--engine", engine, "--slots", str(slots)),
-        ):
+        async with AsyncExitStack() as parts:
+            await parts.enter_async_context(part(environment, "server"))
+            await ready(environment, "--part", "control", "--part", "projector")
+            await parts.enter_async_context(part(environment, "worker", "--engine", engine, "--slots", str(slots)))
             await ready(environment)
             async with AsyncClient(project="bench", home=home) as client:
                 await client.deployments.deploy(PROJECT)
@@ -46,7 +46,7 @@ async def part(environment: dict[str, str], *arguments: str) -> AsyncIterator[as
         await asyncio.wait_for(process.wait(), 30)
 
 
-async def ready(environment: dict[str, str]) -> None:
+async def ready(environment: dict[str, str], *options: str) -> None:
     """Return when every part is up."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -56,6 +56,7 @@ async def ready(environment: dict[str, str]) -> None:
         "--wait",
         "60s",
         "--json",
+        *options,
         env=environment,
         stdout=asyncio.subprocess.DEVNULL,
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Seconds between looks while waiting: nothing tells when a part that does not exist yet begins to.
 _LOOK = 0.15
+PARTS = ("nats", "control", "projector", "workers", "dev")
 
 
 class Part(msgspec.Struct, kw_only=True):
@@ -43,13 +44,14 @@ class Status(msgspec.Struct, kw_only=True):
 
 @click.command(cls=Command)
 @click.option("--wait", type=DURATION, metavar="D", help="Until every part is up and what `dev` deploys is current.")
-def status(wait: float | None) -> None:
+@click.option("--part", "only", type=click.Choice(PARTS), multiple=True, help="Only this part counts; may be repeated.")
+def status(wait: float | None, only: tuple[str, ...]) -> None:
     """Say which parts are up and making progress.
 
     The exit code is 0 when all are, 1 when one is not, 4 when there is no server, 7 when --wait did not see it happen.
     """
     given = flags()
-    found, error = asyncio.run(_wait(given, wait) if wait is not None else _once(given))
+    found, error = asyncio.run(_wait(given, only, wait) if wait is not None else _once(given, only))
     if given.json:
         json_value(found)
     else:
@@ -63,8 +65,16 @@ def status(wait: float | None) -> None:
         raise click.exceptions.Exit(1)
 
 
-async def _once(given: Flags) -> tuple[Status, HelmrError | None]:
+async def _once(given: Flags, only: tuple[str, ...]) -> tuple[Status, HelmrError | None]:
     """The status, and why there is no connection, if there is none."""
+    found, error = await _look(given)
+    if only:
+        parts = {name: part for name, part in found.parts.items() if name in only}
+        found = msgspec.structs.replace(found, parts=parts, ready=all(part.up for part in parts.values()))
+    return found, error
+
+
+async def _look(given: Flags) -> tuple[Status, HelmrError | None]:
     settings = given.settings()
     try:
         client = given.client(anywhere=True)
@@ -76,11 +86,11 @@ async def _once(given: Flags) -> tuple[Status, HelmrError | None]:
     return _status(settings, f"nats://{url.hostname}:{url.port}" if url is not None else settings.url, parts), None
 
 
-async def _wait(given: Flags, limit: float) -> tuple[Status, HelmrError | None]:
+async def _wait(given: Flags, only: tuple[str, ...], limit: float) -> tuple[Status, HelmrError | None]:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit
     while True:
-        found, error = await _once(given)
+        found, error = await _once(given, only)
         if isinstance(error, NotAllowed):
             raise error
         if found.ready or loop.time() >= deadline:

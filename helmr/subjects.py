@@ -120,7 +120,7 @@ def live(scope: Scope, entity: Entity | Literal["*"] = "*", entity_id: str = "*"
 
 def log(scope: Scope, run_id: str, attempt: int | Literal["*"], stream: str, owner: str = "run") -> str:
     """The subject of log chunks; also a filter, with ``*`` for attempt or stream."""
-    return f"{_LOGS}.{scope}.{owner}.{_token(run_id)}.{attempt}.{_token_or_any(stream)}"
+    return f"{_LOGS}.{scope}.{owner}.{_token_or_any(run_id)}.{attempt}.{_token_or_any(stream)}"
 
 
 class LogSubject(NamedTuple):
