@@ -17,7 +17,7 @@ from cli import dev_state
 from cli.errors import INTERRUPTED, colour
 from cli.options import Choice, Command, Flags, flags
 from cli.output import STATUS_COLOURS, clock, json_line, note, span
-from cli.process import Part, Stop, first_of
+from cli.process import Part, PartFailed, Stop, first_of
 from cli.worker import ENGINES
 from helmr.errors import Conflict, HelmrError, Unavailable
 from helmr.events import RUN_KINDS
@@ -87,6 +87,7 @@ class _Dev:
         self._json = given.json
         self._url: str | None = None
         self._stop = Stop()
+        self._failure: PartFailed | None = None
         loud = ["--debug"] if given.debug else ["--verbose"] if given.verbose else []
         self._common = ["--json", "--home", str(self.home), *loud]
         self._worker_options = ["--engine", engine, *(["--slots", str(slots)] if slots else [])]
@@ -115,15 +116,25 @@ class _Dev:
                     await asyncio.shield(self._shut_down())
         finally:
             dev_state.remove(self.home)
+        if self._failure is not None:
+            raise self._failure
         return self._stop.hurried.is_set()
 
+    async def _keep(self, part: Part) -> None:
+        """Run a part; one that cannot be started at all is a reason to stop the others, in order."""
+        try:
+            await part.run()
+        except PartFailed as failure:
+            self._failure = self._failure or failure
+            self._stop.asked.set()
+
     async def _live(self, tasks: asyncio.TaskGroup) -> None:
-        tasks.create_task(self._server.run())
+        tasks.create_task(self._keep(self._server))
         await first_of(self._server.ready, self._stop.asked)
         if self._stop.asked.is_set():
             return
         dev_state.write(self.home, root=self.root, project=self.project, env=self.settings.env)
-        tasks.create_task(self._worker.run())
+        tasks.create_task(self._keep(self._worker))
         project = tasks.create_task(self._mind_project())
         try:
             await self._stop.asked.wait()
@@ -143,11 +154,12 @@ class _Dev:
             await Redeployer(client, self.root, self._on_deployed, self._on_failed).run()
 
     async def _shut_down(self) -> None:
-        if self._stop.asked.is_set():
+        if self._failure is None:
             self._tell("stopping", "stopping; Ctrl-C again to hurry")
         await self._end(self._worker)
         await self._end(self._server)
-        self._tell("stopped", f"stopped; the state stays in {self.home}")
+        if self._failure is None:
+            self._tell("stopped", f"stopped; the state stays in {self.home}")
 
     async def _end(self, part: Part) -> None:
         ending = asyncio.create_task(part.stop(_GRACE))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,6 +92,7 @@ class _Server:
         self._stop.listen()
         ensure_home(self.home)
         if self._url is not None:
+            _refuse_second(self.home)
             await self._stand_on(self._url, None)
             return
         from bus.server import EmbeddedServer
@@ -103,6 +106,8 @@ class _Server:
 
     async def _stand_on(self, url: str, embedded: EmbeddedServer | None) -> None:
         from bus.connection import connect
+
+        _use_scratch(self.home / "tmp")
 
         async def closed() -> None:
             self._lost.set()
@@ -135,7 +140,6 @@ class _Server:
                 if not self._stop.asked.is_set():
                     parts.append(launch(projector.run()))
                     await self._first_try(projector)
-                    _refuse_second(self.home)
                     local.announce(self.home, url)
                     self._say_ready(url)
                 await first_of(self._stop.asked, self._lost)
@@ -192,6 +196,13 @@ async def _control(nc: Nats, ready: asyncio.Event) -> None:
             ready.set()
     finally:
         control.close()
+
+
+def _use_scratch(folder: Path) -> None:
+    """Keep temporary files in a folder of our own, where the next server removes what a killed one has left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    tempfile.tempdir = str(folder)
 
 
 def _refuse_second(home: Path) -> None:
