@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -19,14 +20,20 @@ from helmr.subjects import Scope
 #: Bytes of JSON of one record (DESIGN: limits).
 MAX_RECORD = 256 * 1024
 _WRONG_SEQUENCE = 10071
-_TIMEOUT = 10.0
+_TIMEOUT = 5.0
+_RETRY_DELAY = 0.2
+#: Seconds a record is retried while the server is away, unless told otherwise.
+_PATIENCE = 60.0
 
 
 class StreamWriter:
-    """Appends to the output streams of one session on behalf of one run."""
+    """Appends to the output streams of one session on behalf of one run; ``patience``: seconds a record is retried."""
 
-    def __init__(self, js: JetStreamContext, scope: Scope, session_id: str, run_id: str) -> None:
+    def __init__(
+        self, js: JetStreamContext, scope: Scope, session_id: str, run_id: str, *, patience: float = _PATIENCE
+    ) -> None:
         self._js = js
+        self._patience = patience
         self._scope = scope
         self._session_id = session_id
         self._run_id = run_id
@@ -37,28 +44,42 @@ class StreamWriter:
 
         Raises:
             TooLarge: the record exceeds 256 KiB.
-            Unavailable: NATS does not answer.
+            Unavailable: NATS stays away.
         """
         subject = subjects.io(self._scope, self._session_id, "out", stream)
+        draft = StreamRecord(
+            id=ids.new("rec"),
+            session_id=self._session_id,
+            stream=stream,
+            direction="out",
+            sequence=0,
+            data=data,
+            correlation_id=correlation_id,
+            run_id=self._run_id,
+            at=events.now(),
+        )
+        deadline = asyncio.get_running_loop().time() + self._patience
         while True:
-            seq, sequence = self._ends.get(stream) or await self._end(subject)
-            record = StreamRecord(
-                id=ids.new("rec"),
-                session_id=self._session_id,
-                stream=stream,
-                direction="out",
-                sequence=sequence + 1,
-                data=data,
-                correlation_id=correlation_id,
-                run_id=self._run_id,
-                at=events.now(),
-            )
-            stored = await self._publish(subject, record, seq)
-            if stored is None:
-                del self._ends[stream]
-                continue
-            self._ends[stream] = (stored, record.sequence)
-            return record
+            try:
+                record = await self._try(subject, draft)
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_DELAY)  # the server is away; a repeat is told from the original by its id
+            else:
+                if record is not None:
+                    return record
+
+    async def _try(self, subject: str, draft: StreamRecord) -> StreamRecord | None:
+        """The record as stored, or None when somebody else was first."""
+        seq, sequence = self._ends.get(draft.stream) or await self._end(subject)
+        record = msgspec.structs.replace(draft, sequence=sequence + 1)
+        stored = await self._publish(subject, record, seq)
+        if stored is None:
+            del self._ends[draft.stream]
+            return None
+        self._ends[draft.stream] = (stored, record.sequence)
+        return record
 
     async def _end(self, subject: str) -> tuple[int, int]:
         found = await get_message(self._js, topology.SESSIONS, subject)
@@ -78,6 +99,8 @@ class StreamWriter:
         except nats.js.errors.APIError as error:
             if error.err_code == _WRONG_SEQUENCE:
                 return await self._ours(subject, record)
+            if error.code == 503:
+                raise Unavailable(f"JetStream is not ready: {error.description}") from error
             raise HelmrError(f"the record is refused: {error.description}") from error
         except (TimeoutError, nats.errors.Error, OSError) as error:
             raise Unavailable(f"NATS does not acknowledge: {error}") from error

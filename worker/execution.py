@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,11 +14,12 @@ from bus import chunks
 from bus.log import Position
 from bus.records import StreamWriter
 from helmr import events
-from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable
+from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable, UsageError
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
+from worker import messages
 from worker.engine import Exited, Machine, Message, Output, Process, ProcessSpec
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
@@ -81,20 +83,30 @@ class Execution:
                 self._forced.set()
 
     async def run(self) -> None:
-        """Execute to the end. What goes wrong here becomes the run's failure, or (fenced) nothing at all."""
+        """Execute to the end. What goes wrong becomes the run's failure; what goes wrong here gives the run back.
+
+        Raises:
+            Fenced: the lease was lost; nothing was said about it.
+        """
         try:
-            async with asyncio.TaskGroup() as group:
-                pump = group.create_task(self.pump.run())
-                writer = group.create_task(self.journal.run())
-                try:
-                    await self._lead()
-                finally:
-                    await self.pump.close()
-                    writer.cancel()
-                    if isinstance(self._stopping, Fenced):
-                        pump.cancel()
-        except* Fenced as fenced:
-            log.info("run %s: fenced: %s", self.run_id, fenced.exceptions[0])
+            await self._run()
+        except ExceptionGroup as group:
+            if group.subgroup(Fenced) is not None:
+                raise Fenced(f"run {self.run_id} is no longer ours") from group
+            log.exception("run %s: giving it back", self.run_id)
+            await self._hand_back(f"the worker failed: {group.exceptions[0]!r}"[:500])
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            pump = group.create_task(self.pump.run())
+            writer = group.create_task(self.journal.run())
+            try:
+                await self._lead()
+            finally:
+                await self.pump.close()
+                writer.cancel()
+                if isinstance(self._stopping, Fenced):
+                    pump.cancel()
 
     async def _lead(self) -> None:
         """Race the work against the reasons to stop it."""
@@ -144,6 +156,9 @@ class Execution:
                 return await self._unprepared(spec)
             try:
                 return await self._execute(machine, spec, deployment, task, deadline)
+            except Unavailable as gone:
+                await self.services.machines.forget(self.scope, spec.workspace_id, machine, gone.message)
+                raise
             finally:
                 await machines.__aexit__(None, None, None)
         except Misplaced as elsewhere:
@@ -191,20 +206,17 @@ class Execution:
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         self._process = process = await machine.start(self._process_spec(spec, deployment, task, left))
         canceller = asyncio.create_task(self._cancel_when_asked(spec.cancel_grace))
-        writer = StreamWriter(self.services.log.js, self.scope, spec.session_id, self.run_id)
-        exited = Exited(cause="lost", detail="the process ended without a word")
+        writer = StreamWriter(self.services.log.js, self.scope, spec.session_id, self.run_id, patience=math.inf)
         try:
-            async for frame in process.frames():
-                match frame:
-                    case Output():
-                        await self.pump.write(frame.stream, frame.data)
-                    case Message():
-                        await self._heed(frame.body, writer)
-                    case Exited():
-                        exited = frame
+            exited = await self._listen(process, writer)
+        except BaseException:
+            await asyncio.shield(_discard(process))  # nothing of it may live on when nobody listens
+            raise
         finally:
-            await _cancel_and_wait(canceller)  # it takes the request down while it waits for a forced one
+            canceller.cancel()
             self._process = None
+        if exited.cause == "lost":
+            raise Unavailable(f"its machine was lost: {exited.detail}")
         return judge(
             self.said,
             exited,
@@ -255,25 +267,46 @@ class Execution:
             await self._forced.wait()
         await self._end_process(0)
 
+    async def _listen(self, process: Process, writer: StreamWriter) -> Exited:
+        """Carry what the process says; its end."""
+        async for frame in process.frames():
+            match frame:
+                case Output():
+                    await self.pump.write(frame.stream, frame.data)
+                case Message():
+                    await self._heed(frame.body, writer)
+                case Exited():
+                    return frame
+        return Exited(cause="lost", detail="the process ended without a word")
+
     async def _heed(self, body: dict[str, Any], writer: StreamWriter) -> None:
-        """Act on one message of the task."""
-        match body.get("op"):
-            case "started":
+        """Act on one message of the task, unless it has broken the protocol before."""
+        if self.said.broken is not None:
+            return
+        try:
+            await self._act(messages.parse(body), writer)
+        except (messages.Broken, UsageError) as error:
+            self.said.broken = error.message
+            await self._end_process(0)
+
+    async def _act(self, message: messages.TaskMessage, writer: StreamWriter) -> None:
+        match message:
+            case messages.Started():
                 self._began = True
                 await self.journal.put(Draft(kind="started", message="the task's code begins", source="worker"))
-            case "log":
-                await self.pump.write("log", msgspec.json.encode({k: v for k, v in body.items() if k != "op"}) + b"\n")
-            case "metadata":
-                data = {"metadata": body["metadata"], "changed": body.get("changed", [])}
+            case messages.LogLine():
+                fields = msgspec.to_builtins(message)
+                del fields["op"]
+                await self.pump.write("log", msgspec.json.encode(fields) + b"\n")
+            case messages.Metadata(metadata=document, changed=changed):
+                data = {"metadata": document, "changed": changed}
                 await self.journal.put(Draft(kind="metadata", data=data, source="task"))
-            case "output":
-                record = await writer.append(body["stream"], body.get("data"), body.get("correlation_id"))
-                data = {"stream": record.stream, "sequence": record.sequence, "record_id": record.id}
-                await self.journal.put(Draft(kind="output", data=data, source="task"))
-            case "result" | "result_part" | "error" | "cancelled":
-                self.said.hear(body)
-            case other:
-                log.warning("run %s: the task says %r, which means nothing here", self.run_id, other)
+            case messages.Record():
+                record = await writer.append(message.stream, message.data, message.correlation_id)
+                told = {"stream": record.stream, "sequence": record.sequence, "record_id": record.id}
+                await self.journal.put(Draft(kind="output", data=told, source="task"))
+            case messages.Result() | messages.ResultPart() | messages.Error():
+                self.said.hear(message)
 
     async def _conclude(self, spec: RunSpec, outcome: Outcome) -> None:
         await self._store_logs(chunks.WORKER_LOST if isinstance(outcome, Lost) else None)
@@ -315,6 +348,17 @@ class Execution:
                 await self._process.cancel(grace)
             except HelmrError as error:
                 log.debug("run %s: %s", self.run_id, error)  # the machine is gone, and the process with it
+
+
+async def _discard(process: Process) -> None:
+    """End a process whose frames nobody wants any more, and see to its end."""
+    try:
+        async with asyncio.timeout(_KILL_TIME):
+            await process.cancel(0)
+            async for _ in process.frames():
+                pass
+    except (HelmrError, TimeoutError) as error:
+        log.warning("process %s: %s", process.id, error)
 
 
 def _reason(state: RunState) -> str | None:

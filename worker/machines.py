@@ -166,7 +166,7 @@ class Machines:
         except BaseException as error:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise
-        entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry, entry.machine))
+        entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry.machine))
 
     async def _claim(self, scope: Scope, workspace_id: str) -> None:
         def decide(state: WorkspaceState) -> Draft:
@@ -201,9 +201,13 @@ class Machines:
             network="internet" if sandbox.get("network") == "internet" else "none",
         )
 
-    async def _watch(self, scope: Scope, workspace_id: str, entry: _Entry, machine: Machine) -> None:
+    async def _watch(self, scope: Scope, workspace_id: str, machine: Machine) -> None:
         """Forget a machine that ended by itself."""
-        reason = await machine.wait_lost()
+        await self.forget(scope, workspace_id, machine, await machine.wait_lost())
+
+    async def forget(self, scope: Scope, workspace_id: str, machine: Machine, reason: str) -> None:
+        """Have the next user bring the workspace to life anew: this machine of it is lost. Saying so twice is fine."""
+        entry = self._entries[scope, workspace_id]
         async with entry.lock:
             if entry.machine is machine:
                 log.warning("workspace %s lost its machine: %s", workspace_id, reason)

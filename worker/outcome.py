@@ -13,32 +13,51 @@ from jsonschema.exceptions import best_match
 
 from helmr.events import Failure, FailureCode
 from worker.engine import Exited
+from worker.messages import Broken, Error, Result, ResultPart
 
 #: Bytes of JSON a run may return (DESIGN: limits).
 MAX_OUTPUT = 512 * 1024
+#: Characters of JSON that the pieces of an output may have: what the authoring API lets through.
+MAX_PARTS = 16 * 1024**2
+#: Characters of what a failure carries.
+_MAX_MESSAGE, _MAX_TRACEBACK = 16 * 1024, 60 * 1024
 
 
-class Said(msgspec.Struct):
+class Said:
     """What the task said about its end, gathered while it ran."""
 
-    output: Any = None
-    returned: bool = False
-    parts: list[str] = []
-    error: dict[str, Any] | None = None
-    cancelled: bool = False
+    def __init__(self) -> None:
+        self.output: Any = None
+        self.returned = False
+        self.error: Error | None = None
+        #: How the task broke the protocol; nothing it says counts any more.
+        self.broken: str | None = None
+        self._parts: list[str] = []
+        self._size = 0
 
-    def hear(self, body: dict[str, Any]) -> None:
-        """Take note of a ``result_part``, ``result``, ``error`` or ``cancelled`` message."""
-        match body["op"]:
-            case "result_part":
-                self.parts.append(body["data"])
-            case "result":
+    def hear(self, message: Result | ResultPart | Error) -> None:
+        """Take note of one message.
+
+        Raises:
+            Broken: the pieces of an output make no JSON, or are too many.
+        """
+        match message:
+            case ResultPart(data=data):
+                self._size += len(data)
+                if self._size > MAX_PARTS:
+                    raise Broken(f"the task sent an output of more than {MAX_PARTS >> 20} MiB")
+                self._parts.append(data)
+            case Result():
                 self.returned = True
-                self.output = json.loads("".join(self.parts)) if "parts" in body else body.get("output")
-            case "error":
-                self.error = body
-            case "cancelled":
-                self.cancelled = True
+                self.output = message.output if message.parts is None else self._join()
+            case Error():
+                self.error = message
+
+    def _join(self) -> Any:
+        try:
+            return json.loads("".join(self._parts))
+        except (ValueError, RecursionError) as error:
+            raise Broken(f"the pieces of the task's output make no JSON: {error}") from error
 
 
 class Succeeded(msgspec.Struct, frozen=True):
@@ -66,8 +85,13 @@ class Lost(msgspec.Struct, frozen=True):
 
 Outcome = Succeeded | Failed | Cancelled | Lost
 
-_ERROR_CODES: frozenset[str] = frozenset(
-    {"task_error", "task_exit", "output_invalid", "output_too_large", "nondeterminism"}
+#: What a task may call its own failure.
+_ERROR_CODES: tuple[FailureCode, ...] = (
+    "task_error",
+    "task_exit",
+    "output_invalid",
+    "output_too_large",
+    "nondeterminism",
 )
 
 
@@ -78,6 +102,8 @@ def judge(said: Said, exited: Exited, *, cancel_requested: bool, max_duration: f
         return Lost(exited.detail or "the workspace's machine was lost")
     if cancel_requested and not (finished and exited.cause == "exit"):
         return Cancelled()
+    if said.broken is not None:
+        return _failed("task_error", said.broken, exited)
     if exited.cause == "deadline":
         return _failed("max_duration", f"ran longer than {max_duration:g} s", exited, {"limit_seconds": max_duration})
     if finished:
@@ -97,11 +123,16 @@ def _failed(code: FailureCode, message: str, exited: Exited, detail: dict[str, A
     return Failed(Failure(code=code, message=message, detail=known), exit_code=exited.exit_code)
 
 
-def _from_error(error: dict[str, Any], exited: Exited) -> Failed:
-    code: FailureCode = error["code"] if error.get("code") in _ERROR_CODES else "task_error"
-    kept = ("type", "traceback", "path", "exit_code", "where", "hint")
-    detail = {key: error[key] for key in kept if error.get(key) is not None}
-    return _failed(code, str(error.get("message", "the task failed")), exited, detail)
+def _from_error(error: Error, exited: Exited) -> Failed:
+    code: FailureCode = "task_error"
+    for known in _ERROR_CODES:
+        if error.code == known:
+            code = known
+    detail = {"type": error.type, "path": error.path, "where": error.where, "hint": error.hint}
+    short = {key: value[:_MAX_MESSAGE] for key, value in detail.items() if value is not None}
+    trace = {"traceback": error.traceback[:_MAX_TRACEBACK]} if error.traceback is not None else {}
+    left = {"exit_code": error.exit_code} if error.exit_code is not None else {}
+    return _failed(code, error.message[:_MAX_MESSAGE], exited, {**short, **trace, **left})
 
 
 def _describe_exit(exited: Exited) -> str:
