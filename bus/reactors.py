@@ -20,7 +20,7 @@ from bus.pull import Delivery, Puller, ensure_consumer
 from bus.requests import api
 from bus.starts import DEFAULT_GROUP
 from helmr import subjects
-from helmr.errors import Conflict, HelmrError, NotFound
+from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
 from helmr.events import Draft, RunEvent, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
@@ -66,8 +66,12 @@ class Reactors:
     async def _handle(self, item: Delivery, handler: _Handler) -> None:
         try:
             await handler(item)
+        except (Unavailable, nats.errors.Error):
+            raise
         except (Conflict, NotFound) as error:
             log.debug("moot: %s", error)  # somebody else drew the consequence, or the entity is gone
+        except Exception:  # a message that nobody understands must not keep us from all others
+            log.exception("%s: cannot make anything of it", item.msg.subject)
         await item.msg.ack()
 
     async def _due(self, item: Delivery) -> None:

@@ -93,8 +93,8 @@ class Planner:
             Conflict: the workspace does not fit the task.
         """
         deployment = self.deployments.current(scope)
-        task = find_task(deployment, request.task)
         check_limits(request)
+        task = find_task(deployment, request.task)
         check_payload(deployment, task, request.payload)
         sandbox = find_sandbox(deployment, task)
         at_ms = ids.time_ms(request.request_id)
@@ -175,6 +175,10 @@ def find_sandbox(deployment: Deployment, task: dict[str, Any]) -> dict[str, Any]
 
 def check_limits(request: StartRequest) -> None:
     """Refuse what exceeds a documented limit."""
+    if not ids.is_id(request.request_id, "req"):
+        raise UsageError(
+            f"{request.request_id[:80]!r} is no request id", hint="use helmr.ids.new('req'), once per start"
+        )
     _check_size("the payload", request.payload, MAX_PAYLOAD)
     _check_size("the metadata", request.metadata, MAX_METADATA)
     if len(request.tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in request.tags):

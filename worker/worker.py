@@ -222,7 +222,11 @@ class Worker:
 
     async def _serve(self, item: Delivery) -> None:
         scope = subjects.parse_event(item.msg.subject).scope
-        dispatched = RUN.decode(item.msg.data)
+        try:
+            dispatched = RUN.decode(item.msg.data)
+        except msgspec.DecodeError as error:
+            log.warning("%s holds no event: %s", item.msg.subject, error)
+            raise Stale from error
         if self._stopping.is_set():
             raise Stopping
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from helmr.subjects import Scope
 
 #: Bytes of a deployment archive, compressed.
 MAX_ARCHIVE = 64 * 1024**2
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class UploadRequest(msgspec.Struct, kw_only=True):
@@ -80,8 +82,10 @@ class DeploymentService:
 
     async def upload(self, _scope: Scope, request: UploadRequest) -> UploadReply:
         """Take one part; an archive that is stored already is complete at once."""
-        if not request.archive.isalnum():
-            raise UsageError("the archive's name is not a hex digest")
+        if not _DIGEST.fullmatch(request.archive):
+            raise UsageError("the archive's name is not a sha-256 in hex")
+        if request.offset < 0:
+            raise UsageError("an offset is not negative")
         if request.offset == 0 and await self.artifacts.has(request.archive):
             return UploadReply(have=0, stored=True)
         path = self._scratch / request.archive

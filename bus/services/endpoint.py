@@ -70,10 +70,7 @@ def _spawner(
 async def _answer(endpoint: Endpoint, request: Request) -> None:
     try:
         scope, _, _ = subjects.parse_api(request.subject)
-        body = msgspec.json.decode(request.data or b"{}", type=endpoint.request)
-        reply = msgspec.json.encode(await endpoint.handler(scope, body))
-    except msgspec.ValidationError as error:
-        await _refuse(request, UsageError(f"bad {endpoint.noun} {endpoint.verb} request: {error}"))
+        reply = msgspec.json.encode(await endpoint.handler(scope, _body(endpoint, request)))
     except HelmrError as error:
         await _refuse(request, error)
     except Exception:
@@ -83,6 +80,13 @@ async def _answer(endpoint: Endpoint, request: Request) -> None:
         )
     else:
         await _reply(request, reply, None)
+
+
+def _body(endpoint: Endpoint, request: Request) -> Any:
+    try:
+        return msgspec.json.decode(request.data or b"{}", type=endpoint.request)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"bad {endpoint.noun} {endpoint.verb} request: {error}") from error
 
 
 async def _refuse(request: Request, error: HelmrError) -> None:

@@ -1,0 +1,196 @@
+"""Starting sessions: external ids, repeated requests, and what a half-done start leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bus.log import RUN, SESSION, WORKSPACE, Position
+from bus.starts import StartRequest
+from helmr import ids
+from helmr.client import AsyncClient, Client
+from helmr.errors import Conflict, HelmrError, NotFound, UsageError
+from helmr.models import Started
+from helmr.subjects import Scope, api
+from tests.integration.platform import Platform, kinds, until
+
+pytestmark = pytest.mark.anyio
+
+TASKS = """
+    import time
+    from helmr import Sandbox, task
+
+    other = Sandbox("other", workspace="/other")
+
+    @task("quick")
+    def quick(payload: dict) -> dict:
+        return payload
+
+    @task("slow")
+    def slow():
+        time.sleep(3)
+
+    @task("elsewhere", sandbox=other)
+    def elsewhere():
+        pass
+"""
+
+
+def _request(**changes: Any) -> dict[str, Any]:
+    return {"task": "quick", "request_id": ids.new("req"), "payload": {"n": 1}} | changes
+
+
+async def _start(helmr: AsyncClient, body: dict[str, Any]) -> Started:
+    return await helmr.wire.call("session", "start", body, Started)
+
+
+async def test_the_same_external_id_gives_the_same_session(helmr: AsyncClient) -> None:
+    first = await helmr.sessions.start("quick", {"n": 1}, external_id="pr-1")
+    assert not first.reused
+    again = await helmr.sessions.start("quick", {"n": 1}, external_id="pr-1")
+    assert again.reused
+    assert (again.session.id, again.run.id) == (first.session.id, first.run.id)
+    await first.run.wait(timeout=20)
+    ended = await helmr.sessions.start("quick", {"n": 1}, external_id="pr-1")
+    assert (ended.reused, ended.run.record.status, ended.run.record.output) == (True, "succeeded", {"n": 1})
+    assert (await kinds(helmr, first.run)).count("queued") == 1
+
+
+@pytest.mark.parametrize("change", [{"payload": {"n": 2}}, {"task": "slow", "payload": None}, {"tags": ["x"]}])
+async def test_an_external_id_belongs_to_one_start(helmr: AsyncClient, change: dict[str, Any]) -> None:
+    name = f"pr-{sorted(change)}"
+    await _start(helmr, _request(external_id=name))
+    with pytest.raises(Conflict, match="started differently"):
+        await _start(helmr, _request(external_id=name) | change)
+
+
+async def test_starts_at_the_same_time_with_one_external_id_make_one_session(helmr: AsyncClient) -> None:
+    started = await asyncio.gather(*(helmr.sessions.start("quick", {"n": 1}, external_id="race") for _ in range(12)))
+    assert len({each.session.id for each in started}) == 1
+    assert len({each.run.id for each in started}) == 1
+    assert [each.reused for each in started].count(False) == 1
+    await started[0].run.wait(timeout=20)
+    assert await kinds(helmr, started[0].run) == ["queued", "leased", "started", "succeeded"]
+
+
+@pytest.mark.parametrize("external_id", [None, "retried"])
+async def test_a_request_sent_again_makes_one_run(helmr: AsyncClient, external_id: str | None) -> None:
+    body = _request(external_id=external_id)
+    started = await asyncio.gather(*(_start(helmr, body) for _ in range(6)))
+    assert len({each.run.id for each in started}) == 1
+    assert len({each.session.workspace_id for each in started}) == 1
+    await helmr.runs.wait(started[0].run.id, timeout=20)
+    again = await _start(helmr, body)
+    assert (again.run.id, again.run.status) == (started[0].run.id, "succeeded")
+    assert await kinds(helmr, again.run.id) == ["queued", "leased", "started", "succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "external_id"),
+    [
+        ((), None),
+        (("session",), None),
+        (("workspace",), None),
+        (("session", "workspace"), None),
+        (("session",), "half"),
+        (("session", "workspace"), "half"),
+    ],
+)
+async def test_a_start_that_was_interrupted_is_completed_by_its_repetition(
+    helmr: AsyncClient, platform: Platform, stored: tuple[str, ...], external_id: str | None
+) -> None:
+    scope = Scope(*helmr.scope)
+    name = external_id and f"{external_id}-{len(stored)}"
+    body = _request(external_id=name)
+    request = msgspec.convert(body, StartRequest)
+    plan = await platform.control.sessions.planner.plan(scope, request)
+    log = platform.control.log
+    if "session" in stored:
+        await log.append(SESSION, scope, plan.session_id, Position(0, None), plan.session)
+    if "workspace" in stored:
+        assert plan.workspace is not None
+        await log.append(WORKSPACE, scope, plan.workspace_id, Position(0, None), plan.workspace)
+    again = body | ({"request_id": ids.new("req")} if name else {})
+    started = await _start(helmr, again)
+    assert (started.session.id, started.run.id) == (plan.session_id, plan.run_id)
+    assert started.session.workspace_id == plan.workspace_id
+    assert (await helmr.runs.wait(plan.run_id, timeout=20)).status == "succeeded"
+    assert (await log.last(RUN, scope, plan.run_id)).state.workspace_id == plan.workspace_id
+
+
+async def test_a_session_is_closed_when_nothing_runs(helmr: AsyncClient) -> None:
+    started = await helmr.sessions.start("slow")
+    with pytest.raises(Conflict, match="active run"):
+        await helmr.sessions.close(started.session)
+    await until(helmr, started.run, "leased")
+    assert (await helmr.sessions.get(started.session)).activity == "running"
+    await started.run.wait(timeout=20)
+    closed = await helmr.sessions.close(started.session)
+    assert (closed.status, closed.activity) == ("closed", "idle")
+    assert (await helmr.sessions.close(started.session)).status == "closed"
+
+
+async def test_a_workspace_of_another_sandbox_is_refused(helmr: AsyncClient) -> None:
+    first = await helmr.sessions.start("quick", {"n": 1})
+    with pytest.raises(Conflict, match="sandbox"):
+        await helmr.sessions.start("elsewhere", workspace=first.session.workspace_id)
+    with pytest.raises(NotFound):
+        await helmr.sessions.start("quick", {"n": 1}, workspace="ws_" + "0" * 24)
+
+
+@pytest.mark.parametrize(
+    ("noun", "verb", "body"),
+    [
+        ("session", "start", {}),
+        ("session", "start", {"task": "quick", "request_id": "no id"}),
+        ("session", "start", {"task": "quick", "request_id": "req_" + "!" * 24}),
+        ("session", "start", {"task": 5, "request_id": "req_" + "0" * 24}),
+        ("session", "start", {"task": "quick", "request_id": "req_" + "0" * 24, "unknown": 1}),
+        ("session", "start", {"task": "quick", "request_id": "req_" + "0" * 24, "workspace": "*"}),
+        ("session", "start", {"task": "quick", "request_id": "req_" + "0" * 24, "ttl": -1}),
+        ("run", "get", {"id": "*"}),
+        ("run", "get", {"id": ">"}),
+        ("run", "get", {"id": "a\r\nPUB x 0\r\n\r\n"}),
+        ("run", "get", {}),
+        ("run", "logs", {"id": "*"}),
+        ("run", "cancel", {"id": "a b"}),
+        ("workspace", "stop", {"id": ""}),
+        ("deployment", "upload", {"archive": "../../etc/x", "offset": 0, "data": "", "last": True}),
+        ("deployment", "upload", {"archive": "a" * 64, "offset": -5, "data": "", "last": True}),
+    ],
+)
+async def test_a_bad_request_is_the_callers_mistake(helmr: AsyncClient, noun: str, verb: str, body: Any) -> None:
+    with pytest.raises(UsageError):
+        await helmr.wire.call(noun, verb, body, dict[str, Any])
+
+
+@pytest.mark.parametrize("body", [b"not json", b"\xff", b"[]", b"5", b'{"id": '])
+async def test_a_request_that_is_no_json_is_the_callers_mistake(helmr: AsyncClient, body: bytes) -> None:
+    reply = await helmr.wire.nc.request(api(helmr.scope, "run", "get"), body, timeout=5)
+    assert (reply.headers or {})["Nats-Service-Error"] == "usage"
+
+
+async def test_nothing_is_deployed_in_an_empty_project(platform: Platform) -> None:
+    client = await platform.client("empty")
+    with pytest.raises(NotFound, match="nothing is deployed"):
+        await client.sessions.start("quick")
+
+
+def _blocking(url: str, home: Path) -> None:
+    with Client(url, project="sessions", env="test", home=home) as helmr:
+        started = helmr.sessions.start("quick", {"n": 3})
+        assert started.run.result(timeout=20) == {"n": 3}
+        assert [event.kind for event in started.run.events()] == ["queued", "leased", "started", "succeeded"]
+        assert list(started.run.logs()) == []
+        assert helmr.sessions.get(started.session).activity == "idle"
+        with pytest.raises(HelmrError):
+            helmr.runs.cancel(started.run)
+
+
+async def test_the_blocking_client_does_the_same(helmr: AsyncClient, platform: Platform) -> None:
+    assert helmr.scope.project == "sessions"
+    await asyncio.to_thread(_blocking, platform.server.url, platform.home)
