@@ -231,6 +231,9 @@ class Child:
             return
         try:
             for text in self._inbox.feed(data):
+                if text == protocol.SYNC:
+                    self.send(protocol.SYNCED, answer=False)
+                    continue
                 protocol.check_message(text)
                 self.journal.append(protocol.MESSAGE, text)
         except protocol.ProtocolError as error:

@@ -1,14 +1,25 @@
-"""The task's end of its control socket: length-prefixed JSON messages, whole or not at all, from any thread."""
+"""The task's end of its control socket: length-prefixed JSON messages, whole or not at all, from any thread.
+
+Messages and output travel on different channels, and must arrive in the order they were made all the same. What was printed
+before a log line is in the pipe before the line is sent, and the supervisor empties the pipes first. What is printed after one
+waits, in :class:`OrderedStream`, until the supervisor has taken the line; several lines in a row cost nothing.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import select
 import socket
 import struct
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from helmr import jsonform
 from helmr.errors import Unavailable
+from helmr.guest import protocol
 from helmr.guest.interruption import Interruption
 
 #: What the supervisor accepts as one message, in bytes.
@@ -28,6 +39,38 @@ class Outbox:
         self._sock = sock
         self._lock = threading.Lock()
         self._interruption = interruption
+        self._pid = os.getpid()
+        self._unsettled = False
+        self._settling = threading.Lock()
+        self._replies = b""
+
+    def order_streams(self) -> None:
+        """Have everything printed from now on wait for the log lines before it."""
+        sys.stdout = _text(OrderedStream(1, self.settle), "surrogateescape")
+        sys.stderr = _text(OrderedStream(2, self.settle), "backslashreplace")
+
+    def settle(self) -> None:
+        """Return when the supervisor has taken the log lines sent so far."""
+        if not self._unsettled or os.getpid() != self._pid:  # a forked child has no say on this socket
+            return
+        with self._settling:
+            self._unsettled = False
+            try:
+                self._post(protocol.SYNC)
+                self._await_reply()
+            except (OSError, Unavailable):
+                return  # nobody listens any more: there is no order to keep
+
+    def _await_reply(self) -> None:
+        while len(self._replies) < _LENGTH.size + len(protocol.SYNCED):
+            # Only here may an interruption strike: nothing has been taken from the socket.
+            select.select([self._sock], [], [])
+            with self._interruption:
+                data = self._sock.recv(_LENGTH.size + len(protocol.SYNCED) - len(self._replies))
+                if not data:
+                    raise Unavailable("the supervisor of this task no longer listens")
+                self._replies += data
+        self._replies = b""
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message.
@@ -36,9 +79,18 @@ class Outbox:
             Unavailable: nobody is there to receive it.
             ValueError: it exceeds 1 MiB.
         """
+        logged = message["op"] == "log"
+        if logged:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
         body = jsonform.encode(message)
         if len(body) > MAX_MESSAGE:
             raise ValueError(f"a control message of {len(body):,} bytes is more than 1 MiB")
+        self._post(body)
+        if logged:
+            self._unsettled = True
+
+    def _post(self, body: bytes) -> None:
         with self._interruption, self._lock:
             try:
                 self._sock.sendall(_LENGTH.pack(len(body)) + body)
@@ -54,3 +106,21 @@ class Outbox:
         for part in parts:
             self.send({"op": "result_part", "data": part})
         self.send({"op": "result", "parts": len(parts)})
+
+
+class OrderedStream(io.FileIO):
+    """Standard output or error of a task: waits for the log lines that came before what is written."""
+
+    def __init__(self, fd: int, settle: Callable[[], None]) -> None:
+        super().__init__(fd, "w", closefd=False)
+        self._settle = settle
+
+    def write(self, data: Any, /) -> int:
+        """Write after what was logged before."""
+        self._settle()
+        return super().write(data)
+
+
+def _text(raw: io.FileIO, errors: str) -> io.TextIOWrapper:
+    """Line by line, as on a terminal: print() must arrive while the task runs."""
+    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", errors, line_buffering=True)

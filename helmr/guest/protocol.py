@@ -4,7 +4,8 @@ Between worker and supervisor: a header of 17 bytes, big-endian (kind ``u8``, pr
 length ``u32``), then the body. Frames of a process (output, message, exited) carry a sequence that counts from 1 in that
 process and are kept by the supervisor until acknowledged; all other frames carry sequence 0 and are not kept.
 
-Between supervisor and task (the control socket): a length (``u32``, big-endian), then a JSON object in UTF-8, both ways.
+Between supervisor and task (the control socket): a length (``u32``, big-endian), then a JSON object in UTF-8, both ways. The
+supervisor passes them on as they are, except for ``SYNC``, which it answers itself: all before it has been taken.
 
 Between supervisor and shim: orders of 17 bytes (kind, two doubles) one way, one line of JSON, the report, the other way.
 """
@@ -54,6 +55,11 @@ STDOUT = 32  #: u64 offset, then bytes
 STDERR = 33  #: u64 offset, then bytes
 MESSAGE = 34  #: a JSON object from the task
 EXITED = 35  #: {exit_code, signal, oom, cause, detail}
+
+
+#: What a task asks, and the supervisor answers, to keep log lines and output in order.
+SYNC = b'{"op":"sync"}'
+SYNCED = b'{"op":"synced"}'
 
 
 class ProtocolError(Exception):

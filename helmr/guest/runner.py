@@ -97,6 +97,7 @@ def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -
     # Only here it is known: the engine decides where the workspace is, and starts us in it.
     facts = facts | {"workspace": {"path": os.getcwd(), **facts.get("workspace", {})}}
     context = TaskContext(facts, lambda: interruption.requested)
+    outbox.order_streams()
     runtime.install(runtime.Runtime(outbox.send, context.run.get("metadata")))
     _route_logging()
     task = _load(spec)
