@@ -1,0 +1,229 @@
+"""Workers that die, sleep and come back: somebody else finishes the run, once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from bus import topology
+from bus.connection import connect
+from bus.server import EmbeddedServer
+from helmr.client import AsyncClient
+from tests import leaks
+from tests.integration.parts import part, worker
+from tests.integration.platform import Platform, history, running, until, write_project, written
+
+pytestmark = pytest.mark.anyio
+
+TASKS = """
+    import os, time
+    from pathlib import Path
+    from helmr import task
+
+    def _count() -> int:
+        counter = Path("count")
+        seen = int(counter.read_text()) + 1 if counter.exists() else 1
+        counter.write_text(str(seen))
+        return seen
+
+    @task("once-long")
+    def once_long() -> int:
+        seen = _count()
+        print("begun", seen, os.getpid(), flush=True)
+        if seen == 1:
+            time.sleep(120)
+        return seen
+
+    @task("opted-out", on_worker_lost="fail")
+    def opted_out():
+        print("begun", flush=True)
+        time.sleep(120)
+
+    @task("ticks")
+    def ticks():
+        while True:
+            print("tick", flush=True)
+            time.sleep(0.05)
+"""
+
+
+async def _pid(helmr: AsyncClient, run_id: str) -> int:
+    """The process id that the task has printed."""
+    async for chunk in helmr.runs.logs(run_id, follow=True, stream="stdout"):
+        return int(chunk.data.split()[2])
+    raise AssertionError("it ended without a word")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def _check_taken_over(helmr: AsyncClient, run_id: str, first: str, second: str) -> None:
+    run = await helmr.runs.get(run_id)
+    assert (run.status, run.attempt, run.dispatch_attempt) == ("succeeded", 1, 2)
+    assert run.output == 2, "the files of the workspace are still there"
+    events = await history(helmr, run)
+    leases = [
+        (event.data["worker"], event.attempt, event.dispatch_attempt) for event in events if event.kind == "leased"
+    ]
+    assert leases == [(first, 1, 1), (second, 1, 2)]
+    assert [event.kind for event in events].count("lease_lost") == 1
+
+
+async def test_another_worker_finishes_what_a_killed_one_began(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        async with worker(platform.server.url, tmp_path) as first:
+            started = await helmr.sessions.start("once-long")
+            pid = await _pid(helmr, started.run.id)
+            second = await platform.add_worker()
+            await first.kill()
+            killed = time.monotonic()
+            await started.run.wait(timeout=20)
+            assert time.monotonic() - killed < topology.ACK_WAIT + 3
+            await _check_taken_over(helmr, started.run.id, first.name, second.id)
+            assert not _alive(pid), "what the dead worker had started is gone"
+
+
+@pytest.mark.slow
+async def test_within_twenty_seconds_with_the_real_deadlines(tmp_path: Path) -> None:
+    server = EmbeddedServer(tmp_path, durability="relaxed")
+    await server.start()
+    real = {"HELMR_TEST_PACE": "1"}
+    try:
+        async with (
+            part(tmp_path / "parts", "control", server.url, environment=real) as control,
+            worker(server.url, tmp_path, environment=real) as first,
+            AsyncClient(server.url, project="acme", env="test", home=tmp_path) as helmr,
+        ):
+            await helmr.deployments.deploy(write_project(tmp_path / "project", "acme", TASKS))
+            started = await helmr.sessions.start("once-long")
+            await _pid(helmr, started.run.id)
+            async with worker(server.url, tmp_path, environment=real) as second:
+                await first.kill()
+                killed = time.monotonic()
+                await started.run.wait(timeout=30)
+                assert time.monotonic() - killed < 20
+                await _check_taken_over(helmr, started.run.id, first.name, second.name)
+                assert await second.end() == 0
+            assert await control.end() == 0
+    finally:
+        await server.stop()
+
+
+async def test_without_another_worker_the_next_one_finishes_it(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        async with worker(platform.server.url, tmp_path) as first:
+            started = await helmr.sessions.start("once-long")
+            await _pid(helmr, started.run.id)
+            await first.kill()
+        async with worker(platform.server.url, tmp_path) as second:
+            await started.run.wait(timeout=20)
+            await _check_taken_over(helmr, started.run.id, first.name, second.name)
+            assert await second.end() == 0
+        assert (await platform.nc.jetstream().consumers_info("RUNS")) != []
+
+
+async def test_a_task_may_opt_out_of_being_executed_again(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        async with worker(platform.server.url, tmp_path) as first:
+            started = await helmr.sessions.start("opted-out")
+            await until(helmr, started.run, "started")
+            await platform.add_worker()
+            await first.kill()
+            run = await started.run.wait(timeout=20)
+            assert run.failure is not None
+            assert (run.failure.code, run.attempt, run.dispatch_attempt) == ("worker_lost", 1, 1)
+
+
+async def test_a_forced_cancel_needs_no_worker(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        async with worker(platform.server.url, tmp_path) as first:
+            started = await helmr.sessions.start("ticks")
+            await until(helmr, started.run, "started")
+            await first.kill()
+        async with asyncio.timeout(topology.PRESENCE_TTL + 5):
+            while platform.control.presence.is_alive(first.name):  # noqa: ASYNC110  # a matter of time passing
+                await asyncio.sleep(0.1)
+        run = await started.run.cancel(force=True)
+        assert run.status == "cancelled"
+
+
+async def _take_over(platform: Platform, helmr: AsyncClient, first_home: Path, second_home: Path) -> None:
+    async with worker(platform.server.url, first_home) as first:
+        started = await helmr.sessions.start("once-long")
+        pid = await _pid(helmr, started.run.id)
+        second = await platform.add_worker(home=second_home)
+        first.send(signal.SIGSTOP)
+        again = await until(helmr, started.run, "leased", count=2)
+        assert again.data["worker"] == second.id
+        run = await started.run.wait(timeout=20)
+        before = await history(helmr, run)
+        first.send(signal.SIGCONT)
+        async with asyncio.timeout(topology.HEARTBEAT + 10):
+            while _alive(pid):  # noqa: ASYNC110  # not our child: nobody tells
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(topology.HEARTBEAT * 1.5)
+        assert await history(helmr, run) == before, "the fenced worker said something"
+        after = await (await helmr.sessions.start("once-long", workspace=run.workspace_id)).run.wait(timeout=20)
+        assert after.output == 3
+        assert await first.end() == 0
+        last = await (await helmr.sessions.start("once-long", workspace=run.workspace_id)).run.wait(timeout=20)
+        assert (last.output, last.dispatch_attempt) == (4, 1), "a fenced worker that ends harms nobody"
+
+
+async def test_a_worker_that_slept_through_its_replacement_falls_silent(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        await _take_over(platform, helmr, tmp_path, tmp_path)
+
+
+async def test_its_messages_stay_with_the_new_holder(tmp_path: Path) -> None:
+    """A fenced worker must not acknowledge: else, should the new holder die too, nobody would hear of it."""
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        async with worker(platform.server.url, tmp_path) as first, worker(platform.server.url, tmp_path) as second:
+            started = await helmr.sessions.start("ticks")
+            leased = await until(helmr, started.run, "leased")
+            holder, other = (first, second) if leased.data["worker"] == first.name else (second, first)
+            holder.send(signal.SIGSTOP)
+            again = await until(helmr, started.run, "leased", count=2)
+            assert again.data["worker"] == other.name
+            holder.send(signal.SIGCONT)
+            await asyncio.sleep(topology.HEARTBEAT * 1.5)
+            await other.kill()
+            third = await until(helmr, started.run, "leased", count=3)
+            assert (third.data["worker"], third.dispatch_attempt) == (holder.name, 3)
+            await started.run.cancel(force=True)
+            assert (await started.run.wait(timeout=20)).status == "cancelled"
+            assert await holder.end() == 0
+
+
+async def test_nothing_runs_on_when_the_last_worker_is_killed(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        async with worker(platform.server.url, tmp_path) as only:
+            started = await helmr.sessions.start("once-long")
+            pid = await _pid(helmr, started.run.id)
+            await only.kill()
+        nc = await connect(platform.server.url, name="test")
+        await nc.close()
+        assert _alive(pid), "for a while it waits for a successor"
+        await platform.add_worker()
+        async with asyncio.timeout(20):
+            while _alive(pid):  # noqa: ASYNC110  # not our child: nobody tells
+                await asyncio.sleep(0.05)
+        assert (await started.run.wait(timeout=20)).output == 2
+        assert os.getpid() not in leaks.descendants()
+        assert b"begun 2" in (await written(helmr, started.run))["stdout"]

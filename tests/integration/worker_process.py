@@ -1,0 +1,64 @@
+"""One part of Helmr as a process of its own, for tests that kill it: ``control URL`` or ``worker URL HOME``.
+
+Prints one line when it is ready: the worker's id, or ``control``. SIGTERM stops it in good order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from bus.connection import connect
+from bus.control import Control
+from bus.server import die_with_parent
+from worker.process_engine import ProcessEngine
+from worker.worker import Worker
+
+
+async def _worker(url: str, home: Path, stop: asyncio.Event) -> None:
+    nc = await connect(url, name="worker")
+    engine = ProcessEngine(home / "engine")
+    worker = Worker(nc, engine, await engine.check(), home=home, slots=4)
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(worker.run(stop, ready))
+        await ready.wait()
+        print(worker.id, flush=True)  # noqa: T201
+    await nc.close()
+
+
+async def _control(url: str, stop: asyncio.Event) -> None:
+    nc = await connect(url, name="control")
+    control = Control(nc)
+    async with asyncio.TaskGroup() as tasks:
+        inner = tasks.create_task(_serve(control))
+        await stop.wait()
+        inner.cancel()
+    control.close()
+    await nc.close()
+
+
+async def _serve(control: Control) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        await control.start(tasks)
+        print("control", flush=True)  # noqa: T201
+        await asyncio.Event().wait()
+
+
+async def main(part: str, url: str, *rest: str) -> None:
+    """Be that part until SIGTERM."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    if part == "control":
+        await _control(url, stop)
+    else:
+        await _worker(url, Path(rest[0]), stop)
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO)
+    asyncio.run(main(*sys.argv[1:]))
