@@ -110,7 +110,10 @@ class EmbeddedServer:
         try:
             if self.port is not None:
                 _require_free(self.host, self.port)
+            else:
+                self.port = self._last_port()
             await self._spawn()
+            self._remember_port()
         except BaseException:
             self._release_lock()
             raise
@@ -171,6 +174,18 @@ class EmbeddedServer:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def _last_port(self) -> int | None:
+        """The port of the last time, if nobody has taken it since: workers and clients of other machines keep to it."""
+        try:
+            port = int((self.home / "port").read_text())
+            _require_free(self.host, port)
+        except (OSError, ValueError, ConfigError):
+            return None
+        return port
+
+    def _remember_port(self) -> None:
+        (self.home / "port").write_text(f"{self.port}\n")
 
     async def _spawn(self) -> None:
         config = self.home / "nats.conf"

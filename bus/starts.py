@@ -95,6 +95,7 @@ class Planner:
         deployment = self.deployments.current(scope)
         check_limits(request)
         task = find_task(deployment, request.task)
+        check_declarations(deployment, task, request)
         check_payload(deployment, task, request.payload)
         sandbox = find_sandbox(deployment, task)
         at_ms = ids.time_ms(request.request_id)
@@ -203,6 +204,23 @@ def _check_size(what: str, value: Any, limit: int) -> None:
         )
 
 
+def check_declarations(deployment: Deployment, task: dict[str, Any], request: StartRequest) -> None:
+    """Refuse a queue that the deployment does not declare, and a task whose secrets cannot be had.
+
+    Raises:
+        NotFound: no such queue; with the closest name as hint.
+        UsageError: the task needs a secret that is not stored.
+    """
+    queues = [queue["name"] for queue in deployment.index.get("queues", ())]
+    if request.queue is not None and request.queue not in queues:
+        close = get_close_matches(request.queue, queues, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"declared queues: {', '.join(queues) or 'none'}"
+        raise NotFound(f"no queue {request.queue!r} in deployment {deployment.version}", hint=hint)
+    for secret in task.get("secrets", ()):
+        hint = "this version of Helmr cannot store secrets yet; let the task get the value from somewhere else"
+        raise UsageError(f"task {task['id']} needs the secret {secret['name']}, which is not set", hint=hint)
+
+
 def check_payload(deployment: Deployment, task: dict[str, Any], payload: Any) -> None:
     """Refuse a payload that does not fit the task's schema.
 
@@ -214,12 +232,18 @@ def check_payload(deployment: Deployment, task: dict[str, Any], payload: Any) ->
         return
     error = best_match(_validator(deployment.id, task["id"], msgspec.json.encode(schema)).iter_errors(payload))
     if error is not None:
+        if payload is None:
+            raise PayloadInvalid(f"task {task['id']} needs a payload, and none was given", hint=_schema_hint(task))
         where = error.json_path if error.json_path != "$" else "the payload"
         raise PayloadInvalid(
             f"payload does not fit task {task['id']}: {where}: {error.message[:500]}",
-            hint=f"see its schema with `helmr task get {task['id']}`",
+            hint=_schema_hint(task),
             details={"path": error.json_path},
         )
+
+
+def _schema_hint(task: dict[str, Any]) -> str:
+    return f"see its schema with `helmr task get {task['id']}`"
 
 
 @lru_cache(maxsize=512)

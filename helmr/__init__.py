@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from helmr import logger, metadata, streams
-    from helmr.client import AsyncClient, Client
+    from helmr.client import AsyncClient as AsyncClient
+    from helmr.client import Client as Client
     from helmr.context import Cancelled, TaskContext
     from helmr.declarations import Queue, Retry, Secret
     from helmr.errors import (
@@ -37,10 +38,9 @@ if TYPE_CHECKING:
     from helmr.sandbox import Image, Sandbox
     from helmr.tasks import Task, task
 
+#: Without the clients: a task that imports everything by star must not need what they need.
 __all__ = [
-    "AsyncClient",
     "Cancelled",
-    "Client",
     "ConfigError",
     "Conflict",
     "EngineUnavailable",
@@ -86,7 +86,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name not in _HOMES:
         raise AttributeError(f"module 'helmr' has no attribute {name!r}")
     import importlib
 
@@ -98,4 +98,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_HOMES})

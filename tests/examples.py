@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 async def succeeded(platform: Platform, example: str, payload: Any = None, **options: Any) -> Run:
     """Deploy an example as it is, run its task of the same name, and return the run, which must succeed."""
-    client = await platform.client("examples")
+    client = await platform.client(example)
     await client.deployments.deploy(EXAMPLES / example)
     started = await client.sessions.start(example, payload, **options)
     run = await started.run.wait(timeout="100s")
@@ -55,7 +55,7 @@ async def check_report(platform: Platform, run: Run) -> None:
     }
     text = (files(platform, run) / "report.md").read_text()
     assert f"{totals['files']:,} files, {totals['lines']:,} lines" in text
-    found = await records(platform, await platform.client("examples"), run, "packages")
+    found = await records(platform, await platform.client("codebase-report"), run, "packages")
     assert [each.sequence for each in found] == list(range(1, totals["packages"] + 1))
     assert sum(each.data["lines"] for each in found) == totals["lines"]
     assert {each.data["package"]: each.data["files"] for each in found} == {

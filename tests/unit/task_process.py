@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from helmr.guest.protocol import SYNC, SYNCED
+
 REPOSITORY = Path(__file__).parents[2]
 #: The task project most tests use.
 PROJECT = Path(__file__).parent / "runner_project"
@@ -70,6 +72,9 @@ class TaskProcess:
             return None
         body = self._exactly(struct.unpack(">I", head)[0])
         assert body is not None, "the stream ended in the middle of a message"
+        if body == SYNC:  # asked before something is printed after a log line
+            self.sock.sendall(struct.pack(">I", len(SYNCED)) + SYNCED)
+            return self.receive()
         message: dict[str, Any] = json.loads(body)
         self.messages.append(message)
         return message
