@@ -217,7 +217,7 @@ class _Dev:
     def _tell(self, what: str, text: str, *, dim: bool = False, **facts: Any) -> None:
         now = datetime.now(UTC)
         if self._json:
-            json_line({"at": now, "what": what, **facts})
+            json_line({"at": now, "what": what, "text": click.unstyle(text), **facts})
         else:
             note(f"{clock(now)} {text}", dim=dim)
 

@@ -91,8 +91,8 @@ class _Server:
 
         self._stop.listen()
         ensure_home(self.home)
+        _refuse_second(self.home)
         if self._url is not None:
-            _refuse_second(self.home)
             await self._stand_on(self._url, None)
             return
         from bus.server import EmbeddedServer
@@ -206,10 +206,10 @@ def _use_scratch(folder: Path) -> None:
 
 
 def _refuse_second(home: Path) -> None:
-    """Two servers over an external NATS may share a home folder only one after the other: it holds one connection file.
+    """A home folder is for one server at a time: it holds one history and one connection file.
 
     Raises:
-        Conflict: another server has announced itself here.
+        Conflict: a server has announced itself here, whatever NATS it stands on.
     """
     from helmr import local
 

@@ -276,7 +276,7 @@ def test_a_run_outlives_the_patience_and_the_ctrl_c_of_its_starter(helmr: Helmr)
         ("workspace get ws_nothing", 5, "ws_nothing"),
         ("query nonsense", 2, "error: "),
         ("dev", 6, "a Helmr server runs already"),
-        ("server", 2, "a Helmr server runs already"),
+        ("server", 6, "runs already in"),
     ],
 )
 def test_what_is_not_there_is_said(helmr: Helmr, line: str, code: int, error: str) -> None:
@@ -439,6 +439,33 @@ def test_what_cannot_be_started_says_why(tmp_path: Path, change: str, args: list
     assert error in done.stderr
     assert "Traceback" not in done.stderr
     assert helmr.processes() == {}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
+    )
+    if mounting.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_home_without_room_is_refused(helmr: Helmr, small_disk: Path) -> None:
+    home = small_disk / "home"
+    assert "1 MiB free, too little to work with" in helmr("server", "--home", str(home), code=2).stderr
+    with contextlib.suppress(OSError):
+        (small_disk / "rest").write_bytes(bytes(2 * 1024**2))
+    assert "no space is left on the device" in helmr("server", "--home", str(home / "b"), code=2).stderr
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    for args in (["server"], ["worker", "--engine", "process"]):
+        assert "the file system is read-only" in helmr(*args, "--home", str(home / "b"), code=2).stderr
 
 
 def test_help_is_quick_because_it_imports_little() -> None:
