@@ -31,7 +31,7 @@ from helmr.events import RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 from store.home import Home
-from store.main import calm_collector
+from store.main import tune_interpreter
 from store.projector import Projector
 from store.reader import StreamReader
 from store.sinks import Store
@@ -153,7 +153,7 @@ async def main() -> None:
     parser.add_argument("--rate", type=int, default=2_000)
     parser.add_argument("--seconds", type=float, default=10)
     options = parser.parse_args()
-    calm_collector()
+    tune_interpreter()
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedServer(Path(folder), durability="relaxed")
         await server.start()

@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 
 from helmr.errors import ConfigError, Conflict, HelmrError, Unavailable
-from store import schema
+from store import tables
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _judge(error: duckdb.Error, path: Path) -> None:
     if "Could not set lock" in told or "Unique file handle conflict" in told:
         hint = "stop the other process that has it open"
         raise Conflict(f"{path} is in use: {told}", hint=hint) from error
-    if any(words in told.lower() for words in _DISK_FULL):
+    if disk_full(error):
         raise Unavailable(f"the disk is full: {told}", hint=f"make room for {path.parent}") from error
     if "permission denied" in told.lower():
         raise ConfigError(f"cannot open {path}: {told}", hint="fix its permissions") from error
@@ -108,15 +108,15 @@ def _open(
     con.execute(f"ATTACH {quoted(path)} AS {alias} (ROW_GROUP_SIZE {row_group})")
     con.execute(f"USE {alias}")
     names = "SELECT table_name FROM duckdb_tables() WHERE database_name = ? AND NOT internal"
-    tables = [name for (name,) in con.execute(names, [alias]).fetchall()]
-    if not tables:
+    present = [name for (name,) in con.execute(names, [alias]).fetchall()]
+    if not present:
         _create(con, ddl)
-    elif "schema_version" in tables:
+    elif "schema_version" in present:
         require_version(con, path)
     else:
         raise ConfigError(f"{path} is a DuckDB file, but not one of Helmr's", hint="move it away")
     if scan:
-        for table in tables:
+        for table in present:
             con.execute(f"SELECT count(hash(COLUMNS(*)::VARCHAR)) FROM {table}").fetchall()
 
 
@@ -136,10 +136,15 @@ def require_version(con: duckdb.DuckDBPyConnection, path: Path) -> None:
         ConfigError: it is not.
     """
     row = con.execute("SELECT version FROM schema_version").fetchone()
-    if row is None or row[0] != schema.VERSION:
+    if row is None or row[0] != tables.VERSION:
         found = row[0] if row else "none"
-        message = f"{path} has schema version {found}; this Helmr needs {schema.VERSION}"
+        message = f"{path} has schema version {found}; this Helmr needs {tables.VERSION}"
         raise ConfigError(message, hint="helmr history rebuild makes it anew from the log")
+
+
+def disk_full(error: Exception) -> bool:
+    """Whether DuckDB failed for want of space."""
+    return any(words in str(error).lower() for words in _DISK_FULL)
 
 
 def damaged(error: BaseException) -> bool:

@@ -10,151 +10,41 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from helmr import subjects
-from helmr.events import TERMINAL, SessionEvent, WorkspaceEvent
-from helmr.models import Deployment, StreamRecord, workspace_record
+from helmr.events import TERMINAL
+from helmr.models import workspace_record
 from helmr.subjects import JOURNAL_KINDS, Scope
+from store.messages import (
+    NO_DATA,
+    Message,
+    Raw,
+    StoredData,
+    StoredEvent,
+    StoredFailure,
+    StoredSpec,
+    StoredWait,
+    between,
+    decode_data,
+    decode_deployment,
+    decode_event,
+    decode_failure,
+    decode_record,
+    decode_session,
+    decode_wait,
+    decode_workspace,
+    instant,
+    text,
+)
 
 Row = tuple[Any, ...]
-Raw = msgspec.Raw
-
-_EVENT_PREFIX = "helmr.ev."
-
-
-class Message(NamedTuple):
-    """A stored message: its sequence, when it was stored (nanoseconds since 1970), and what it says."""
-
-    seq: int
-    subject: str
-    stored_ns: int
-    headers: dict[str, str] | None
-    body: bytes
-
-
-class StoredState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """:class:`helmr.events.RunState` with times and JSON left as text: DuckDB parses them outside the GIL."""
-
-    id: str
-    status: str
-    cursor: int
-    session_id: str
-    workspace_id: str
-    deployment_id: str
-    task_id: str
-    turn: int = 0
-    attempt: int | None = None
-    dispatch_attempt: int = 0
-    cancel: Raw = Raw()
-    wait: Raw = Raw()
-    metadata: Raw = Raw(b"{}")
-    queue: str | None = None
-    priority: int = 0
-    concurrency_key: str | None = None
-    max_duration: float = 900.0
-    active_seconds: float = 0.0
-    exit_code: int | None = None
-    created_at: str
-    started_at: str | None = None
-    finished_at: str | None = None
-
-
-class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """:class:`helmr.events.RunEvent`, likewise."""
-
-    cursor: int
-    id: str
-    run_id: str
-    kind: str
-    at: str
-    attempt: int | None = None
-    dispatch_attempt: int = 0
-    source: str = "control"
-    message: str = ""
-    data: Raw = Raw(b"{}")
-    state: StoredState
-
-
-class _Failure(msgspec.Struct, frozen=True, gc=False):
-    code: str | None = None
-    message: str | None = None
-
-
-class _Spec(msgspec.Struct, frozen=True, gc=False):
-    deployment_version: str = ""
-    payload: Raw = Raw()
-    tags: list[str] = []
-    secrets: list[str] = []
-    ttl: float | None = None
-    external_id: str | None = None
-
-
-class _Wait(msgspec.Struct, frozen=True, gc=False):
-    kind: str
-    stream: str | None = None
-    token: str | None = None
-    correlation_id: str | None = None
-    due: str | None = None
-    since: str | None = None
-
-
-class _Logs(msgspec.Struct, frozen=True, gc=False):
-    stdout: int = 0
-    stderr: int = 0
-    log: int = 0
-    truncated: bool = False
-
-
-class _Data(msgspec.Struct, frozen=True, gc=False):
-    """The fields of an event's data that have columns of their own."""
-
-    worker: str | None = None
-    name: str | None = None
-    stream: str | None = None
-    token: str | None = None
-    reason: str | None = None
-    cause: str | None = None
-    spec: _Spec | None = None
-    output: Raw = Raw()
-    output_artifact: Raw = Raw()
-    failure: Raw = Raw()
-    logs: _Logs = _Logs()
-
-
-_NO_DATA = _Data()
 #: Kinds that neither begin nor end an attempt or a wait.
 _QUIET = JOURNAL_KINDS | {"held", "queued", "started", "cancel_requested"}
-_event_decoder = msgspec.json.Decoder(StoredEvent)
-_data_decoder = msgspec.json.Decoder(_Data)
-_failure_decoder = msgspec.json.Decoder(_Failure)
-_wait_decoder = msgspec.json.Decoder(_Wait)
-_session_decoder = msgspec.json.Decoder(SessionEvent)
-_workspace_decoder = msgspec.json.Decoder(WorkspaceEvent)
-_record_decoder = msgspec.json.Decoder(StreamRecord)
-_deployment_decoder = msgspec.json.Decoder(Deployment)
 
-
-def text(raw: Raw) -> str | None:
-    """The JSON text of a raw value; None where it is absent or null."""
-    value = bytes(raw)
-    return None if value in {b"", b"null"} else value.decode()
-
-
-def instant(nanoseconds: int) -> str:
-    """A point in time as DuckDB reads it, to the microsecond."""
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1000:06d}Z"
-
-
-def between(start: str | None, end: str) -> float:
-    """Seconds from ``start`` to ``end``, both RFC 3339; never negative."""
-    if start is None:
-        return 0.0
-    return max((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds(), 0.0)
+_EVENT_PREFIX = "helmr.ev."
 
 
 @dataclass(slots=True)
@@ -171,11 +61,11 @@ class OpenRun:
     base: float = 0.0
     seq: int | None = None
     wait_seq: int | None = None
-    wait: _Wait | None = None
+    wait: StoredWait | None = None
 
 
 #: The latest of a run in this batch.
-_Touched = tuple[Scope, OpenRun, StoredEvent, _Data, Message]
+_Touched = tuple[Scope, OpenRun, StoredEvent, StoredData, Message]
 
 
 @dataclass
@@ -188,7 +78,7 @@ class Fold:
     open_runs: dict[str, OpenRun] = field(default_factory=dict)
     rows: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
     _runs: dict[str, _Touched] = field(default_factory=dict)
-    _first: dict[str, tuple[_Spec, Message]] = field(default_factory=dict)
+    _first: dict[str, tuple[StoredSpec, Message]] = field(default_factory=dict)
     _sessions: dict[str, Row] = field(default_factory=dict)
     _workspaces: dict[str, Row] = field(default_factory=dict)
     _deployments: dict[str, Row] = field(default_factory=dict)
@@ -216,7 +106,7 @@ class Fold:
     def record(self, message: Message) -> None:
         """Fold a message of SESSIONS: a record of a session stream."""
         scope = subjects.parse_io(message.subject).scope
-        record = _record_decoder.decode(message.body)
+        record = decode_record(message.body)
         data = msgspec.json.encode(record.data).decode()
         head = (message.seq, *scope, record.session_id, record.direction, record.stream, record.sequence, record.id)
         self.rows["records"].append((*head, record.correlation_id, record.run_id, record.at.isoformat(), data))
@@ -231,7 +121,7 @@ class Fold:
             project, environment = key
             self._current[f"{project}.{environment}"] = (project, environment, message.body.decode(), message.seq)
             return
-        made = _deployment_decoder.decode(message.body)
+        made = decode_deployment(message.body)
         index = msgspec.json.encode(made.index).decode()
         head = (made.id, made.version, made.project, made.environment, made.content_hash, made.archive)
         self._deployments[made.id] = (*head, made.archive_bytes, made.created_at.isoformat(), index, message.seq)
@@ -259,12 +149,12 @@ class Fold:
     # Runs ---------------------------------------------------------------------------------------------------------
 
     def _run(self, scope: Scope, message: Message) -> None:
-        event = _event_decoder.decode(message.body)
+        event = decode_event(message.body)
         data = _hot(event)
         run = self.open_runs.get(event.run_id)
         if run is None:
             run = self.open_runs[event.run_id] = OpenRun(first_seq=message.seq)
-            self._first[event.run_id] = (data.spec or _Spec(), message)
+            self._first[event.run_id] = (data.spec or StoredSpec(), message)
         touched = self._runs[event.run_id] = (scope, run, event, data, message)
         code = None
         if event.kind not in _QUIET:
@@ -273,7 +163,7 @@ class Fold:
             self._advance(touched, failure)
         self.rows["events"].append(_event_row(scope, event, data, code, message.seq))
 
-    def _advance(self, touched: _Touched, failure: _Failure) -> None:
+    def _advance(self, touched: _Touched, failure: StoredFailure) -> None:
         """Attempts open with a lease and end with a retry or the run; waits likewise, by their own events."""
         scope, run, event, data, message = touched
         state, kind = event.state, event.kind
@@ -281,7 +171,7 @@ class Fold:
         if kind == "leased":
             self._lease(run, event, data.worker, message.seq)
         elif kind == "waiting":
-            run.wait = _wait_decoder.decode(state.wait)
+            run.wait = decode_wait(state.wait)
             run.waits += 1
             run.wait_seq = message.seq
         elif run.wait is not None and state.status != "waiting":
@@ -309,7 +199,9 @@ class Fold:
         run.wait_seconds += between(began, ended)
         run.wait = run.wait_seq = None
 
-    def _end_attempt(self, scope: Scope, run: OpenRun, event: StoredEvent, failure: _Failure, outcome: str) -> None:
+    def _end_attempt(
+        self, scope: Scope, run: OpenRun, event: StoredEvent, failure: StoredFailure, outcome: str
+    ) -> None:
         if run.attempt is None:
             return
         spent = event.state.active_seconds - run.base
@@ -328,7 +220,7 @@ class Fold:
         run.leases, run.base = 0, event.state.active_seconds
 
     def _run_row(self, touched: _Touched) -> Row:
-        """In the order of :data:`store.schema.RUNS_LIVE`."""
+        """In the order of :data:`store.tables.RUNS_LIVE`."""
         scope, run, event, data, message = touched
         state = event.state
         spec, first = self._first.get(event.run_id, (None, None))
@@ -338,7 +230,7 @@ class Fold:
             *(state.id, state.status, state.task_id, *scope, state.session_id, state.turn, state.workspace_id),
             *(state.deployment_id, spec and spec.deployment_version, spec and text(spec.payload)),
             *(text(data.output) if succeeded else None, text(data.output_artifact) if succeeded else None),
-            *(text(failure), _failure_decoder.decode(failure).code if failure else None, text(state.metadata)),
+            *(text(failure), decode_failure(failure).code if failure else None, text(state.metadata)),
             *(spec and spec.tags, spec and spec.secrets, state.max_duration, state.attempt, state.dispatch_attempt),
             *(state.queue, state.priority, state.concurrency_key, spec and spec.ttl, spec and spec.external_id),
             *(text(state.cancel), text(state.wait), state.exit_code),
@@ -352,8 +244,8 @@ class Fold:
     # Sessions and workspaces --------------------------------------------------------------------------------------
 
     def _session(self, scope: Scope, message: Message) -> None:
-        """In the order of :data:`store.schema.SESSIONS`."""
-        s = _session_decoder.decode(message.body).state
+        """In the order of :data:`store.tables.SESSIONS`."""
+        s = decode_session(message.body).state
         finished = s.finished_at.isoformat() if s.finished_at else None
         if s.status != "open" and finished is None:
             raise ValueError(f"session {s.id} is {s.status} without an end")
@@ -364,8 +256,8 @@ class Fold:
         )
 
     def _workspace(self, scope: Scope, message: Message) -> None:
-        """In the order of :data:`store.schema.WORKSPACES`."""
-        event = _workspace_decoder.decode(message.body)
+        """In the order of :data:`store.tables.WORKSPACES`."""
+        event = decode_workspace(message.body)
         w = workspace_record(*scope, event.state)
         self._workspaces[w.id] = (
             *(w.id, w.state, w.sandbox, *scope, w.mount_path, w.worker, w.host, w.version, event.state.deployment_id),
@@ -377,22 +269,22 @@ class Fold:
             self.rows["versions"].append((*scope, w.id, version, run, files, size, event.at.isoformat(), message.seq))
 
 
-def _hot(event: StoredEvent) -> _Data:
+def _hot(event: StoredEvent) -> StoredData:
     """The known fields of an event's data; a field of another type than expected is for ``data`` alone."""
     if event.data == b"{}":
-        return _NO_DATA
+        return NO_DATA
     try:
-        return _data_decoder.decode(event.data)
+        return decode_data(event.data)
     except msgspec.ValidationError:
-        return _NO_DATA
+        return NO_DATA
 
 
-def _failure(data: _Data) -> _Failure:
-    return _failure_decoder.decode(data.failure) if text(data.failure) else _Failure()
+def _failure(data: StoredData) -> StoredFailure:
+    return decode_failure(data.failure) if text(data.failure) else StoredFailure()
 
 
-def _event_row(scope: Scope, event: StoredEvent, data: _Data, code: str | None, seq: int) -> Row:
-    """In the order of :data:`store.schema.EVENTS`."""
+def _event_row(scope: Scope, event: StoredEvent, data: StoredData, code: str | None, seq: int) -> Row:
+    """In the order of :data:`store.tables.EVENTS`."""
     return (
         *(seq, *scope, event.run_id, event.cursor, event.id, event.kind, event.at, event.attempt),
         *(event.dispatch_attempt, event.source, event.message, data.worker, data.name or data.stream or data.token),
@@ -414,7 +306,7 @@ def restore(rows: Iterable[dict[str, Any]]) -> dict[str, OpenRun]:
             base=row["open_base"],
             seq=row["open_seq"],
             wait_seq=row["wait_seq"],
-            wait=_wait_decoder.decode(row["pending_wait"]) if row["pending_wait"] else None,
+            wait=decode_wait(row["pending_wait"]) if row["pending_wait"] else None,
         )
         for row in rows
     }

@@ -323,29 +323,29 @@ class History:
                 await self._limit.acquire()
         except TimeoutError:
             raise _late() from None
-        cursor = self.store.reading() if day is None else self.store.logs.reading(day)
+        cursor = self.store.cursor()
         alarm = loop.call_at(deadline, cursor.interrupt)
-        work = loop.run_in_executor(self._threads, _transact, cursor, read)
+        work = loop.run_in_executor(self._threads, self._transact, cursor, day, read)
         work.add_done_callback(lambda _: self._limit.release())
         try:
             return await work
         finally:
             alarm.cancel()
 
-
-def _transact(cursor: Cursor, read: Callable[[Cursor], T]) -> T:
-    try:
-        cursor.execute("BEGIN TRANSACTION READ ONLY")
-        return read(cursor)
-    except duckdb.InterruptException:
-        raise _late() from None
-    except HelmrError:
-        raise
-    except duckdb.Error as error:
-        log.exception("a question failed")
-        raise Unavailable(f"the history cannot answer: {error}") from error
-    finally:
-        cursor.close()
+    def _transact(self, cursor: Cursor, day: str | None, read: Callable[[Cursor], T]) -> T:
+        try:
+            self.store.use(cursor, day)
+            cursor.execute("BEGIN TRANSACTION READ ONLY")
+            return read(cursor)
+        except duckdb.InterruptException:
+            raise _late() from None
+        except HelmrError:
+            raise
+        except duckdb.Error as error:
+            log.exception("a question failed")
+            raise Unavailable(f"the history cannot answer: {error}") from error
+        finally:
+            cursor.close()
 
 
 def _late() -> TimedOut:

@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 from bus import topology
 from helmr import subjects
-from store.fold import Message, Row, instant
+from store.fold import Row
+from store.messages import Message, instant
 
 
 def day_of(message: Message) -> str:
@@ -15,7 +16,7 @@ def day_of(message: Message) -> str:
 
 
 def row_of(message: Message) -> Row:
-    """In the order of :data:`store.schema.LOGS`.
+    """In the order of :data:`store.tables.LOGS`.
 
     Raises:
         ValueError: the chunk cannot be understood.

@@ -17,12 +17,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import duckdb
 from nats.aio.client import Client as Nats
 
 from bus.connection import connect
 from bus.services.endpoint import serve
 from helmr.errors import HelmrError, Unavailable
 from helmr.version import __version__
+from store import files
 from store.history import History
 from store.home import Home
 from store.projector import Projector
@@ -32,9 +34,15 @@ from store.sinks import Store
 log = logging.getLogger("helmr.history")
 
 
-def calm_collector() -> None:
-    """Have the cyclic garbage collector run rarely: batches of 5,000 rows would keep it busy for nothing."""
+def tune_interpreter() -> None:
+    """Suit the interpreter to three threads that receive, fold and write side by side.
+
+    The cyclic garbage collector runs rarely: batches of 5,000 rows would keep it busy for nothing. The lock changes hands
+    after 0.1 ms, not 5: DuckDB's client takes it about a hundred times per transaction, and waited for it most of the time
+    (24,000 events a second instead of 31,000).
+    """
     gc.set_threshold(100_000, 20, 50)
+    sys.setswitchinterval(1e-4)
 
 
 async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: int = 30) -> None:
@@ -121,7 +129,7 @@ def main() -> int:
     level = logging.INFO if options.verbose else logging.WARNING
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = os.environ.get("HELMR_API_KEY")
-    calm_collector()
+    tune_interpreter()
     try:
         asyncio.run(run(options.url, options.home, token=token, keep_log_days=options.keep_log_days))
     except Exception as error:  # noqa: BLE001  # the last stop: say why, and end
@@ -130,6 +138,10 @@ def main() -> int:
 
 
 def _report(error: BaseException) -> int:
+    if isinstance(error, duckdb.Error) and files.disk_full(error):
+        error = Unavailable(
+            f"the disk is full: {error}", hint="make room in the home folder, then start the projector again"
+        )
     if not isinstance(error, HelmrError):
         log.error("the history stopped", exc_info=error)
         return 1

@@ -22,7 +22,7 @@ from store.reader import StreamReader
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from store.fold import Message
+    from store.messages import Message
     from store.sinks import Batch, Prepared, Store
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from nats.aio.msg import Msg
 
 from bus.requests import api
 from helmr.errors import ConfigError, Unavailable
-from store.fold import Message
+from store.messages import Message
 
 log = logging.getLogger(__name__)
 

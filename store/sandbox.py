@@ -31,7 +31,7 @@ import pyarrow.ipc as arrow_ipc
 import pyarrow.lib as pa
 
 from helmr.errors import HelmrError, TimedOut, UsageError
-from store import schema, sql_guard
+from store import schema, sql_guard, tables
 from store.sandbox_json import json_lines
 
 #: Kinds of frames.
@@ -196,9 +196,9 @@ def _expose(con: duckdb.DuckDBPyConnection, task: Task, hidden: str, days: list[
         con.execute(f"CREATE VIEW {name} AS SELECT * FROM {prefix}{name} {mine}")
     for name, body in schema.UNIONS.items():
         con.execute(f"CREATE VIEW {name} AS SELECT * FROM ({body.format(h=prefix)}) {mine}")
-    columns = ", ".join(f'"{column.name}"' for column in schema.LOGS.columns)
+    columns = ", ".join(f'"{column.name}"' for column in tables.LOGS.columns)
     parts = [f"SELECT {columns} FROM {alias}.main.logs {mine}" for alias in days]
-    con.execute(f"CREATE VIEW logs AS {' UNION ALL '.join(parts) or schema.empty(schema.LOGS)}")
+    con.execute(f"CREATE VIEW logs AS {' UNION ALL '.join(parts) or schema.empty(tables.LOGS)}")
     for name, (_, body) in schema.QUESTIONS.items():
         con.execute(f"CREATE VIEW {name} AS {body}")
 
@@ -318,6 +318,8 @@ def explain(error: Exception, task: Task) -> HelmrError:
     hints = [
         line.strip() for line in rest.splitlines() if line.strip().startswith(("Did you mean", "Candidate", "HINT"))
     ]
+    if "Malformed JSON" in head and "Input: \"{'" in told:
+        hints = ["events.data is a VARIANT: read a field as data.name, or as (data::JSON)->>'name'"]
     message = re.sub(r"^[A-Z][A-Za-z ]+ Error: ", "", head)
     return UsageError(
         message,

@@ -15,17 +15,19 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import duckdb
 import msgspec
 import pyarrow.lib as pa
 
 from bus import topology
-from store import files, schema
-from store.fold import Fold, Message, Row, restore
+from helmr.errors import Unavailable
+from store import files, schema, tables
+from store.fold import Fold, Row, restore
 from store.home import Home
 from store.log_fold import day_of, row_of
+from store.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ Prepared = list[Step]
 _UNREADABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError)
 
 
-def staged(table: schema.Table, rows: list[Row]) -> pa.Table:
+def staged(table: tables.Table, rows: list[Row]) -> pa.Table:
     """The rows as an Arrow table in the table's staging types."""
     types = table.staging()
     columns = [pa.array(values, type=kind.type) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
@@ -83,7 +85,7 @@ class HistorySink:
     def __init__(self, con: duckdb.DuckDBPyConnection, home: Home) -> None:
         self.home = home
         scan = home.suspect.exists()
-        files.attach(con, home.history, "h", schema.history_ddl(), schema.HISTORY_ROW_GROUP, scan=scan)
+        files.attach(con, home.history, "h", schema.history_ddl(), tables.HISTORY_ROW_GROUP, scan=scan)
         home.suspect.unlink(missing_ok=True)
         self._cursor = con.cursor()
         self._cursor.execute("USE h")
@@ -155,13 +157,13 @@ class HistorySink:
         self._cursor.close()
 
 
-_TABLES = {table.name: table for table in schema.HISTORY_TABLES}
+_TABLES = {table.name: table for table in tables.HISTORY_TABLES}
 _STATEMENTS: dict[str, list[str]] = {
     **{name: [table.insert("staged")] for name, table in _TABLES.items()},
     "runs_live": schema.replace_live_runs("staged"),
     "sessions_live": schema.replace_live_sessions("staged"),
-    "workspaces": schema.replace_by_id(schema.WORKSPACES, "staged"),
-    "deployments_stored": schema.replace_by_id(schema.DEPLOYMENTS, "staged"),
+    "workspaces": schema.replace_by_id(tables.WORKSPACES, "staged"),
+    "deployments_stored": schema.replace_by_id(tables.DEPLOYMENTS, "staged"),
     "deployments_current": [statement.format(source="staged") for statement in schema.REPLACE_CURRENT],
 }
 
@@ -189,7 +191,8 @@ class LogSink:
             if self.applied:
                 break
             # The newest file is empty, e.g. because it was moved aside: the one before says where to go on.
-            self._note(_load_marks(self._use(self._cursor, day)))
+            self.use(self._cursor, day)
+            self._note(_load_marks(self._cursor))
         self.until: Mapping[str, int] | None = None
         self._prepared = self.applied.get(topology.LOGS, 0)
         self._latest = self.day or ""
@@ -202,8 +205,8 @@ class LogSink:
         for day, group in itertools.groupby(fresh, key=self._day):
             messages = list(group)
             rows = [row for m in messages if m.seq <= until and (row := _row(m)) is not None]
-            tables = {"logs": staged(schema.LOGS, rows)} if rows else {}
-            steps.append(Step(day, tables, {topology.LOGS: messages[-1].seq}))
+            rows_of = {"logs": staged(tables.LOGS, rows)} if rows else {}
+            steps.append(Step(day, rows_of, {topology.LOGS: messages[-1].seq}))
         if fresh:
             self._prepared = fresh[-1].seq
         return steps
@@ -215,14 +218,14 @@ class LogSink:
 
     def store(self, prepared: Prepared) -> None:
         """Write what was prepared: one transaction per day, in the order of the log."""
-        for day, tables, marks in prepared:
+        for day, found, marks in prepared:
             if day != self.day:
                 self._begin(day)
             self._cursor.execute(f"USE logs_{day}")
             with _transaction(self._cursor):
-                for rows in tables.values():
+                for rows in found.values():
                     self._cursor.register("staged_logs", rows)
-                    self._cursor.execute(schema.LOGS.insert("staged_logs"))
+                    self._cursor.execute(tables.LOGS.insert("staged_logs"))
                     self._cursor.unregister("staged_logs")
                 _mark(self._cursor, marks, self.created)
             self.applied.update(marks)
@@ -236,7 +239,7 @@ class LogSink:
                 self._cursor.execute(f"DETACH logs_{self.day}")
             self.home.logs.mkdir(parents=True, exist_ok=True)
             alias = f"logs_{day}"
-            files.attach(self._cursor, self.home.day(day), alias, schema.logs_ddl(), schema.LOGS_ROW_GROUP)
+            files.attach(self._cursor, self.home.day(day), alias, schema.logs_ddl(), tables.LOGS_ROW_GROUP)
             self.day = day
             self._note(_load_marks(self._cursor))
         self._expire()
@@ -257,18 +260,13 @@ class LogSink:
                 self.home.day(day).unlink(missing_ok=True)
                 log.info("deleted the logs of %s: older than %s days", day, self.keep_days)
 
-    def _use(self, cursor: duckdb.DuckDBPyConnection, day: str) -> duckdb.DuckDBPyConnection:
-        """Point a cursor at a day's file, attached if it is not yet."""
+    def use(self, cursor: duckdb.DuckDBPyConnection, day: str) -> None:
+        """Point a cursor at a day's file, attached if it is not yet; may wait for a day to be finished."""
         with self._attaching:
             if day not in self._finished and day != self.day:
                 cursor.execute(f"ATTACH IF NOT EXISTS {files.quoted(self.home.day(day))} AS logs_{day} (READ_ONLY)")
                 self._finished.add(day)
         cursor.execute(f"USE logs_{day}")
-        return cursor
-
-    def reading(self, day: str) -> duckdb.DuckDBPyConnection:
-        """A new cursor over the log of a day."""
-        return self._use(self._con.cursor(), day)
 
     def days(self) -> list[str]:
         """The days with logs, oldest first."""
@@ -307,13 +305,18 @@ class Store:
             self.close()
             raise
 
-    def reading(self) -> duckdb.DuckDBPyConnection:
-        """A new cursor over the history; one request each."""
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A new cursor, one request each; :meth:`use` says what it reads."""
         if self._con is None:
-            raise ValueError("the store is closed")
-        cursor: Any = self._con.cursor()
-        cursor.execute("USE h")
-        return cursor  # type: ignore[no-any-return]
+            raise Unavailable("the history is closed")
+        return self._con.cursor()
+
+    def use(self, cursor: duckdb.DuckDBPyConnection, day: str | None = None) -> None:
+        """Point a cursor at the history, or at the log of a day."""
+        if day is None:
+            cursor.execute("USE h")
+        else:
+            self.logs.use(cursor, day)
 
     def close(self) -> None:
         """Checkpoint, close the files and give up the lock; closing twice is fine."""

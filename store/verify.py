@@ -22,11 +22,11 @@ import msgspec
 from bus import topology
 from bus.connection import connected
 from helmr.errors import Conflict, NotFound, Unavailable
-from store import files, schema
+from store import files, schema, tables
 from store.home import Home
 from store.projector import HISTORY_STREAMS, Projector
-from store.schema import Table
 from store.sinks import Store
+from store.tables import Table
 
 # ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
 
@@ -39,16 +39,16 @@ _COPY_TRIES = 50
 #: What is compared: the columns, where they are read from, and which rows of the history are aged: those of an entity
 #: (column, and view that has it) the log no longer has, or those before the first row of the fresh fold.
 _COMPARED: tuple[tuple[str, Table, tuple[str, str] | None], ...] = (
-    ("runs", schema.RUNS, ("id", "runs")),
-    ("attempts", schema.ATTEMPTS, ("run_id", "runs")),
-    ("waits", schema.WAITS, ("run_id", "runs")),
-    ("events", schema.EVENTS, ("run_id", "runs")),
-    ("sessions", schema.SESSIONS, ("id", "sessions")),
-    ("workspaces", schema.WORKSPACES, ("id", "workspaces")),
-    ("versions", schema.VERSIONS, ("workspace_id", "workspaces")),
-    ("records", schema.RECORDS, None),
-    ("deployments", schema.DEPLOYMENTS, None),
-    ("unreadable", schema.UNREADABLE, None),
+    ("runs", tables.RUNS, ("id", "runs")),
+    ("attempts", tables.ATTEMPTS, ("run_id", "runs")),
+    ("waits", tables.WAITS, ("run_id", "runs")),
+    ("events", tables.EVENTS, ("run_id", "runs")),
+    ("sessions", tables.SESSIONS, ("id", "sessions")),
+    ("workspaces", tables.WORKSPACES, ("id", "workspaces")),
+    ("versions", tables.VERSIONS, ("workspace_id", "workspaces")),
+    ("records", tables.RECORDS, None),
+    ("deployments", tables.DEPLOYMENTS, None),
+    ("unreadable", tables.UNREADABLE, None),
 )
 
 
@@ -216,9 +216,9 @@ def compare(history: Home, fresh: Home) -> Verified:
         for alias, home in (("a", history), ("b", fresh)):
             con.execute(f"ATTACH {files.quoted(home.history)} AS {alias} (READ_ONLY)")
             _views(con, alias, home)
-        tables = {name: _difference(con, name, table, aged) for name, table, aged in _COMPARED}
-        tables["logs"] = _difference(con, "logs", schema.LOGS, None)
-    return Verified(tables=tables)
+        found = {name: _difference(con, name, table, aged) for name, table, aged in _COMPARED}
+        found["logs"] = _difference(con, "logs", tables.LOGS, None)
+    return Verified(tables=found)
 
 
 def _views(con: duckdb.DuckDBPyConnection, alias: str, home: Home) -> None:
@@ -228,7 +228,7 @@ def _views(con: duckdb.DuckDBPyConnection, alias: str, home: Home) -> None:
         days.append(f"FROM {alias}_{day}.main.logs")
     bodies = {name: body.format(h=f"{alias}.main.") for name, body in schema.UNIONS.items()}
     bodies |= {name: f"FROM {alias}.main.{name}" for name, _, _ in _COMPARED if name not in bodies}
-    bodies["logs"] = " UNION ALL ".join(days) or schema.empty(schema.LOGS)
+    bodies["logs"] = " UNION ALL ".join(days) or schema.empty(tables.LOGS)
     for name, body in bodies.items():
         con.execute(f"CREATE VIEW {alias}_{name} AS {body}")
 

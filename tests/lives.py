@@ -14,7 +14,7 @@ from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
-from store.fold import Message
+from store.messages import Message
 
 SCOPE = Scope("acme", "dev")
 START = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)

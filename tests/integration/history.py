@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
+import duckdb
 import nats.errors
 from nats.aio.client import Client as Nats
 
@@ -79,9 +80,17 @@ async def history(nc: Nats, home: Path) -> AsyncIterator[Projector]:
         store.close()
 
 
+@contextmanager
+def reading(store: Store, day: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A cursor over the history, or over the log of a day."""
+    with store.cursor() as cursor:
+        store.use(cursor, day)
+        yield cursor
+
+
 def rows(projector: Projector, sql: str) -> Rows:
     """Rows of the history, read directly."""
-    with projector.store.reading() as cursor:
+    with reading(projector.store) as cursor:
         found: Rows = cursor.sql(sql).to_arrow_table().to_pylist()
     return found
 

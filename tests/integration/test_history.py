@@ -21,7 +21,7 @@ from helmr.subjects import Scope
 from store import history as service
 from store.projector import Projector
 from store.reads import NOUNS
-from tests.integration.history import ask, history, publish, publish_log
+from tests.integration.history import ask, history, publish, publish_log, reading
 from tests.lives import SCOPE, START, Life, lives, session, workspace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("projector")]
@@ -268,7 +268,7 @@ async def test_bad_requests_are_explained(nc: Nats, verb: str, body: dict[str, A
 
 
 async def test_every_record_can_be_read_from_its_view(projector: Projector) -> None:
-    with projector.store.reading() as cursor:
+    with reading(projector.store) as cursor:
         for noun in NOUNS.values():
             assert cursor.execute(f"{noun.select} LIMIT 0").fetchall() == []
 

@@ -20,11 +20,21 @@ from helmr import subjects
 from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
 from helmr.models import Deployment
 from store import schema
-from store.fold import Message
 from store.home import Home
+from store.messages import Message
 from store.sinks import Store
 from store.verify import verify
-from tests.integration.history import history, last_sequence, projecting, publish, publish_log, query, rows, table
+from tests.integration.history import (
+    history,
+    last_sequence,
+    projecting,
+    publish,
+    publish_log,
+    query,
+    reading,
+    rows,
+    table,
+)
 from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
 
 pytestmark = pytest.mark.anyio
@@ -76,7 +86,7 @@ async def test_every_message_becomes_a_row(log: Nats, tmp_path: Path) -> None:
         )
         expected = {"sessions": 8, "workspaces": 8, "records": 8, "deployments": 1}
         assert counts == {"events": sum(len(life.events) for life in told), **expected}
-        with projector.store.logs.reading(projector.store.logs.days()[-1]) as cursor:
+        with reading(projector.store, projector.store.logs.days()[-1]) as cursor:
             assert cursor.execute("SELECT count(*), min(text) FROM logs").fetchone() == (8, "hello\n")
 
 
@@ -115,7 +125,7 @@ async def test_messages_delivered_twice_are_applied_once(tmp_path: Path) -> None
     try:
         for start in (0, 0, 3, 10, 0):
             store.history.store(store.history.prepare({topology.RUNS: published[start:]}))
-        with store.reading() as cursor:
+        with reading(store) as cursor:
             counts = cursor.execute("SELECT count(*), count(DISTINCT seq) FROM events").fetchone()
         assert counts == (len(published), len(published))
     finally:
@@ -276,7 +286,7 @@ async def test_logs_go_into_a_file_per_day(tmp_path: Path) -> None:
         store.logs.store(store.logs.prepare({topology.LOGS: chunks}))
         found = {}
         for day in store.logs.days():
-            with store.logs.reading(day) as cursor:
+            with reading(store, day) as cursor:
                 found[day] = [seq for (seq,) in cursor.execute("SELECT seq FROM logs ORDER BY seq").fetchall()]
         # The fourth was stored after a clock went back: a finished day stays finished.
         assert found == {"20260301": [1, 2], "20260302": [3, 4], "20260304": [5]}
@@ -302,7 +312,7 @@ async def test_times_in_the_log_file_are_those_of_the_writer_and_of_the_log(log:
     await publish_log(log, "run_1", b"\xff\xfe")
     async with projecting(log, tmp_path / "h") as projector:
         await projector.fresh(logs=True)
-        with projector.store.logs.reading(projector.store.logs.days()[-1]) as cursor:
+        with reading(projector.store, projector.store.logs.days()[-1]) as cursor:
             (row,) = cursor.sql('SELECT "at", stored_at, raw, bytes FROM logs').to_arrow_table().to_pylist()
     assert row["at"] == START
     assert before <= row["stored_at"] <= datetime.now(UTC)
@@ -312,7 +322,7 @@ async def test_times_in_the_log_file_are_those_of_the_writer_and_of_the_log(log:
 async def test_the_schema_explains_itself(tmp_path: Path) -> None:
     store = Store(Home(tmp_path / "h"))
     try:
-        with store.reading() as cursor:
+        with reading(store) as cursor:
             silent = cursor.execute(
                 "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'h' AND comment IS NULL"
             ).fetchall()

@@ -23,7 +23,7 @@ from helmr.subjects import Scope
 from store import queries, sandbox, schema
 from store.projector import Projector
 from store.sandbox import Task
-from tests.integration.history import ask, history, publish, publish_log, query, table
+from tests.integration.history import ask, history, publish, publish_log, query, reading, table
 from tests.lives import Life, lives, record, session, workspace
 from tests.unit.test_sql_guard import REFUSED
 
@@ -125,7 +125,7 @@ async def test_logs_of_all_days_are_one_table(nc: Nats, projector: Projector, mo
     assert len(projector.store.logs.days()) == 2
     assert await table(nc, "select text from logs where run_id = 'run_later'") == [["tomorrow"]]
     await projector.fresh(logs=True)
-    with projector.store.logs.reading(projector.store.logs.days()[0]) as cursor:
+    with reading(projector.store, projector.store.logs.days()[0]) as cursor:
         assert cursor.execute("SELECT count(*) FROM logs").fetchone() == (9,)
 
 
@@ -162,6 +162,9 @@ async def test_errors_show_the_place(nc: Nats) -> None:
         with pytest.raises(UsageError, match=message) as raised:
             await query(nc, sql)
         assert detail in raised.value.details.get("excerpt", "")
+    with pytest.raises(UsageError) as raised:
+        await query(nc, "select data->>'name' from events")
+    assert "data.name" in str(raised.value.hint)
 
 
 def files_of(home: Path) -> dict[str, bytes]:
@@ -322,7 +325,7 @@ async def test_copies_are_few_and_small(nc: Nats, projector: Projector) -> None:
     (second,) = copies()
     assert second != first
     assert second.stat().st_ino == inode  # the database file itself has not changed: only its journal was copied
-    projector.store.reading().execute("CHECKPOINT h")
+    projector.store.cursor().execute("CHECKPOINT h")
     await publish(nc, Life().queued().published())
     assert await table(nc, "select count(*) from runs") == [[10]]
     assert [path.stat().st_ino for path in copies()] != [inode]

@@ -11,14 +11,15 @@ import pytest
 from bus import topology
 from helmr import subjects
 from helmr.models import Deployment, Run
-from store import schema
-from store.fold import Fold, Message, OpenRun, restore
+from store import tables
+from store.fold import Fold, OpenRun, restore
 from store.log_fold import day_of, row_of
+from store.messages import Message
 from store.sinks import staged
 from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
 
 Rows = dict[str, list[dict[str, Any]]]
-TABLES = {table.name: table for table in schema.HISTORY_TABLES}
+TABLES = {table.name: table for table in tables.HISTORY_TABLES}
 
 
 def fold(published: list[Message], batches: int = 10**6, *, open_runs: dict[str, OpenRun] | None = None) -> Rows:
@@ -35,7 +36,7 @@ def fold(published: list[Message], batches: int = 10**6, *, open_runs: dict[str,
 
 def latest(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The last row, with what only the first one tells."""
-    kept = {name: rows[0][name] for name in schema.RUN_SPEC_COLUMNS}
+    kept = {name: rows[0][name] for name in tables.RUN_SPEC_COLUMNS}
     return {**rows[-1], **kept}
 
 
@@ -73,7 +74,7 @@ def test_a_restart_goes_on_counting(cut: int) -> None:
     whole = fold(published)
     for name in ("attempts_closed", "waits_closed", "events"):
         assert before.get(name, []) + after.get(name, []) == whole[name]
-    final = {name: value for name, value in after["runs_live"][-1].items() if name not in schema.RUN_SPEC_COLUMNS}
+    final = {name: value for name, value in after["runs_live"][-1].items() if name not in tables.RUN_SPEC_COLUMNS}
     assert final == {name: whole["runs_live"][-1][name] for name in final}
 
 
@@ -168,7 +169,7 @@ def test_records_are_appended() -> None:
     subject, body = record("ses_1", 3, {"approved": True})
     folded.record(Message(9, subject, 0, None, body))
     (row,) = folded.take()["records"]
-    told = dict(zip(schema.RECORDS.names, row, strict=True))
+    told = dict(zip(tables.RECORDS.names, row, strict=True))
     assert (told["seq"], told["session_id"], told["sequence"], told["data"]) == (9, "ses_1", 3, '{"approved":true}')
 
 
@@ -203,7 +204,7 @@ def test_the_current_deployment_is_the_last_one_named() -> None:
 def test_log_chunks_keep_every_byte(body: bytes, text: str, raw: bytes | None) -> None:
     headers = {topology.HEADER_OFFSET: "5", topology.HEADER_DISPATCH: "2", topology.HEADER_AT: START.isoformat()}
     subject = subjects.log(SCOPE, "run_1", 3, "stdout")
-    row = dict(zip(schema.LOGS.names, row_of(Message(8, subject, 10**18, headers, body)), strict=True))
+    row = dict(zip(tables.LOGS.names, row_of(Message(8, subject, 10**18, headers, body)), strict=True))
     assert (row["text"], row["raw"], row["bytes"]) == (text, raw, len(body))
     assert (row["attempt"], row["dispatch_attempt"], row["byte_offset"], row["stream"]) == (3, 2, 5, "stdout")
 
