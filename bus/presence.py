@@ -73,13 +73,17 @@ class Presence:
             tasks.create_task(self._forgive_interruptions())
 
     async def _forgive_interruptions(self) -> None:
-        """While the server was away nobody could renew anything: everybody gets a new term."""
+        """While the server was away nobody could renew anything."""
         while True:
             await self._view.reconnected.wait()
             self._view.reconnected.clear()
-            now = time.monotonic()
-            self._undisturbed_since = now
-            self._seen = {key: (now, info) for key, (_, info) in self._seen.items()}
+            self.forgive()
+
+    def forgive(self) -> None:
+        """Give everybody a new term: the server did not answer us, so that others may not have reached it either."""
+        now = time.monotonic()
+        self._undisturbed_since = now
+        self._seen = {key: (now, info) for key, (_, info) in self._seen.items()}
 
     def _on_value(self, key: str, value: bytes | None) -> None:
         if value is None:

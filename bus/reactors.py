@@ -113,6 +113,7 @@ class Reactors:
                 lanes = await dead_lanes(self.log, self.presence)
             except HelmrError as error:
                 log.info("rescue: %s", error)
+                self.presence.forgive()
                 continue
             for consumer in lanes:
                 if consumer not in self._rescuers or self._rescuers[consumer].done():

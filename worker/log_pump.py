@@ -61,7 +61,8 @@ class LogPump:
         self._pending = 0
         self._offsets: dict[str, int] = {}
         self._stored = 0
-        self._truncated = False
+        #: Streams of which something was left out.
+        self._truncated: set[str] = set()
         self._closing = False
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -73,19 +74,19 @@ class LogPump:
     def totals(self) -> dict[str, Any]:
         """Bytes per stream, counting those beyond the limit, and whether there were any: for the terminal event."""
         streams = {name: self._offsets.get(name, 0) for name in ("stdout", "stderr", "log")}
-        return streams | {"truncated": self._truncated}
+        return streams | {"truncated": bool(self._truncated)}
 
     async def write(self, stream: str, data: bytes) -> None:
         """Take bytes of one stream; waits while too much is pending."""
         offset = self._offsets.get(stream, 0)
         self._offsets[stream] = offset + len(data)
-        if self._truncated:
+        if stream in self._truncated:
             return
         room = self._limit - self._stored
         self._stored += min(len(data), room)
         self._put(stream, offset, data[:room])
         if len(data) > room:
-            self._truncated = True
+            self._truncated.add(stream)
             self.tombstone(chunks.TRUNCATED, stream)
         await self._room.wait()
 
@@ -130,33 +131,45 @@ class LogPump:
 
     async def run(self) -> None:
         """Publish until :meth:`close`, retrying for as long as it takes."""
-        window = asyncio.Semaphore(_WINDOW)
+        flying: deque[tuple[_Chunk, asyncio.Task[bool]]] = deque()
         async with asyncio.TaskGroup() as publishes:
-            while self._queue or not self._closing:
-                if not self._queue:
+            while self._queue or flying or not self._closing:
+                while self._queue and len(flying) < _WINDOW:
+                    # Tasks start in the order they were made, so the chunks reach the server in order.
+                    flying.append((self._queue[0], publishes.create_task(self._publish(self._queue[0]))))
+                    self._in_flight += 1
+                    self._queue.popleft()
+                if flying:
+                    await self._land(flying)
+                else:
                     self._changed.clear()
                     await self._changed.wait()
-                    continue
-                await window.acquire()
-                chunk = self._queue.popleft()
-                self._in_flight += 1
-                # Tasks start in the order they were made, so the chunks reach the server in order.
-                publishes.create_task(self._publish(chunk)).add_done_callback(lambda _: window.release())
 
-    async def _publish(self, chunk: _Chunk) -> None:
+    async def _land(self, flying: deque[tuple[_Chunk, asyncio.Task[bool]]]) -> None:
+        """Wait for the oldest chunk. If it was lost, nothing new leaves until it and all that left after it are stored."""
+        lost = not await flying[0][1]
+        for _ in range(len(flying) if lost else 1):
+            chunk, task = flying.popleft()
+            stored = await task
+            while not stored:
+                await asyncio.sleep(_RETRY_DELAY)  # the server is away
+                stored = await self._publish(chunk)
+            self._landed(chunk)
+
+    async def _publish(self, chunk: _Chunk) -> bool:
+        """Whether the chunk is known to be stored; its message id makes a repeat harmless."""
         subject = subjects.log(self._scope, self._run_id, self._attempt, chunk.stream)
         headers = chunks.headers(offset=chunk.offset, dispatch=self._dispatch, at=chunk.at, tombstone=chunk.tombstone)
         name = f"{chunk.stream}{'!' if chunk.tombstone else ''}"
         headers["Nats-Msg-Id"] = chunks.message_id(self._run_id, self._attempt, self._dispatch, name, chunk.offset)
-        while True:
-            try:
-                await self._js.publish(subject, bytes(chunk.data), timeout=_TIMEOUT, headers=headers)
-            except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
-                # The message id makes a repeat harmless.
-                log.debug("log chunk of %s: %s; again", self._run_id, error)
-                await asyncio.sleep(_RETRY_DELAY)
-            else:
-                break
+        try:
+            await self._js.publish(subject, bytes(chunk.data), timeout=_TIMEOUT, headers=headers)
+        except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
+            log.debug("log chunk of %s: %s; again", self._run_id, error)
+            return False
+        return True
+
+    def _landed(self, chunk: _Chunk) -> None:
         self._pending -= len(chunk.data)
         self._in_flight -= 1
         self._stored_some.set()

@@ -279,6 +279,7 @@ class Worker:
                 await self._check_leases()
             except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
                 log.warning("heartbeat: %s: %s", type(error).__name__, error)
+                self._presence.forgive()
 
     async def _check_leases(self) -> None:
         limit = asyncio.Semaphore(_CHECKS)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
 from helmr import subjects
+
+#: Chunks of one stream that may come before an earlier one; a worker has at most 8 under way.
+_PATIENCE = 16
 
 
 class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,10 +45,15 @@ def from_message(subject: str, headers: dict[str, str], data: bytes) -> LogChunk
 
 
 class Assembler:
-    """Drops what was seen before and notices what is missing, by the byte offset of each stream."""
+    """Puts chunks in order by the byte offset of their stream, and drops what was seen before.
+
+    After an outage of the server a few chunks may be stored behind later ones; they are waited for. What stays away (old
+    chunks are dropped in the end) is a gap, and the next chunk follows it.
+    """
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, int, str], int] = {}
+        self._early: dict[tuple[int, int, str], list[LogChunk]] = {}
         self._tombstones: set[tuple[int, int, str]] = set()
 
     def fits(self, chunk: LogChunk) -> bool:
@@ -54,26 +61,36 @@ class Assembler:
         return chunk.offset <= self._ends.get(_place(chunk), 0)
 
     def take(self, chunk: LogChunk) -> Iterator[LogChunk]:
-        """The part of a chunk that is new, if any."""
+        """What can be said now that this chunk is here: it, or the new part of it, and what waited for it."""
         place = _place(chunk)
         if chunk.tombstone is not None:
             if place not in self._tombstones:
                 self._tombstones.add(place)
                 yield chunk
             return
-        end = self._ends.get(place, 0)
-        fresh = chunk.data[max(end - chunk.offset, 0) :] if chunk.offset <= end else chunk.data
+        early = self._early.setdefault(place, [])
+        early.append(chunk)
+        early.sort(key=_offset)
+        while early and (len(early) > _PATIENCE or self.fits(early[0])):
+            yield from self._emit(early.pop(0))
+
+    def rest(self) -> Iterator[LogChunk]:
+        """What still waits, when nothing more comes."""
+        for early in self._early.values():
+            while early:
+                yield from self._emit(early.pop(0))
+
+    def _emit(self, chunk: LogChunk) -> Iterator[LogChunk]:
+        place = _place(chunk)
+        fresh = chunk.data[max(self._ends.get(place, 0) - chunk.offset, 0) :]
         if fresh:
             self._ends[place] = chunk.offset + len(chunk.data)
             yield msgspec.structs.replace(chunk, offset=self._ends[place] - len(fresh), data=fresh)
 
-    def complete(self, attempt: int | None, dispatch: int, totals: dict[str, Any]) -> bool:
-        """Whether everything that the terminal event counts has been taken."""
-        if attempt is None or totals.get("truncated"):
-            return False
-        streams = ("stdout", "stderr", "log")
-        return all(self._ends.get((attempt, dispatch, name), 0) >= totals.get(name, 0) for name in streams)
-
 
 def _place(chunk: LogChunk) -> tuple[int, int, str]:
     return chunk.attempt, chunk.dispatch, chunk.stream
+
+
+def _offset(chunk: LogChunk) -> int:
+    return chunk.offset

@@ -116,6 +116,8 @@ class Runs:
             async for chunk in stored.read():
                 for fresh in assembler.take(chunk):
                     yield fresh
+            for fresh in assembler.rest():
+                yield fresh
             return
         async for chunk in self._follow_logs(run_id, stored, assembler):
             yield chunk
@@ -135,6 +137,8 @@ class Runs:
                     for fresh in assembler.take(chunk):
                         yield fresh
                 if ended:
+                    for fresh in assembler.rest():
+                        yield fresh
                     return
                 async for chunk in live.chunks():
                     if not assembler.fits(chunk) or self._wire.reconnects != reconnects:
