@@ -34,11 +34,15 @@ Listener = Callable[[str], bool]
 
 
 class Stop:
-    """SIGINT, SIGTERM and SIGHUP as events: the first one asks for an orderly stop, the second for a quick one."""
+    """SIGINT, SIGTERM and SIGHUP as events: the first one asks for an orderly stop, the second for a quick one.
 
-    def __init__(self) -> None:
+    ``last_resort`` seconds after the first the process ends, whatever is still going on: a stop must not hang.
+    """
+
+    def __init__(self, *, last_resort: float | None = None) -> None:
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
+        self._last_resort = last_resort
 
     def listen(self) -> None:
         """Take the signals over from Python."""
@@ -47,7 +51,14 @@ class Stop:
             loop.add_signal_handler(number, self._heard)
 
     def _heard(self) -> None:
+        if self._last_resort is not None and not self.asked.is_set():
+            asyncio.get_running_loop().call_later(self._last_resort, _give_up)
         (self.hurried if self.asked.is_set() else self.asked).set()
+
+
+def _give_up() -> None:
+    log.error("it did not stop in time")
+    os._exit(1)
 
 
 async def first_of(*events: asyncio.Event) -> None:

@@ -77,7 +77,7 @@ class _Server:
         self._url = settings.url if url else None
         self._embedded_options: dict[str, Any] = {"host": host, "port": port, "durability": durability}
         self._verbose = given.verbose or given.debug
-        self._stop = Stop()
+        self._stop = Stop(last_resort=_LAST_RESORT)
         self._lost = asyncio.Event()
 
     async def run(self) -> None:
@@ -144,7 +144,6 @@ class _Server:
                     self._say_ready(url)
                 await first_of(self._stop.asked, self._lost)
             finally:
-                self._arm_last_resort()
                 local.withdraw(self.home)
                 await asyncio.shield(projector.stop(_PROJECTOR_GRACE))
                 for part in parts:
@@ -182,9 +181,6 @@ class _Server:
         else:
             note(f"Helmr server at {url} (home {self.home}); Ctrl-C stops it")
 
-    def _arm_last_resort(self) -> None:
-        asyncio.get_running_loop().call_later(_LAST_RESORT, _give_up)
-
 
 async def _control(nc: Nats, ready: asyncio.Event) -> None:
     from bus.control import Control
@@ -218,8 +214,3 @@ def _refuse_second(home: Path) -> None:
     except Unavailable:
         return
     raise Conflict(f"a Helmr server at {url} runs already in {home}", hint="set HELMR_HOME to another folder")
-
-
-def _give_up() -> None:
-    log.error("the server did not stop in time")
-    os._exit(1)

@@ -69,7 +69,7 @@ async def _run(given: Flags, engine_name: str, slots: int, group: str) -> None:
     from helmr import local
     from helmr.config import ensure_home
 
-    stop = Stop()
+    stop = Stop(last_resort=_LAST_RESORT)
     stop.listen()
     settings = given.settings()
     home = ensure_home(settings.home)
@@ -114,7 +114,6 @@ async def _work(worker: Worker, info: EngineInfo, stop: Stop, lost: asyncio.Even
         if lost.is_set() and not stop.asked.is_set():
             await _abandon(worker, working)
             return True
-        asyncio.get_running_loop().call_later(_LAST_RESORT, _give_up)
         end.set()
         hurried = asyncio.create_task(stop.hurried.wait())
         await asyncio.wait({working, hurried}, return_when=asyncio.FIRST_COMPLETED)
@@ -160,8 +159,3 @@ async def _say_ready(worker: Worker, info: EngineInfo, ready: asyncio.Event, *, 
     else:
         notes = f" ({', '.join(info.notes)})" if info.isolated and info.notes else ""
         note(f"worker {worker.id}: {info.name} {info.version}{notes}, {slots} slots, group {group}; Ctrl-C stops it")
-
-
-def _give_up() -> None:
-    log.error("the worker did not stop in time")
-    os._exit(1)
