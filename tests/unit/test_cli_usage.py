@@ -12,7 +12,6 @@ from cli import main as cli_main
 from cli.errors import EXIT_CODES, report
 from cli.main import COMMANDS, call, helmr
 from cli.options import Command, Flags, Group, flags
-from helmr.client import wire
 from helmr.errors import Conflict, HelmrError, NotAllowed, NotFound, RunFailed, TimedOut, Unavailable, UsageError
 
 
