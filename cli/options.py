@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -73,6 +72,8 @@ def flags() -> Flags:
 
 def ask(use: Callable[[AsyncClient], Awaitable[T]]) -> T:
     """What ``use`` returns when it is given a connected client."""
+    import asyncio  # 25 ms, which `helmr --help` does not need
+
     given = flags()
 
     async def asking() -> T:
