@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5.0
+#: Seconds before the same error is worth another line.
+_REPEAT_AFTER = 10.0
 Callback = Callable[[], Awaitable[None]]
 
 
@@ -54,7 +58,7 @@ async def connect(
                 ping_interval=10,
                 max_outstanding_pings=2,
                 drain_timeout=2,
-                error_cb=_log_error,
+                error_cb=_ErrorLog(),
                 reconnected_cb=on_reconnect,
                 closed_cb=on_closed,
             )
@@ -81,11 +85,22 @@ def server_version(client: Nats) -> str:
     return f"{version.major}.{version.minor}.{version.patch}"
 
 
-async def _log_error(error: Exception) -> None:
-    if isinstance(error, ConnectionRefusedError | nats.errors.StaleConnectionError | nats.errors.UnexpectedEOF):
-        log.debug("connection: %s", error)
-    else:
-        log.warning("connection: %s: %s", type(error).__name__, error)
+class _ErrorLog:
+    """Logs what a connection runs into, but the same thing only every now and then: it is tried ten times a second."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, float] = ("", -math.inf)
+
+    async def __call__(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        now = time.monotonic()
+        expected = ConnectionRefusedError | nats.errors.StaleConnectionError | nats.errors.UnexpectedEOF
+        repeated = text == self._last[0] and now - self._last[1] < _REPEAT_AFTER
+        if isinstance(error, expected) or repeated:
+            log.debug("connection: %s", text)
+        else:
+            self._last = (text, now)
+            log.warning("connection: %s", text)
 
 
 @asynccontextmanager

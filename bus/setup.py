@@ -16,6 +16,8 @@ from helmr.errors import Unavailable
 log = logging.getLogger(__name__)
 
 _EXISTS = 10058
+#: The server's default, in nanoseconds; it must not exceed the age limit.
+_DUPLICATE_WINDOW = int(120e9)
 
 
 async def ensure_topology(nc: Nats) -> None:
@@ -26,13 +28,24 @@ async def ensure_topology(nc: Nats) -> None:
     """
     for config, extra in topology.streams():
         await _ensure_stream(nc, config, extra)
-    js = nc.jetstream()
+    await _ensure_bucket(nc, KeyValueConfig(bucket=topology.CONFIG_BUCKET, history=1))
+    await _ensure_bucket(nc, KeyValueConfig(bucket=topology.PRESENCE_BUCKET, ttl=topology.PRESENCE_TTL))
     try:
-        await js.create_key_value(KeyValueConfig(bucket=topology.CONFIG_BUCKET, history=1))
-        await js.create_key_value(KeyValueConfig(bucket=topology.PRESENCE_BUCKET, ttl=topology.PRESENCE_TTL))
-        await js.create_object_store(topology.ARTIFACTS, ObjectStoreConfig())
+        await nc.jetstream().create_object_store(topology.ARTIFACTS, ObjectStoreConfig())
     except nats.js.errors.APIError as error:
         raise Unavailable(f"JetStream cannot create a bucket: {error.description}") from error
+
+
+async def _ensure_bucket(nc: Nats, config: KeyValueConfig) -> None:
+    try:
+        await nc.jetstream().create_key_value(config)
+    except nats.js.errors.APIError as error:
+        if error.err_code != _EXISTS:
+            raise Unavailable(f"JetStream cannot create bucket {config.bucket}: {error.description}") from error
+        # An older version made it, with another time to live.
+        ttl = int((config.ttl or 0) * 1e9)
+        window = min(ttl, _DUPLICATE_WINDOW) or _DUPLICATE_WINDOW
+        await _update(nc, f"KV_{config.bucket}", {"max_age": ttl, "duplicate_window": window})
 
 
 async def _ensure_stream(nc: Nats, config: StreamConfig, extra: dict[str, Any]) -> None:
@@ -45,6 +58,11 @@ async def _ensure_stream(nc: Nats, config: StreamConfig, extra: dict[str, Any]) 
             raise Unavailable(f"JetStream cannot create stream {config.name}: {error['description']}")
         return
     if any(found["config"].get(key) != value for key, value in wanted.items() if value is not None):
-        updated = await api(nc, f"STREAM.UPDATE.{config.name}", found["config"] | wanted)
-        if "error" in updated:
-            log.warning("stream %s keeps its settings: %s", config.name, updated["error"]["description"])
+        await _update(nc, str(config.name), wanted)
+
+
+async def _update(nc: Nats, stream: str, wanted: dict[str, Any]) -> None:
+    found = await api(nc, f"STREAM.INFO.{stream}", None)
+    updated = await api(nc, f"STREAM.UPDATE.{stream}", found["config"] | wanted)
+    if "error" in updated:
+        log.warning("stream %s keeps its settings: %s", stream, updated["error"]["description"])

@@ -33,6 +33,9 @@ from store.sinks import Store
 
 log = logging.getLogger("helmr.history")
 
+#: The history may lag when there is more to do than processors: runs come first.
+NICENESS = 5
+
 
 def tune_interpreter() -> None:
     """Suit the interpreter to three threads that receive, fold and write side by side.
@@ -130,6 +133,7 @@ def main() -> int:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = os.environ.get("HELMR_API_KEY")
     tune_interpreter()
+    os.nice(NICENESS)
     try:
         asyncio.run(run(options.url, options.home, token=token, keep_log_days=options.keep_log_days))
     except Exception as error:  # noqa: BLE001  # the last stop: say why, and end
