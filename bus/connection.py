@@ -58,7 +58,7 @@ async def connect(
                 ping_interval=10,
                 max_outstanding_pings=2,
                 drain_timeout=2,
-                error_cb=_ErrorLog(),
+                error_cb=_error_log(),
                 reconnected_cb=on_reconnect,
                 closed_cb=on_closed,
             )
@@ -85,22 +85,21 @@ def server_version(client: Nats) -> str:
     return f"{version.major}.{version.minor}.{version.patch}"
 
 
-class _ErrorLog:
+def _error_log() -> Callable[[Exception], Awaitable[None]]:
     """Logs what a connection runs into, but the same thing only every now and then: it is tried ten times a second."""
+    last = ("", -math.inf)
 
-    def __init__(self) -> None:
-        self._last: tuple[str, float] = ("", -math.inf)
-
-    async def __call__(self, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        now = time.monotonic()
+    async def note(error: Exception) -> None:
+        nonlocal last
+        text, now = f"{type(error).__name__}: {error}", time.monotonic()
         expected = ConnectionRefusedError | nats.errors.StaleConnectionError | nats.errors.UnexpectedEOF
-        repeated = text == self._last[0] and now - self._last[1] < _REPEAT_AFTER
-        if isinstance(error, expected) or repeated:
+        if isinstance(error, expected) or (text == last[0] and now - last[1] < _REPEAT_AFTER):
             log.debug("connection: %s", text)
         else:
-            self._last = (text, now)
+            last = (text, now)
             log.warning("connection: %s", text)
+
+    return note
 
 
 @asynccontextmanager
