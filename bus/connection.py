@@ -27,6 +27,19 @@ _REPEAT_AFTER = 10.0
 Callback = Callable[[], Awaitable[None]]
 
 
+class _Client(Nats):
+    """nats-py's client, which cannot be closed half way: what is left to send to a server that is away is dropped."""
+
+    async def close(self) -> None:
+        if not self.is_connected:
+            self._pending: list[bytes] = []
+            self._pending_data_size = 0
+        try:
+            await super().close()
+        except ConnectionError as error:  # lost just now
+            log.debug("closing: %s", error)
+
+
 async def connect(
     url: str,
     *,
@@ -44,7 +57,7 @@ async def connect(
         Unavailable: nothing answers at ``url``.
         NotAllowed: the credentials are refused.
     """
-    client = Nats()
+    client = _Client()
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT):
             await client.connect(

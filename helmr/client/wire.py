@@ -77,8 +77,11 @@ class Wire:
         self.reconnects += 1
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self.nc.close()
+        """Close the connection; what could not be sent because the server is away is dropped."""
+        try:
+            await self.nc.close()
+        except (OSError, nats.errors.Error):  # away: there is nobody to say good-bye to
+            return
 
     async def call(
         self,

@@ -1,0 +1,146 @@
+"""Files that outlive runs: the next run, a stopped workspace, another worker; and when machines are stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helmr.client import AsyncClient
+from helmr.errors import Conflict, NotFound
+from tests.integration.platform import history, running, until
+from worker.machines import Machines
+
+pytestmark = pytest.mark.anyio
+
+TASKS = """
+    import os, time
+    from pathlib import Path
+    from helmr import task
+
+    @task("count")
+    def count() -> list:
+        file = Path("count")
+        seen = int(file.read_text()) + 1 if file.exists() else 1
+        file.write_text(str(seen))
+        return [seen, os.getcwd()]
+
+    @task("where")
+    def where() -> str:
+        time.sleep(0.1)
+        return os.getcwd()
+
+    @task("sleep")
+    def sleep():
+        print("begun", flush=True)
+        time.sleep(30)
+"""
+
+
+async def _count(helmr: AsyncClient, workspace: str | None = None) -> tuple[str, int]:
+    run = await (await helmr.sessions.start("count", workspace=workspace)).run.wait(timeout=30)
+    assert run.status == "succeeded", run.failure
+    return run.workspace_id, run.output[0]
+
+
+def _defaults() -> dict[str, Any]:
+    defaults = Machines.__init__.__kwdefaults__
+    assert defaults is not None
+    return defaults
+
+
+async def test_the_next_run_on_a_workspace_sees_its_files(helmr: AsyncClient) -> None:
+    workspace, first = await _count(helmr)
+    assert (first, await _count(helmr, workspace)) == (1, (workspace, 2))
+    other, alone = await _count(helmr)
+    assert other != workspace
+    assert alone == 1
+
+
+async def test_files_stay_when_a_workspace_is_stopped(helmr: AsyncClient) -> None:
+    workspace, _ = await _count(helmr)
+    assert (await helmr.workspaces.get(workspace)).state == "live"
+    stopped = await helmr.workspaces.stop(workspace)
+    assert (stopped.state, stopped.worker) == ("stopped", None)
+    assert (await helmr.workspaces.stop(workspace)).state == "stopped"
+    assert await _count(helmr, workspace) == (workspace, 2)
+    assert (await helmr.workspaces.get(workspace)).state == "live"
+
+
+async def test_a_workspace_in_use_is_not_stopped(helmr: AsyncClient) -> None:
+    started = await helmr.sessions.start("sleep")
+    await until(helmr, started.run, "started")
+    with pytest.raises(Conflict, match="in use"):
+        await helmr.workspaces.stop(started.session.workspace_id)
+    await started.run.cancel(force=True)
+    await started.run.wait(timeout=20)
+    assert (await helmr.workspaces.stop(started.session.workspace_id)).state == "stopped"
+
+
+async def test_a_workspace_nobody_knows_is_not_found(helmr: AsyncClient) -> None:
+    with pytest.raises(NotFound):
+        await helmr.workspaces.get("ws_" + "0" * 24)
+
+
+async def test_files_survive_their_worker(tmp_path: Path) -> None:
+    async with running(tmp_path) as platform:
+        helmr = await platform.project("acme", TASKS)
+        workspace, _ = await _count(helmr)
+        first = platform.workers[0]
+        await platform.stop_worker(first)
+        assert (await helmr.workspaces.get(workspace)).state == "stopped"
+        second = await platform.add_worker()
+        assert second.id != first.id
+        assert await _count(helmr, workspace) == (workspace, 2)
+        assert (await helmr.workspaces.get(workspace)).worker == second.id
+
+
+async def test_a_run_waits_for_the_home_of_its_workspace(tmp_path: Path) -> None:
+    async with running(tmp_path / "one") as platform:
+        helmr = await platform.project("acme", TASKS)
+        workspace, _ = await _count(helmr)
+        await platform.stop_worker(platform.workers[0])
+        await platform.add_worker(home=tmp_path / "two")
+        started = await helmr.sessions.start("count", workspace=workspace)
+        await asyncio.sleep(1)
+        assert (await helmr.runs.get(started.run)).status == "queued", "its files are elsewhere"
+        back = await platform.add_worker()
+        run = await started.run.wait(timeout=30)
+        assert run.output[0] == 2
+        assert [event.data["worker"] for event in await history(helmr, run) if event.kind == "leased"] == [back.id]
+
+
+async def test_runs_share_a_live_workspace(helmr: AsyncClient) -> None:
+    workspace, _ = await _count(helmr)
+    started = await asyncio.gather(*(helmr.sessions.start("where", workspace=workspace) for _ in range(4)))
+    runs = await asyncio.gather(*(each.run.wait(timeout=30) for each in started))
+    assert {run.status for run in runs} == {"succeeded"}
+    assert len({run.output for run in runs}) == 1
+
+
+async def test_an_idle_workspace_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_defaults(), "idle_stop", 0.5)
+    async with running(tmp_path) as platform:
+        helmr = await platform.project("acme", TASKS)
+        workspace, _ = await _count(helmr)
+        async with asyncio.timeout(5):
+            while (await helmr.workspaces.get(workspace)).state == "live":  # noqa: ASYNC110  # a matter of time passing
+                await asyncio.sleep(0.1)
+        assert await _count(helmr, workspace) == (workspace, 2)
+
+
+async def test_of_too_many_idle_workspaces_the_oldest_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_defaults(), "max_idle", 2)
+    async with running(tmp_path) as platform:
+        helmr = await platform.project("acme", TASKS)
+        made = [(await _count(helmr))[0] for _ in range(4)]
+        async with asyncio.timeout(5):
+            while True:
+                states = [(await helmr.workspaces.get(workspace)).state for workspace in made]
+                if states == ["stopped", "stopped", "live", "live"]:
+                    break
+                await asyncio.sleep(0.1)
