@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-# Heartbeats and deadlines of tests come three times as often; read when bus.topology is imported.
-os.environ.setdefault("HELMR_TEST_PACE", "0.3")
+# Heartbeats and deadlines of tests come five times as often; read when bus.topology is imported.
+os.environ.setdefault("HELMR_TEST_PACE", "0.2")
 
 import pytest
 from nats.aio.client import Client as Nats

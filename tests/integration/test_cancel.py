@@ -56,7 +56,8 @@ TASKS = """
     @task("stubborn", cancel_grace=1)
     def stubborn():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"])
+        deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+        child = subprocess.Popen([sys.executable, "-c", deaf])
         print(child.pid, flush=True)
         while True:
             try:

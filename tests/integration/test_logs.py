@@ -102,9 +102,7 @@ async def test_a_logger_line_comes_after_what_was_printed_before_it(helmr: Async
 
 async def test_output_arrives_while_the_task_runs(helmr: AsyncClient) -> None:
     started = await helmr.sessions.start("live")
-    arrivals = []
-    async for chunk in started.run.logs():
-        arrivals.append((time.monotonic(), chunk.data, chunk.at))
+    arrivals = [(time.monotonic(), chunk.data, chunk.at) async for chunk in started.run.logs()]
     assert b"".join(data for _, data, _ in arrivals) == b"0\n1\n2\n3\n4\n"
     assert arrivals[-1][0] - arrivals[0][0] > 0.9
 
