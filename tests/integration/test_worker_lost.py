@@ -178,9 +178,11 @@ async def _take_over(platform: Platform, helmr: AsyncClient, first_home: Path, s
         assert await history(helmr, run) == before, "the fenced worker said something"
         after = await (await helmr.sessions.start("once-long", workspace=run.workspace_id)).run.wait(timeout=20)
         assert after.output == 3
+        live = await helmr.workspaces.get(run.workspace_id)
         assert await first.end() == 0
         last = await (await helmr.sessions.start("once-long", workspace=run.workspace_id)).run.wait(timeout=20)
-        assert (last.output, last.dispatch_attempt) == (4, 1), "a fenced worker that ends harms nobody"
+        assert (last.output, last.dispatch_attempt) == (4, 1)
+        assert await helmr.workspaces.get(run.workspace_id) == live, "a fenced worker that ends harms nobody's machine"
 
 
 async def test_a_worker_that_slept_through_its_replacement_falls_silent(tmp_path: Path) -> None:
