@@ -14,6 +14,7 @@ import pytest
 
 from helmr import ids
 from helmr.errors import Conflict, Unavailable
+from tests.conftest import SHARED
 from tests.docker.engines import FACTORIES, Materialize, python, run
 from worker.channel import Channel, ChannelProcess
 from worker.docker_engine import DockerEngine, DockerMachine
@@ -32,7 +33,7 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home so deep that no unix socket in it has a path of acceptable length."""
-    return tmp_path_factory.mktemp("home") / "deep" / ("x" * 100)
+    return tmp_path_factory.mktemp(SHARED) / "deep" / ("x" * 100)
 
 
 @pytest.fixture(scope="module")
