@@ -99,7 +99,9 @@ class ProcessMachine:
         finally:
             self._channel.close("the machine was stopped")
             await _reap(self._process)
-            await asyncio.to_thread(self._folder.remove)
+            record = _read_record(self._folder.run / _RECORD)
+            if record is None or record.pid == self._process.pid:  # else another worker has taken the workspace over
+                await asyncio.to_thread(self._folder.remove)
 
 
 class ProcessEngine:
@@ -167,7 +169,7 @@ class ProcessEngine:
             try:
                 machine = await self._boot(spec, workspace, folder)
             except BaseException:
-                await asyncio.shield(self._remove_leftover(folder))
+                await asyncio.shield(self._remove_leftover(folder, of=spec.worker_id))
                 raise
             self._machines[spec.workspace_id] = machine
             return machine
@@ -198,7 +200,9 @@ class ProcessEngine:
 
     async def _stop(self, workspace_id: str) -> None:
         async with self._locks[workspace_id]:
-            await self._clear(workspace_id, grace=2.0)
+            machine = self._machines.pop(workspace_id, None)
+            if machine is not None:
+                await machine.stop()
 
     def _workspace(self, workspace_id: str) -> Path:
         if not _NAME.fullmatch(workspace_id):
@@ -232,7 +236,8 @@ class ProcessEngine:
         finally:
             connecting.cancel()
             ending.cancel()
-        log = (folder.run / _LOG).read_text(errors="replace").strip()
+        path = folder.run / _LOG
+        log = path.read_text(errors="replace").strip() if path.exists() else ""
         raise EngineUnavailable(
             f"the supervisor does not start: {log.splitlines()[-1] if log else 'it ended without a word'}",
             details={"log": log},
@@ -273,11 +278,16 @@ class ProcessEngine:
             await machine.stop(grace)
         await self._remove_leftover(self._folder(workspace_id))
 
-    async def _remove_leftover(self, folder: MachineFolder) -> list[str]:
-        """End the supervisor that a machine folder belongs to, then remove the folder; returns its pid, if it lived."""
+    async def _remove_leftover(self, folder: MachineFolder, *, of: str | None = None) -> list[str]:
+        """End the supervisor that a machine folder belongs to, then remove the folder; returns its pid, if it lived.
+
+        With ``of`` only what that worker left: another may have taken the workspace over while it slept.
+        """
         if not folder.path.exists():
             return []
         record = _read_record(folder.run / _RECORD)
+        if record is not None and of not in {None, record.worker_id}:
+            return []
         ended = record is not None and await asyncio.to_thread(_end, record)
         await asyncio.to_thread(folder.remove)
         return [str(record.pid)] if record is not None and ended else []
