@@ -33,13 +33,19 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 REQUESTS = 3
+#: Milliseconds without a request after which there is time for an import.
+_QUIET = 300
 NUMBER_SIZE = 4
 DESCRIPTORS = 4
 
 _COMMON = (
-    *("asyncio", "collections", "contextlib", "dataclasses", "datetime", "functools", "inspect"),
+    *("collections", "contextlib", "dataclasses", "datetime", "functools", "inspect"),
     *("json", "logging", "pathlib", "re", "traceback", "typing", "uuid"),
 )
+
+
+#: What only some tasks need and costs most: imported when nobody waits for a fork. A third of the time to the first one.
+_LATER = ("asyncio",)
 
 
 class Zygote:
@@ -57,8 +63,11 @@ class Zygote:
         poller = select.poll()
         poller.register(self.wakeup, select.POLLIN)
         poller.register(self.requests, select.POLLIN)
+        later = list(_LATER)
         while True:
-            ready = {fd for fd, _ in poller.poll()}
+            ready = {fd for fd, _ in poller.poll(_QUIET if later else None)}
+            if not ready:
+                preload(later.pop())
             if self.wakeup.fileno() in ready:
                 self.wakeup.received()
                 self.reap(os.WNOHANG)
@@ -123,6 +132,14 @@ class Zygote:
         return True
 
 
+def preload(*modules: str) -> None:
+    """Import modules, and keep what they made out of the collector's way: it would make forked processes copy pages."""
+    for module in modules:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()
+
+
 def main(arguments: list[str]) -> None:
     """Import, then serve; ``arguments``: workspace, sources, uid, gid, runner (empty: none)."""
     requests = socket.socket(fileno=REQUESTS)
@@ -142,9 +159,8 @@ def main(arguments: list[str]) -> None:
     # Tasks are to find neither our arguments nor this script, which multiprocessing would run again in its children.
     sys.argv = [""]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    gc.collect()
     gc.disable()
-    gc.freeze()
+    preload()
     Zygote(requests, settings).serve()
 
 
