@@ -46,8 +46,8 @@ class Outbox:
 
     def order_streams(self) -> None:
         """Have everything printed from now on wait for the log lines before it."""
-        sys.stdout = _text(OrderedStream(1, self.settle), "surrogateescape")
-        sys.stderr = _text(OrderedStream(2, self.settle), "backslashreplace")
+        sys.stdout = OrderedStream(1, "surrogateescape", self.settle)
+        sys.stderr = OrderedStream(2, "backslashreplace", self.settle)
 
     def settle(self) -> None:
         """Return when the supervisor has taken the log lines sent so far."""
@@ -108,19 +108,20 @@ class Outbox:
         self.send({"op": "result", "parts": len(parts)})
 
 
-class OrderedStream(io.FileIO):
-    """Standard output or error of a task: waits for the log lines that came before what is written."""
+class OrderedStream(io.TextIOWrapper):
+    """Standard output or error of a task: what is printed waits for the log lines that came before it.
 
-    def __init__(self, fd: int, settle: Callable[[], None]) -> None:
-        super().__init__(fd, "w", closefd=False)
+    The waiting is done here and not below, in the raw file: an interruption there, after the bytes are out and before the
+    buffer knows, would have them written twice.
+    """
+
+    def __init__(self, fd: int, errors: str, settle: Callable[[], None]) -> None:
+        raw = io.FileIO(fd, "w", closefd=False)
+        # Line by line, as on a terminal: print() must arrive while the task runs.
+        super().__init__(io.BufferedWriter(raw), "utf-8", errors, line_buffering=True)
         self._settle = settle
 
-    def write(self, data: Any, /) -> int:
+    def write(self, text: str, /) -> int:
         """Write after what was logged before."""
         self._settle()
-        return super().write(data)
-
-
-def _text(raw: io.FileIO, errors: str) -> io.TextIOWrapper:
-    """Line by line, as on a terminal: print() must arrive while the task runs."""
-    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", errors, line_buffering=True)
+        return super().write(text)
