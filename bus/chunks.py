@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from bus import topology
-from helmr import subjects
+from helmr import events, subjects
 from helmr.errors import Unavailable
 from helmr.subjects import Scope
 
@@ -65,6 +65,20 @@ def parse(subject: str, fields: dict[str, str], data: bytes, *, seq: int) -> Log
         data=data,
         tombstone=fields.get(topology.HEADER_TOMBSTONE),
     )
+
+
+async def bury(js: JetStreamContext, scope: Scope, run_id: str, *, attempt: int, dispatch: int) -> None:
+    """Say in a run's log, on behalf of a worker that no longer can, that its output ends there; twice is as good as once.
+
+    Raises:
+        Unavailable: NATS does not answer.
+    """
+    fields = headers(offset=0, dispatch=dispatch, at=events.now(), tombstone=WORKER_LOST)
+    fields["Nats-Msg-Id"] = message_id(run_id, attempt, dispatch, "lost", 0)
+    try:
+        await js.publish(subjects.log(scope, run_id, attempt, "log"), b"", headers=fields)
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
 
 
 async def read_chunks(

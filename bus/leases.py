@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from bus import chunks
 from bus.log import RUN, WORKSPACE, Log, Position
 from helmr import events
 from helmr.events import Draft, RunEvent, RunSpec, RunState
@@ -20,16 +21,20 @@ def spec_of(first: RunEvent) -> RunSpec:
 async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Position[RunEvent]:
     """Take the run from ``worker``, which is gone: back to the queue, or to its end if the task asks for that.
 
-    Nothing happens when the worker does not hold the run (any more).
+    Its log says so, too. Nothing happens when the worker does not hold the run (any more).
     """
     spec = spec_of(await log.first(RUN, scope, run_id))
+    held = await log.present(RUN, scope, run_id)
 
     def decide(state: RunState) -> Draft | None:
         if state.lease is None or state.lease.worker != worker:
             return None
         return rules.abandon(state, spec, reason=f"worker {worker} was lost", began=True, at=events.now())
 
-    return await log.transact(RUN, scope, run_id, decide)
+    position = await log.transact(RUN, scope, run_id, decide)
+    if held.state.lease is not None and held.state.lease.worker == worker and position.state.lease is None:
+        await chunks.bury(log.js, scope, run_id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)
+    return position
 
 
 async def redispatch(log: Log, scope: Scope, run_id: str, *, dispatch: int | None, lane: str) -> Position[RunEvent]:

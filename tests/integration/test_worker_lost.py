@@ -91,6 +91,8 @@ async def test_another_worker_finishes_what_a_killed_one_began(tmp_path: Path) -
             assert time.monotonic() - killed < topology.ACK_WAIT + 3
             await _check_taken_over(helmr, started.run.id, first.name, second.id)
             assert not _alive(pid), "what the dead worker had started is gone"
+            graves = [(c.attempt, c.dispatch, c.tombstone) async for c in helmr.runs.logs(started.run) if c.tombstone]
+            assert graves == [(1, 1, "worker_lost")]
 
 
 @pytest.mark.slow
