@@ -116,10 +116,11 @@ class Execution:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping is not None and not work.done():
                 await self._end_process(_HURRY)
-                if self._process is not None:
+                if self._process is not None or self._began:
                     await asyncio.wait({work}, timeout=_HURRY + _KILL_TIME)
                 await _cancel_and_wait(work)
-                await self._after_stop(self._stopping)
+                if not self.state.terminal:
+                    await self._after_stop(self._stopping)
             else:
                 work.result()
         finally:
@@ -139,7 +140,7 @@ class Execution:
         spec = self.spec
         limit = max(spec.max_duration - self.state.active_seconds, 0.0)
         outcome = await self._attempt(spec, started + limit)
-        if self._stopping is None:
+        if self._stopping is None or isinstance(outcome, Succeeded):  # what was done just in time is done
             await self._conclude(spec, outcome)
 
     async def _attempt(self, spec: RunSpec, deadline: float) -> Outcome:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Seconds without a live message after which a follower asks, in case one was lost with a connection.
 _LOOK_AGAIN = 5.0
+#: Events asked for at a time.
+_PAGE = 500
 
 
 class _EventsPage(msgspec.Struct):
@@ -236,12 +238,14 @@ class Events:
         live: asyncio.Queue[Msg] = asyncio.Queue()
         async with wire.subscribe(subjects.live(wire.scope, "run", run_id), live.put_nowait):
             while True:
-                page = await self._page(run_id, after, 500, patience=PATIENCE)
+                page = await self._page(run_id, after, _PAGE, patience=PATIENCE)
                 for event in page.events:
                     after = event.cursor
                     yield event
                 if page.terminal:
                     return
+                if len(page.events) == _PAGE:
+                    continue
                 async for event in _successors(live, after):
                     after = event.cursor
                     yield event
