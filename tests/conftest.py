@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-# Heartbeats and deadlines of tests come five times as often; read when bus.topology is imported.
-os.environ.setdefault("HELMR_TEST_PACE", "0.2")
+# Heartbeats and deadlines of tests come more than twice as often; read when bus.topology is imported. Not more often than
+# that: a busy machine must not look like a dead one.
+os.environ.setdefault("HELMR_TEST_PACE", "0.4")
 
 import pytest
 from nats.aio.client import Client as Nats
