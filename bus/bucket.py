@@ -16,6 +16,8 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from bus import topology
+from bus.requests import api
+from helmr.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -62,19 +64,23 @@ class BucketView:
             try:
                 async with asyncio.timeout(_LOAD_TIMEOUT):
                     await self._read_all()
-            except (TimeoutError, nats.errors.Error, nats.js.errors.Error) as error:
+            except (TimeoutError, nats.errors.Error, nats.js.errors.Error, Unavailable) as error:
                 log.info("bucket %s: reading it again: %s %s", self.bucket, type(error).__name__, error)
                 await asyncio.sleep(_RETRY_DELAY)  # the server is away
             else:
                 return
 
     async def _read_all(self) -> None:
-        bucket = await self.nc.jetstream().key_value(self.bucket)
-        watcher = await bucket.watchall()
-        try:
-            async for entry in watcher:
-                if entry is None:
-                    return
-                self._on_value(entry.key, entry.value if entry.operation is None else None)
-        finally:
-            await watcher.stop()
+        """Key by key: nats-py's watcher can say "that was all" before the first value has arrived."""
+        stream = f"KV_{self.bucket}"
+        info = await api(self.nc, f"STREAM.INFO.{stream}", {"subjects_filter": f"{self._prefix}>"})
+        if "error" in info:
+            raise Unavailable(f"bucket {self.bucket}: {info['error'].get('description')}")
+        js = self.nc.jetstream()
+        for subject in info["state"].get("subjects") or {}:
+            try:
+                message = await js.get_last_msg(stream, subject)
+            except nats.js.errors.NotFoundError:
+                continue  # it has expired meanwhile
+            deleted = (message.headers or {}).get("KV-Operation") in _GONE
+            self._on_value(subject.removeprefix(self._prefix), None if deleted else message.data or b"")
