@@ -1,15 +1,9 @@
-"""Log chunks: the bytes a run wrote, and how they are stored and read back.
-
-A chunk is one message in LOGS: raw bytes of one stream (for ``log``: JSON lines), with its byte offset in that stream of that
-dispatch, so that readers can tell a gap from a repeat. A tombstone is an empty chunk that says why a stream ends early.
-"""
+"""Reads log chunks back from the log stream, and ends a log on behalf of a worker that is gone."""
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
-import msgspec
 import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext
@@ -17,54 +11,9 @@ from nats.js.api import RawStreamMsg
 
 from bus import topology
 from helmr import events, subjects
+from helmr.chunks import WORKER_LOST, LogChunk, headers, message_id, parse
 from helmr.errors import Unavailable
 from helmr.subjects import Scope
-
-#: Why a stream ends before its process did: the log limit was reached, or the worker was lost.
-TRUNCATED, WORKER_LOST = "truncated", "worker_lost"
-
-
-class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one stream; ``seq`` orders the chunks of a run over all its streams."""
-
-    seq: int
-    attempt: int
-    dispatch: int
-    stream: str
-    offset: int
-    at: datetime
-    data: bytes
-    tombstone: str | None = None
-
-
-def headers(*, offset: int, dispatch: int, at: datetime, tombstone: str | None = None) -> dict[str, str]:
-    """The headers of a chunk."""
-    fields = {
-        topology.HEADER_OFFSET: str(offset),
-        topology.HEADER_DISPATCH: str(dispatch),
-        topology.HEADER_AT: at.isoformat(),
-    }
-    return fields | ({topology.HEADER_TOMBSTONE: tombstone} if tombstone else {})
-
-
-def message_id(run_id: str, attempt: int, dispatch: int, stream: str, offset: int) -> str:
-    """What makes a repeated publish of one chunk recognisable to the server."""
-    return f"{run_id}.{attempt}.{dispatch}.{stream}.{offset}"
-
-
-def parse(subject: str, fields: dict[str, str], data: bytes, *, seq: int) -> LogChunk:
-    """The chunk of a stored (or live) message."""
-    place = subjects.parse_log(subject)
-    return LogChunk(
-        seq=seq,
-        attempt=place.attempt,
-        dispatch=int(fields[topology.HEADER_DISPATCH]),
-        stream=place.stream,
-        offset=int(fields[topology.HEADER_OFFSET]),
-        at=datetime.fromisoformat(fields[topology.HEADER_AT]),
-        data=data,
-        tombstone=fields.get(topology.HEADER_TOMBSTONE),
-    )
 
 
 async def bury(js: JetStreamContext, scope: Scope, run_id: str, *, attempt: int, dispatch: int) -> None:

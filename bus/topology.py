@@ -43,12 +43,6 @@ PRESENCE_TTL = 12.0 * _PACE
 LOG_BYTES = 20 * 1024**3
 LOG_AGE = 7 * 86400.0
 
-#: Log chunk headers: see :mod:`bus.logs`.
-HEADER_OFFSET = "Helmr-Offset"
-HEADER_DISPATCH = "Helmr-Dispatch"
-HEADER_AT = "Helmr-At"
-HEADER_TOMBSTONE = "Helmr-Tombstone"
-
 
 def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
     """The streams, each with the settings nats-py's config class does not know."""

@@ -17,8 +17,8 @@ from cli.output import clock, json_line, line, note, on_terminal, span, to_json
 from helmr.errors import RunFailed, TimedOut
 
 if TYPE_CHECKING:
+    from helmr.chunks import LogChunk
     from helmr.client.aio import AsyncClient
-    from helmr.client.logs import LogChunk
     from helmr.models import Event, Run
 
 _LEVEL_COLOURS = {"DEBUG": "bright_black", "WARNING": "yellow", "ERROR": "red"}

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 import duckdb
 import msgspec
 
-from bus.chunks import LogChunk
 from bus.services.endpoint import Endpoint
+from helmr.chunks import LogChunk
 from helmr.errors import HelmrError, TimedOut, Unavailable, UsageError
 from helmr.models import Event
 from helmr.subjects import Scope

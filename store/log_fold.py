@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from bus import topology
-from helmr import subjects
+from helmr import chunks, subjects
 from store.fold import Row
 from store.messages import Message, instant
 
@@ -29,7 +28,7 @@ def row_of(message: Message) -> Row:
     except UnicodeDecodeError:
         shown, raw = message.body.decode(errors="replace"), message.body
     return (
-        *(message.seq, *subject.scope, subject.id, subject.attempt, int(headers.get(topology.HEADER_DISPATCH, 0))),
-        *(subject.stream, int(headers.get(topology.HEADER_OFFSET, 0)), headers.get(topology.HEADER_AT, stored)),
-        *(stored, len(message.body), headers.get(topology.HEADER_TOMBSTONE), shown, raw),
+        *(message.seq, *subject.scope, subject.id, subject.attempt, int(headers.get(chunks.HEADER_DISPATCH, 0))),
+        *(subject.stream, int(headers.get(chunks.HEADER_OFFSET, 0)), headers.get(chunks.HEADER_AT, stored)),
+        *(stored, len(message.body), headers.get(chunks.HEADER_TOMBSTONE), shown, raw),
     )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import duckdb
 import msgspec
 
-from bus.chunks import LogChunk
+from helmr.chunks import LogChunk
 from helmr.durations import seconds
 from helmr.errors import NotFound, UsageError
 from helmr.models import Deployment, Event, Run, Session, Workspace

@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 
-from bus import chunks
 from bus.log import Position
 from bus.records import StreamWriter
-from helmr import events
+from helmr import chunks, events
 from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable, UsageError
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment

@@ -16,8 +16,7 @@ import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext
 
-from bus import chunks
-from helmr import events, subjects
+from helmr import chunks, events, subjects
 from helmr.subjects import Scope
 
 log = logging.getLogger(__name__)

@@ -6,12 +6,13 @@ from typing import Any
 
 import msgspec
 
-from bus.chunks import LogChunk, read_chunks
+from bus.chunks import read_chunks
 from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
 from bus.timers import cancel_header
+from helmr.chunks import LogChunk
 from helmr.errors import Conflict
 from helmr.events import Draft, RunEvent, RunState
 from helmr.models import Event, Run, event_record, run_record

@@ -3,45 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 
 import msgspec
 
-from helmr import subjects
+from helmr.chunks import LogChunk
 
 #: Chunks of one stream that may come before an earlier one; a worker has at most 8 under way.
 _PATIENCE = 16
-
-
-class LogChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes of one stream (``stdout``, ``stderr``, or ``log``: JSON lines); ``tombstone`` says why a stream ends early.
-
-    ``seq`` orders stored chunks; a live one has 0.
-    """
-
-    seq: int
-    attempt: int
-    dispatch: int
-    stream: str
-    offset: int
-    at: datetime
-    data: bytes
-    tombstone: str | None = None
-
-
-def from_message(subject: str, headers: dict[str, str], data: bytes) -> LogChunk:
-    """The chunk of a live message."""
-    place = subjects.parse_log(subject)
-    return LogChunk(
-        seq=0,
-        attempt=place.attempt,
-        dispatch=int(headers["Helmr-Dispatch"]),
-        stream=place.stream,
-        offset=int(headers["Helmr-Offset"]),
-        at=datetime.fromisoformat(headers["Helmr-At"]),
-        data=data,
-        tombstone=headers.get("Helmr-Tombstone"),
-    )
 
 
 class Assembler:

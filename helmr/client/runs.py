@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helmr import subjects
-from helmr.client.logs import Assembler, LogChunk, from_message
+from helmr import chunks, subjects
+from helmr.chunks import LogChunk
+from helmr.client.logs import Assembler
 from helmr.client.pages import newest
 from helmr.client.wire import PATIENCE, Wire
 from helmr.durations import Duration, seconds
@@ -178,8 +179,8 @@ class _Inbox:
                 msg = self._waiting.popleft()
                 if msg.subject.rpartition(".")[2] in TERMINAL:
                     self.ended = True
-                elif msg.headers and "Helmr-Offset" in msg.headers:
-                    yield from_message(msg.subject, msg.headers, msg.data)
+                elif msg.headers and chunks.HEADER_OFFSET in msg.headers:
+                    yield chunks.parse(msg.subject, msg.headers, msg.data)
             if self.ended:
                 return
             try:

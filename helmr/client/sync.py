@@ -9,9 +9,9 @@ from typing import Any, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from helmr.chunks import LogChunk
 from helmr.client import runs as aio_runs
 from helmr.client.aio import AsyncClient
-from helmr.client.logs import LogChunk
 from helmr.client.runs import output_of, run_id_of
 from helmr.client.sessions import Started as AioStarted
 from helmr.durations import Duration

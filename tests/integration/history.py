@@ -15,8 +15,8 @@ import nats.errors
 from nats.aio.client import Client as Nats
 
 from bus import topology
-from bus.chunks import headers
 from helmr import subjects
+from helmr.chunks import headers
 from helmr.errors import TimedOut, from_dict
 from helmr.subjects import Scope
 from store.home import Home

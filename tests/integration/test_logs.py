@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from helmr.chunks import LogChunk
 from helmr.client import AsyncClient
-from helmr.client.logs import LogChunk
 from tests.integration.platform import until, written
 from worker import log_pump
 

@@ -19,7 +19,7 @@ from cli.errors import colour
 from cli.follow import LogPrinter, conclude
 from cli.options import Flags
 from cli.payload import payload_of
-from helmr.client.logs import LogChunk
+from helmr.chunks import LogChunk
 from helmr.errors import RunFailed, UsageError
 from helmr.events import CancelRequest, Failure
 from helmr.models import Run

@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus import topology
-from helmr import subjects
+from helmr import chunks, subjects
 from helmr.models import Deployment, Run
 from store import tables
 from store.fold import Fold, OpenRun, restore
@@ -202,7 +201,7 @@ def test_the_current_deployment_is_the_last_one_named() -> None:
     [(b"hello\n", "hello\n", None), ("é".encode(), "é", None), (b"\xc3", "�", b"\xc3"), (b"", "", None)],
 )
 def test_log_chunks_keep_every_byte(body: bytes, text: str, raw: bytes | None) -> None:
-    headers = {topology.HEADER_OFFSET: "5", topology.HEADER_DISPATCH: "2", topology.HEADER_AT: START.isoformat()}
+    headers = {chunks.HEADER_OFFSET: "5", chunks.HEADER_DISPATCH: "2", chunks.HEADER_AT: START.isoformat()}
     subject = subjects.log(SCOPE, "run_1", 3, "stdout")
     row = dict(zip(tables.LOGS.names, row_of(Message(8, subject, 10**18, headers, body)), strict=True))
     assert (row["text"], row["raw"], row["bytes"]) == (text, raw, len(body))

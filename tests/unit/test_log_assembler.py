@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helmr.client.logs import Assembler, LogChunk
+from helmr.chunks import LogChunk
+from helmr.client.logs import Assembler
 
 _AT = datetime(2026, 3, 1, tzinfo=UTC)
 

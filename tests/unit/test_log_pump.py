@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from nats.errors import ConnectionClosedError
 
-from bus.chunks import LogChunk, parse
+from helmr.chunks import LogChunk, parse
 from helmr.subjects import Scope
 from worker import log_pump
 from worker.log_pump import LogPump
