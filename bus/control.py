@@ -23,6 +23,7 @@ from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, serve
 from bus.services.runs import Runs
 from bus.services.sessions import Sessions
+from bus.services.streams import Streams
 from bus.services.workspaces import Workspaces
 from bus.setup import ensure_topology
 from bus.starts import Planner
@@ -51,6 +52,7 @@ class Control:
         self.runs = Runs(self.log, self.presence)
         planner = Planner(self.log, self.deployments, self.presence)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
+        self.streams = Streams(self.log, self.deployments)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
         self.reactors = Reactors(self.log, self.presence)
@@ -69,7 +71,7 @@ class Control:
         self.uploads.close()
 
     def _endpoints(self) -> list[Endpoint]:
-        services: list[Any] = [self.sessions, self.runs, self.workspaces, self.uploads]
+        services: list[Any] = [self.sessions, self.streams, self.runs, self.workspaces, self.uploads]
         own = [Endpoint("status", "get", NoArguments, self.status)]
         return own + [endpoint for service in services for endpoint in service.endpoints()]
 

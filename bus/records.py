@@ -1,9 +1,11 @@
-"""Records of session streams: appended with a gapless sequence per stream, by compare-and-set."""
+"""Records of session streams: appended with a gapless sequence per stream, by compare-and-set, and read back in order."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
 
 import msgspec
 import nats.errors
@@ -13,7 +15,7 @@ from nats.js import JetStreamContext
 from bus import topology
 from bus.log import get_message
 from helmr import events, ids, subjects
-from helmr.errors import HelmrError, TooLarge, Unavailable
+from helmr.errors import Conflict, HelmrError, TooLarge, Unavailable
 from helmr.models import StreamRecord
 from helmr.subjects import Scope
 
@@ -26,29 +28,53 @@ _RETRY_DELAY = 0.2
 _PATIENCE = 60.0
 
 
+class Stored(NamedTuple):
+    """A record and the sequence at which the stream SESSIONS holds it."""
+
+    seq: int
+    record: StreamRecord
+
+
 class StreamWriter:
-    """Appends to the output streams of one session on behalf of one run; ``patience``: seconds a record is retried."""
+    """Appends to the output streams of one session on behalf of one run; ``patience``: seconds a record is retried.
+
+    ``look_back``: the run may have been executed before, and have stored records without living to say so.
+    """
 
     def __init__(
-        self, js: JetStreamContext, scope: Scope, session_id: str, run_id: str, *, patience: float = _PATIENCE
+        self,
+        js: JetStreamContext,
+        scope: Scope,
+        session_id: str,
+        run_id: str,
+        *,
+        patience: float = _PATIENCE,
+        look_back: bool = False,
     ) -> None:
         self._js = js
         self._patience = patience
         self._scope = scope
         self._session_id = session_id
         self._run_id = run_id
+        self._look_back = look_back
         self._ends: dict[str, tuple[int, int]] = {}
 
-    async def append(self, stream: str, data: Any, correlation_id: str | None = None) -> StreamRecord:
+    async def append(
+        self, stream: str, data: Any, correlation_id: str | None = None, *, number: int | None = None
+    ) -> StreamRecord:
         """Append one record after the last one of the stream.
+
+        With ``number`` (it is the run's n-th record of this stream) the record has an id of its own making, and is stored once
+        however often the run is executed.
 
         Raises:
             TooLarge: the record exceeds 256 KiB.
             Unavailable: NATS stays away.
         """
         subject = subjects.io(self._scope, self._session_id, "out", stream)
+        record_id = ids.new("rec") if number is None else self._id(stream, number)
         draft = StreamRecord(
-            id=ids.new("rec"),
+            id=record_id,
             session_id=self._session_id,
             stream=stream,
             direction="out",
@@ -70,45 +96,144 @@ class StreamWriter:
                 if record is not None:
                     return record
 
+    def _id(self, stream: str, number: int) -> str:
+        return ids.derive("rec", *self._scope, self._run_id, stream, str(number), at_ms=ids.time_ms(self._run_id))
+
     async def _try(self, subject: str, draft: StreamRecord) -> StreamRecord | None:
         """The record as stored, or None when somebody else was first."""
-        seq, sequence = self._ends.get(draft.stream) or await self._end(subject)
-        record = msgspec.structs.replace(draft, sequence=sequence + 1)
-        stored = await self._publish(subject, record, seq)
+        if draft.stream not in self._ends and self._look_back:
+            found = await self._find(subject, draft.id)
+            if found is not None:
+                return found
+        end = self._ends.get(draft.stream) or await end_of(self._js, subject)
+        record = msgspec.structs.replace(draft, sequence=end[1] + 1)
+        stored = await publish(self._js, subject, record, end[0])
         if stored is None:
-            del self._ends[draft.stream]
+            self._ends.pop(draft.stream, None)
             return None
         self._ends[draft.stream] = (stored, record.sequence)
         return record
 
-    async def _end(self, subject: str) -> tuple[int, int]:
-        found = await get_message(self._js, topology.SESSIONS, subject)
-        stream = subject.rpartition(".")[2]
-        end = (0, 0) if found is None else (found[0], msgspec.json.decode(found[1], type=StreamRecord).sequence)
-        self._ends[stream] = end
-        return end
-
-    async def _publish(self, subject: str, record: StreamRecord, expected: int) -> int | None:
-        """The sequence it was stored at, or None when somebody else was first (or it is stored already)."""
-        body = msgspec.json.encode(record)
-        if len(body) > MAX_RECORD + 1024:
-            raise TooLarge(f"a record of {len(body)} bytes exceeds {MAX_RECORD}")
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
-        try:
-            ack = await self._js.publish(subject, body, timeout=_TIMEOUT, headers=headers)
-        except nats.js.errors.APIError as error:
-            if error.err_code == _WRONG_SEQUENCE:
-                return await self._ours(subject, record)
-            if error.code == 503:
-                raise Unavailable(f"JetStream is not ready: {error.description}") from error
-            raise HelmrError(f"the record is refused: {error.description}") from error
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise Unavailable(f"NATS does not acknowledge: {error}") from error
-        return ack.seq
-
-    async def _ours(self, subject: str, record: StreamRecord) -> int | None:
-        """After an unknown outcome, the last record may be the very one we sent."""
-        found = await get_message(self._js, topology.SESSIONS, subject)
-        if found is not None and msgspec.json.decode(found[1], type=StreamRecord).id == record.id:
-            return found[0]
+    async def _find(self, subject: str, record_id: str) -> StreamRecord | None:
+        async for seq, record in records(self._js, subject):
+            if record.id == record_id:
+                return record
+            self._ends[record.stream] = (seq, record.sequence)
         return None
+
+
+async def end_of(js: JetStreamContext, subject: str) -> tuple[int, int]:
+    """Where a stream ends: the message sequence and the record sequence of its last record, zeros when it is empty."""
+    found = await get_message(js, topology.SESSIONS, subject)
+    return (0, 0) if found is None else (found[0], decode(found[1]).sequence)
+
+
+def decode(body: bytes) -> StreamRecord:
+    """The record of a stored message."""
+    return msgspec.json.decode(body, type=StreamRecord)
+
+
+async def records(js: JetStreamContext, subject: str, *, after: int = 0) -> AsyncIterator[Stored]:
+    """The records under a subject whose messages come after the sequence ``after``, oldest first.
+
+    Raises:
+        Unavailable: the server does not answer.
+    """
+    while (message := await get_message(js, topology.SESSIONS, subject, after=after)) is not None:
+        after = message[0]
+        yield Stored(after, decode(message[1]))
+
+
+async def publish(js: JetStreamContext, subject: str, record: StreamRecord, expected: int) -> int | None:
+    """Store a record right after the message ``expected``.
+
+    Returns the sequence it has (also when it turns out to be stored already), or None when somebody else was first.
+
+    Raises:
+        TooLarge: it exceeds 256 KiB.
+        Unavailable: the server does not acknowledge.
+    """
+    body = msgspec.json.encode(record)
+    if len(body) > MAX_RECORD + 1024:
+        raise TooLarge(f"a record of {len(body)} bytes exceeds {MAX_RECORD}")
+    seq = await _store(js, subject, body, expected)
+    if seq is None:
+        # After an unknown outcome, the last record may be the very one we sent.
+        found = await get_message(js, topology.SESSIONS, subject)
+        if found is not None and decode(found[1]).id == record.id:
+            return found[0]
+    return seq
+
+
+async def _store(js: JetStreamContext, subject: str, body: bytes, expected: int) -> int | None:
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+    try:
+        ack = await js.publish(subject, body, timeout=_TIMEOUT, headers=headers)
+    except nats.js.errors.APIError as error:
+        if error.err_code == _WRONG_SEQUENCE:
+            return None
+        if error.code == 503:
+            raise Unavailable(f"JetStream is not ready: {error.description}") from error
+        raise HelmrError(f"the record is refused: {error.description}") from error
+    except (TimeoutError, nats.errors.Error, OSError) as error:
+        raise Unavailable(f"NATS does not acknowledge: {error}") from error
+    return ack.seq
+
+
+class Promise(msgspec.Struct, frozen=True, kw_only=True):
+    """What an idempotency key stands for: the record it leads to, and a fingerprint of what was asked for."""
+
+    record_id: str
+    fingerprint: str
+
+
+async def send(js: JetStreamContext, scope: Scope, draft: StreamRecord, *, key: str | None = None) -> Stored:
+    """Append a record to an input stream; ``draft`` has everything but its sequence.
+
+    With an idempotency ``key``, the same record is stored once, however often it is sent.
+
+    Raises:
+        Conflict: the key was used for a record that differs.
+        TooLarge: it exceeds 256 KiB.
+        Unavailable: the server does not answer; sending again is safe with a key.
+    """
+    subject = subjects.io(scope, draft.session_id, "in", draft.stream)
+    note = None if key is None else await _promise(js, scope, draft, key)
+    if note is not None:
+        draft = msgspec.structs.replace(draft, id=note[1].record_id)
+    while True:
+        seq, sequence = await end_of(js, subject)
+        # A record can only be there already when its key has been noted; and then after the note.
+        if note is not None and seq > note[0]:
+            async for stored in records(js, subject, after=note[0]):
+                if stored.record.id == draft.id:
+                    return stored
+                seq, sequence = stored.seq, stored.record.sequence
+        record = msgspec.structs.replace(draft, sequence=sequence + 1)
+        at = await publish(js, subject, record, seq)
+        if at is not None:
+            return Stored(at, record)
+
+
+async def _promise(js: JetStreamContext, scope: Scope, draft: StreamRecord, key: str) -> tuple[int, Promise]:
+    """The note about a key, written now unless there is one."""
+    asked = msgspec.json.encode([draft.stream, draft.correlation_id, draft.data], order="sorted")
+    fingerprint = hashlib.sha256(asked).hexdigest()
+    digest = hashlib.sha256(f"{draft.stream}\0{key}".encode()).hexdigest()
+    subject = subjects.once(scope, draft.session_id, digest)
+    fresh = Promise(record_id=draft.id, fingerprint=fingerprint)
+    found = await get_message(js, topology.SESSIONS, subject)
+    if found is None:
+        seq = await _store(js, subject, msgspec.json.encode(fresh), 0)
+        if seq is not None:
+            return seq, fresh
+        found = await get_message(js, topology.SESSIONS, subject)
+        if found is None:
+            raise Unavailable("the idempotency key could not be noted", hint="try again")
+    note = msgspec.json.decode(found[1], type=Promise)
+    if note.fingerprint != fingerprint:
+        raise Conflict(
+            f"the idempotency key {key!r} was used for a different record of the stream {draft.stream!r}",
+            hint="use a new key for a new record",
+        )
+    return found[0], note

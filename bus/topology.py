@@ -54,7 +54,12 @@ def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
         allow_direct=True,
         republish=RePublish(src=subjects.ALL_EVENTS, dest=subjects.ALL_LIVE),
     )
-    sessions = StreamConfig(name=SESSIONS, subjects=[subjects.ALL_IO], storage=StorageType.FILE, allow_direct=True)
+    sessions = StreamConfig(
+        name=SESSIONS,
+        subjects=[subjects.ALL_IO, subjects.ALL_ONCE],
+        storage=StorageType.FILE,
+        allow_direct=True,
+    )
     logs = StreamConfig(
         name=LOGS,
         subjects=[subjects.ALL_LOGS],

@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "deployment": ("cli.deployment:deployment", "List, show and promote deployments."),
     "task": ("cli.task:task", "List and show the tasks of the current deployment."),
     "sandbox": ("cli.sandbox:sandbox", "List and show the sandboxes of the current deployment."),
-    "session": ("cli.session:session", "Start, list, show, close and cancel sessions."),
+    "session": ("cli.session:session", "Start, list, show, close and cancel sessions; their streams."),
     "run": ("cli.run:run", "List, show, follow, wait for and cancel runs."),
     "workspace": ("cli.workspace:workspace", "List, show and stop workspaces."),
     "query": ("cli.query:query", "Ask the history a question in SQL."),

@@ -1,4 +1,4 @@
-"""The payload of a start, from whichever way it was given on the command line."""
+"""JSON from whichever way it was given on the command line: the payload of a start, the data of a record or a token."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ import msgspec
 from helmr.errors import UsageError
 
 
-def payload_of(pairs: Sequence[str], text: str | None, file: str | None) -> Any:
-    """The payload as JSON values; None when none was given.
+def payload_of(pairs: Sequence[str], text: str | None, file: str | None, *, name: str = "payload") -> Any:
+    """The payload (or whatever ``name`` is) as JSON values; None when none was given.
 
     Raises:
         UsageError: it was given in several ways, or is not what it should be.
     """
-    given = [
-        name for name, value in (("--payload", pairs), ("--payload-json", text), ("--payload-file", file)) if value
-    ]
+    ways = ((f"--{name}", pairs), (f"--{name}-json", text), (f"--{name}-file", file))
+    given = [way for way, value in ways if value]
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} exclude each other", hint="give the payload in one way")
+        raise UsageError(f"{' and '.join(given)} exclude each other", hint=f"give the {name} in one way")
     if text is not None:
-        return json_of(text.encode(), "--payload-json")
+        return json_of(text.encode(), f"--{name}-json")
     if file is not None:
-        return json_of(_read(file), f"--payload-file {file}")
-    return _from_pairs(pairs) if pairs else None
+        return json_of(_read(file, f"--{name}-file"), f"--{name}-file {file}")
+    return _from_pairs(pairs, f"--{name}") if pairs else None
 
 
 def json_of(data: bytes, origin: str) -> Any:
@@ -44,16 +43,16 @@ def json_of(data: bytes, origin: str) -> Any:
         ) from error
 
 
-def _read(file: str) -> bytes:
+def _read(file: str, option: str) -> bytes:
     if file == "-":
         return sys.stdin.buffer.read()
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise UsageError(f"--payload-file {file}: {error.strerror}") from error
+        raise UsageError(f"{option} {file}: {error.strerror}") from error
 
 
-def _from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
+def _from_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``; a value is JSON where it can be, and text otherwise."""
     result: dict[str, Any] = {}
     for pair in pairs:
@@ -61,15 +60,15 @@ def _from_pairs(pairs: Sequence[str]) -> dict[str, Any]:
         path = key.split(".")
         if not equals or not all(path):
             raise UsageError(
-                f"--payload {pair!r} is not KEY=VALUE", hint="e.g. --payload name=Ada --payload user.age=36"
+                f"{option} {pair!r} is not KEY=VALUE", hint="e.g. --payload name=Ada --payload user.age=36"
             )
         place = result
         for part in path[:-1]:
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
-                raise UsageError(f"--payload {pair!r}: {part} has a value already")
+                raise UsageError(f"{option} {pair!r}: {part} has a value already")
         if path[-1] in place:
-            raise UsageError(f"--payload {pair!r}: {key} is given twice")
+            raise UsageError(f"{option} {pair!r}: {key} is given twice")
         place[path[-1]] = _value(value)
     return result
 

@@ -1,4 +1,4 @@
-"""``helmr session``: start, list, get, close, cancel."""
+"""``helmr session``: start, list, get, close, cancel; its streams are in :mod:`cli.session_streams`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from cli.options import DURATION, Choice, Flags, Group, ask, flags
 from cli.output import age, compact, json_line, json_value, line, moment, note, record, table, working
 from cli.payload import json_of, payload_of
 from cli.references import SESSION, TASK, WORKSPACE
+from cli.session_streams import input_, output
 from helmr.errors import TimedOut, UsageError
 from helmr.models import Session
 
 
 @click.group(cls=Group)
 def session() -> None:
-    """Start, list, show, close and cancel sessions."""
+    """Start, list, show, close and cancel sessions; send them input and read their output."""
+
+
+session.add_command(input_)
+session.add_command(output)
 
 
 @session.command()

@@ -6,6 +6,7 @@ The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
     helmr.event.<scope>.…                                       the same, republished for core-NATS subscribers
     helmr.log.<scope>.<owner>.<id>.<attempt>.<stream>           log chunks, stored in LOGS; owner: run
     helmr.io.<scope>.<session>.<in|out>.<stream>                records of session streams, stored in SESSIONS
+    helmr.once.<scope>.<session>.<key>                          what a record's idempotency key stands for, stored in SESSIONS
     helmr.timer.<scope>.run.<id>.<what>                         pending timers, stored in RUNS; what: retry, ttl
     helmr.due.<scope>.run.<id>.<what>                           what a timer publishes when it fires, stored in RUNS
     helmr.api.<scope>.<noun>.<verb>                             request/reply services
@@ -28,6 +29,7 @@ _EVENTS = "helmr.ev"
 _LIVE = "helmr.event"
 _LOGS = "helmr.log"
 _IO = "helmr.io"
+_ONCE = "helmr.once"
 _TIMERS = "helmr.timer"
 _DUE = "helmr.due"
 _API = "helmr.api"
@@ -40,6 +42,8 @@ ALL_EVENTS = f"{_EVENTS}.>"
 ALL_LIVE = f"{_LIVE}.>"
 ALL_LOGS = f"{_LOGS}.>"
 ALL_IO = f"{_IO}.>"
+ALL_ONCE = f"{_ONCE}.>"
+ALL_INPUT = f"{_IO}.*.*.*.in.*"
 ALL_TIMERS = f"{_TIMERS}.>"
 ALL_DUE = f"{_DUE}.>"
 ALL_API = f"{_API}.>"
@@ -157,6 +161,16 @@ def parse_io(subject: str) -> IoSubject:
     """The parts of a stream record's subject."""
     _, _, project, environment, session_id, direction, stream = subject.split(".")
     return IoSubject(Scope(project, environment), session_id, direction, stream)
+
+
+def is_io(subject: str) -> bool:
+    """Whether a stored message of SESSIONS is a record."""
+    return subject.startswith(f"{_IO}.")
+
+
+def once(scope: Scope, session_id: str, key: str) -> str:
+    """The subject of the note that an idempotency key has been used; ``key`` is a digest."""
+    return f"{_ONCE}.{scope}.{_token(session_id)}.{_token(key)}"
 
 
 def timer(scope: Scope, run_id: str, what: str) -> str:

@@ -104,7 +104,9 @@ class Fold:
                 return
 
     def record(self, message: Message) -> None:
-        """Fold a message of SESSIONS: a record of a session stream."""
+        """Fold a message of SESSIONS: a record of a session stream; notes of used idempotency keys are passed over."""
+        if not subjects.is_io(message.subject):
+            return
         scope = subjects.parse_io(message.subject).scope
         record = decode_record(message.body)
         data = msgspec.json.encode(record.data).decode()

@@ -1,4 +1,4 @@
-"""Sessions: start, get, list, close, cancel, and the records of their output streams."""
+"""Sessions: start, get, list, close, cancel."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import msgspec
 from helmr import ids, jsonform
 from helmr.client.pages import newest
 from helmr.client.runs import RunHandle
+from helmr.client.streams import OpenSession
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
 from helmr.errors import TimedOut, Unavailable, UsageError
@@ -97,6 +98,10 @@ class Sessions:
         """One session, by id, unique prefix or ``@last``."""
         session_id = await self._client.resolve("session", _id(session))
         return await self._wire.call("session", "get", {"id": session_id}, Session)
+
+    def open(self, session: str | Session) -> OpenSession:
+        """The streams of a session: ``open(session).input("approval").send(…)``."""
+        return OpenSession(self._client, _id(session))
 
     async def list(self, *, status: str | None = None, task: str | None = None, limit: int = 50) -> list[Session]:
         """Sessions, newest first."""

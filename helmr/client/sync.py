@@ -14,9 +14,12 @@ from helmr.client import runs as aio_runs
 from helmr.client.aio import AsyncClient
 from helmr.client.runs import output_of, run_id_of
 from helmr.client.sessions import Started as AioStarted
+from helmr.client.streams import Input as AioInput
+from helmr.client.streams import OpenSession as AioOpenSession
+from helmr.client.streams import Output as AioOutput
 from helmr.durations import Duration
 from helmr.errors import UsageError
-from helmr.models import Deployment, Event, Run, Session, Workspace
+from helmr.models import Deployment, Event, Run, Session, StreamRecord, Workspace
 
 T = TypeVar("T")
 
@@ -147,6 +150,10 @@ class Sessions:
         """Sessions, newest first."""
         return self._client.call(self._client.aio.sessions.list, status=status, task=task, limit=limit)
 
+    def open(self, session: str | Session) -> OpenSession:
+        """The streams of a session: ``open(session).input("approval").send(…)``."""
+        return OpenSession(self._client, self._client.aio.sessions.open(session))
+
     def close(self, session: str | Session) -> Session:
         """Take no more input."""
         return self._client.call(self._client.aio.sessions.close, session)
@@ -154,6 +161,49 @@ class Sessions:
     def cancel(self, session: str | Session, *, reason: str | None = None) -> Session:
         """Cancel the session and its current run."""
         return self._client.call(self._client.aio.sessions.cancel, session, reason=reason)
+
+
+class OpenSession:
+    """The streams of one session, by name."""
+
+    def __init__(self, client: Client, aio: AioOpenSession) -> None:
+        self._client = client
+        self._aio = aio
+
+    def input(self, stream: str) -> Input:
+        """An input stream."""
+        return Input(self._client, self._aio.input(stream))
+
+    def output(self, stream: str) -> Output:
+        """An output stream."""
+        return Output(self._client, self._aio.output(stream))
+
+
+class Output:
+    """A stream of a session; see :class:`helmr.client.streams.Output`."""
+
+    def __init__(self, client: Client, aio: AioInput | AioOutput) -> None:
+        self._client = client
+        self._aio = aio
+        self.name = aio.name
+
+    def list(self, *, after: int = 0, limit: int = 500, correlation_id: str | None = None) -> list[StreamRecord]:
+        """Records numbered beyond ``after``, oldest first."""
+        return self._client.call(self._aio.list, after=after, limit=limit, correlation_id=correlation_id)
+
+    def follow(self, *, after: int = 0, correlation_id: str | None = None) -> Iterator[StreamRecord]:
+        """Records numbered beyond ``after``, stored ones first and then as they come, for ever."""
+        return self._client.iterate(self._aio.follow(after=after, correlation_id=correlation_id))
+
+
+class Input(Output):
+    """An input stream of a session."""
+
+    _aio: AioInput
+
+    def send(self, data: Any, *, correlation_id: str | None = None, idempotency_key: str | None = None) -> StreamRecord:
+        """Append one record; see :meth:`helmr.client.streams.Input.send`."""
+        return self._client.call(self._aio.send, data, correlation_id=correlation_id, idempotency_key=idempotency_key)
 
 
 class Runs:
