@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bus import topology
 from bus.connection import connect
+from bus.reader import StreamReader
 from bus.requests import api
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
@@ -33,7 +34,6 @@ from helmr.subjects import Scope
 from store.home import Home
 from store.main import tune_interpreter
 from store.projector import Projector
-from store.reader import StreamReader
 from store.sinks import Store
 
 SCOPE = Scope("bench", "dev")

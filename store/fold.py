@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
+from bus.reader import Message
 from helmr import subjects
 from helmr.events import TERMINAL
 from helmr.models import workspace_record
 from helmr.subjects import JOURNAL_KINDS, Scope
 from store.messages import (
     NO_DATA,
-    Message,
     Raw,
     StoredData,
     StoredEvent,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from bus.reader import Message
 from helmr import chunks, subjects
 from store.fold import Row
-from store.messages import Message, instant
+from store.messages import instant
 
 
 def day_of(message: Message) -> str:

@@ -6,7 +6,6 @@ Times and JSON stay text, which DuckDB parses outside the interpreter's lock; fi
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import msgspec
 
@@ -14,16 +13,6 @@ from helmr.events import SessionEvent, WorkspaceEvent
 from helmr.models import Deployment, StreamRecord
 
 Raw = msgspec.Raw
-
-
-class Message(NamedTuple):
-    """A stored message: its sequence, when it was stored (nanoseconds since 1970), and what it says."""
-
-    seq: int
-    subject: str
-    stored_ns: int
-    headers: dict[str, str] | None
-    body: bytes
 
 
 class StoredState(msgspec.Struct, frozen=True, kw_only=True, gc=False):

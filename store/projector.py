@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 from nats.aio.client import Client as Nats
 
 from bus import topology
+from bus.reader import StreamReader
 from helmr.errors import TimedOut
-from store.reader import StreamReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from store.messages import Message
+    from bus.reader import Message
     from store.sinks import Batch, Prepared, Store
 
 log = logging.getLogger(__name__)

@@ -22,12 +22,12 @@ import msgspec
 import pyarrow.lib as pa
 
 from bus import topology
+from bus.reader import Message
 from helmr.errors import Unavailable
 from store import files, schema, tables
 from store.fold import Fold, Row, restore
 from store.home import Home
 from store.log_fold import day_of, row_of
-from store.messages import Message
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import msgspec
 
+from bus.reader import Message
 from helmr import ids, subjects
 from helmr.events import RunEvent, RunSpec, RunState, SessionEvent, WorkspaceEvent
 from helmr.models import Run, StreamRecord, run_record
@@ -14,7 +15,6 @@ from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
-from store.messages import Message
 
 SCOPE = Scope("acme", "dev")
 START = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)

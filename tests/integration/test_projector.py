@@ -14,6 +14,7 @@ from nats.js.kv import KeyValue
 
 from bus import topology
 from bus.connection import connected
+from bus.reader import Message
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import subjects
@@ -21,7 +22,6 @@ from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
 from helmr.models import Deployment
 from store import schema
 from store.home import Home
-from store.messages import Message
 from store.sinks import Store
 from store.verify import verify
 from tests.integration.history import (

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from bus.reader import Message
 from helmr import chunks, subjects
 from helmr.models import Deployment, Run
 from store import tables
 from store.fold import Fold, OpenRun, restore
 from store.log_fold import day_of, row_of
-from store.messages import Message
 from store.sinks import staged
 from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
 

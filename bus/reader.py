@@ -14,7 +14,8 @@ import json
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client as Nats
@@ -22,7 +23,6 @@ from nats.aio.msg import Msg
 
 from bus.requests import api
 from helmr.errors import ConfigError, Unavailable
-from store.messages import Message
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,16 @@ _INACTIVE = 30.0
 _NOT_FOUND = 10037
 
 
+class Message(NamedTuple):
+    """A stored message: its sequence, when it was stored (nanoseconds since 1970), and what it says."""
+
+    seq: int
+    subject: str
+    stored_ns: int
+    headers: dict[str, str] | None
+    body: bytes
+
+
 class _Lost(Exception):
     """This consumer will not go on; another must."""
 
@@ -49,14 +59,26 @@ class _Lost(Exception):
 class StreamReader:
     """Messages of ``stream`` beyond ``after``; :meth:`run` fills the buffer, :meth:`take` empties it.
 
-    ``created`` is when the stream was made, if known: a stream of the same name made at another time is refused.
+    ``created`` is when the stream was made, if known: a stream of the same name made at another time is refused. With
+    ``filters`` only messages under these subjects come. ``caught_up`` is set once nothing stored was left to be received.
     """
 
     def __init__(
-        self, nc: Nats, stream: str, *, after: int = 0, created: str | None = None, arrived: Callable[[], None]
+        self,
+        nc: Nats,
+        stream: str,
+        *,
+        reader: str = "history",
+        filters: Sequence[str] = (),
+        after: int = 0,
+        created: str | None = None,
+        arrived: Callable[[], None],
     ) -> None:
         self.nc = nc
         self.stream = stream
+        self.caught_up = asyncio.Event()
+        self._reader = reader
+        self._filters = list(filters)
         self.received = after
         self.created = created
         self.stored_ns = 0  #: when the last received message was stored
@@ -102,7 +124,7 @@ class StreamReader:
         """Receive for ever.
 
         Raises:
-            ConfigError: the stream is not the one the history was made from.
+            ConfigError: the stream is not the one that was read before.
         """
         while True:
             try:
@@ -123,10 +145,25 @@ class StreamReader:
             raise Unavailable(f"stream {self.stream}: {info['error']['description']}")
         created, last = str(info["created"]), int(info["state"]["last_seq"])
         if self.received > last:
-            raise _refusal(f"stream {self.stream} ends at #{last}, but the history has applied #{self.received} of it")
+            raise _refusal(
+                self._reader,
+                f"stream {self.stream} ends at #{last}, but the {self._reader} has applied #{self.received} of it",
+            )
         if self.created is not None and self.created != created:
-            raise _refusal(f"stream {self.stream} was made at {created}; the history is of one made at {self.created}")
+            raise _refusal(
+                self._reader,
+                f"stream {self.stream} was made at {created}; the {self._reader} is of one made at {self.created}",
+            )
         self.created = created
+
+    async def fits(self) -> bool:
+        """Whether the stream is the one that was read before; as :meth:`check`, for those that can begin anew."""
+        try:
+            await self.check()
+        except ConfigError as error:
+            log.warning("%s", error)
+            return False
+        return True
 
     async def _consume(self) -> None:
         await self.check()
@@ -135,7 +172,7 @@ class StreamReader:
         self._generation, self._broken = inbox, None
         self._requested, self._expected = 0, 1
         self._heard = (-1, 0)
-        consumer = f"history-{secrets.token_hex(6)}"
+        consumer = f"{self._reader}-{secrets.token_hex(6)}"
         subscription = await self.nc.subscribe(
             f"{inbox}.*",
             cb=functools.partial(self._receive, inbox),
@@ -157,7 +194,7 @@ class StreamReader:
             log.debug("%s: %s", consumer, error)
 
     async def _create(self, name: str) -> None:
-        config = {
+        config: dict[str, Any] = {
             "name": name,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self.received + 1,
@@ -167,10 +204,14 @@ class StreamReader:
             "mem_storage": True,
             "num_replicas": 1,
         }
+        if self._filters:
+            config["filter_subjects"] = self._filters
         body = {"stream_name": self.stream, "config": config, "action": "create"}
         answer = await api(self.nc, f"CONSUMER.CREATE.{self.stream}.{name}", body)
         if "error" in answer:
             raise Unavailable(f"cannot read stream {self.stream}: {answer['error']['description']}")
+        if answer["num_pending"] == 0:
+            self._catch_up()
 
     async def _pull_on(self, consumer: str, inbox: str) -> None:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{consumer}"
@@ -225,9 +266,15 @@ class StreamReader:
         self._bytes += len(msg.data)
         if self._requested <= _BATCH // 2:
             self._pulse.set()
+        if tokens[at + 4] == "0" and not self.caught_up.is_set():
+            self._catch_up()
         # Every message costs: whoever waits is told of the first, and of every so many more.
-        if len(self._buffer) & 255 == 1:
+        elif len(self._buffer) & 255 == 1:
             self._arrived()
+
+    def _catch_up(self) -> None:
+        self.caught_up.set()
+        self._arrived()
 
     def _status(self, headers: dict[str, str]) -> None:
         """A heartbeat, or the end of a request, which tells how many messages of it were not sent."""
@@ -242,9 +289,11 @@ class StreamReader:
         self._pulse.set()
 
 
-def _refusal(message: str) -> ConfigError:
-    return ConfigError(
-        f"{message}: the log is another one, or an older copy was restored",
-        hint="connect to the log this history was made from (HELMR_URL, HELMR_HOME); or, to give up what only the history "
-        "still knows, move history.db and logs/ away, and it is made anew from the log",
-    )
+def _refusal(reader: str, message: str) -> ConfigError:
+    hint = "connect to the log that was read before (HELMR_URL, HELMR_HOME), or start this part again"
+    if reader == "history":
+        hint = (
+            "connect to the log this history was made from (HELMR_URL, HELMR_HOME); or, to give up what only the history "
+            "still knows, move history.db and logs/ away, and it is made anew from the log"
+        )
+    return ConfigError(f"{message}: the log is another one, or an older copy was restored", hint=hint)
