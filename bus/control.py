@@ -15,6 +15,8 @@ from bus import topology
 from bus.artifacts import ArtifactStore
 from bus.connection import server_version
 from bus.deployments import Deployments
+from bus.live import LiveRuns
+from bus.live_follower import LiveFollower
 from bus.log import Log
 from bus.presence import Presence, WorkerInfo
 from bus.reactors import Reactors
@@ -48,6 +50,8 @@ class Control:
         self.nc = nc
         self.log = Log(nc)
         self.presence = Presence(nc)
+        self.live = LiveRuns()
+        self.live_follower = LiveFollower(nc, self.live)
         self.deployments = Deployments(nc)
         self.runs = Runs(self.log, self.presence)
         planner = Planner(self.log, self.deployments, self.presence)
@@ -61,6 +65,7 @@ class Control:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""
         await ensure_topology(self.nc)
         tasks.create_task(self.presence.watch())
+        tasks.create_task(self.live_follower.run())
         tasks.create_task(self.deployments.watch())
         await asyncio.gather(self.presence.ready.wait(), self.deployments.ready.wait())
         await self.reactors.start(tasks)

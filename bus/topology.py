@@ -25,6 +25,8 @@ SESSIONS = "SESSIONS"
 LOGS = "LOGS"
 CONFIG_BUCKET = "config"
 PRESENCE_BUCKET = "presence"
+#: Where readers remember how far they are, so that a restart does not read the log from its beginning.
+CHECKPOINTS_BUCKET = "checkpoints"
 #: The stream behind the bucket of deployments; the projector reads it like any other.
 CONFIG = f"KV_{CONFIG_BUCKET}"
 ARTIFACTS = "artifacts"

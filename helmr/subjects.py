@@ -113,8 +113,8 @@ def of_kind(entity: Entity, kind: str) -> str:
 
 
 def lane(name: str) -> str:
-    """The filter of a dispatch consumer: what is queued in this lane, in every scope."""
-    return f"{_EVENTS}.*.*.run.*.queued.{_token(name)}.*"
+    """The filter of a dispatch consumer: what is queued in this lane (``*``: in any), in every scope."""
+    return f"{_EVENTS}.*.*.run.*.queued.{_token_or_any(name)}.*"
 
 
 def live(scope: Scope, entity: Entity | Literal["*"] = "*", entity_id: str = "*", kind: str = ">") -> str:
