@@ -35,7 +35,6 @@ class BucketView:
         self.nc = nc
         self.bucket = bucket
         self.ready = asyncio.Event()
-        self.reconnected = asyncio.Event()
         self._on_value = on_value
         self._prefix = topology.bucket_subject(bucket, "")
 
@@ -49,7 +48,6 @@ class BucketView:
                 self.ready.set()
                 while self.nc.stats["reconnects"] == seen:  # noqa: ASYNC110  # nobody offers an event, see _LOOK
                     await asyncio.sleep(_LOOK)
-                self.reconnected.set()
         finally:
             if not self.nc.is_closed:
                 await subscription.unsubscribe()

@@ -277,18 +277,20 @@ def priority_of(event: _Event) -> int:
 
 
 async def get_message(
-    js: JetStreamContext, stream: str, subject: str, *, after: int | None = None
+    js: JetStreamContext, stream: str, subject: str, *, after: int | None = None, direct: bool = True
 ) -> tuple[int, bytes] | None:
     """The last message of ``stream`` under a filter, or with ``after`` the first one beyond that sequence; None if none.
+
+    Not ``direct``: the stream's leader is asked, and not whichever replica is near.
 
     Raises:
         Unavailable: the server does not answer.
     """
     try:
         if after is None:
-            message = await js.get_msg(stream, subject=subject, direct=True)
+            message = await js.get_msg(stream, subject=subject, direct=direct)
         else:
-            message = await js.get_msg(stream, seq=after + 1, subject=subject, direct=True, next=True)
+            message = await js.get_msg(stream, seq=after + 1, subject=subject, direct=direct, next=True)
     except nats.js.errors.NotFoundError:
         return None
     except (TimeoutError, nats.errors.Error, OSError) as error:

@@ -1,20 +1,24 @@
 """Which workers are alive: each renews a key of its own, and everybody else watches.
 
-A key that is not renewed counts as gone after :data:`bus.topology.PRESENCE_TTL` seconds, by the watcher's own clock: the
-bucket tells nobody when a key expires.
+A key that is not renewed counts as gone after :data:`bus.topology.PRESENCE_TTL` seconds in which the watcher was awake and
+connected: the bucket tells nobody when a key expires, and who slept or was cut off has no right to call others silent. Before
+anything is taken from a worker, :meth:`Presence.confirm_gone` has the server's word for it, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
 from nats.aio.client import Client as Nats
 
 from bus import topology
+from bus.attention import Attention
 from bus.bucket import BucketView
+from bus.log import get_message
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +33,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     started_at: datetime
     version: str
+    draining: bool = False  #: takes nothing new, and ends when what it runs has ended
 
 
 async def announce(nc: Nats, info: WorkerInfo) -> None:
@@ -46,47 +51,66 @@ async def withdraw(nc: Nats, worker_id: str) -> None:
 class Presence:
     """A live view of the workers; run :meth:`watch` in a task of its own."""
 
-    def __init__(self, nc: Nats) -> None:
+    def __init__(self, nc: Nats, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.nc = nc
+        self._js = nc.jetstream()
         self._seen: dict[str, tuple[float, WorkerInfo]] = {}
         self._view = BucketView(nc, topology.PRESENCE_BUCKET, self._on_value)
-        self._undisturbed_since = time.monotonic()
+        self._attention = Attention(clock)
+        self._connections = nc.stats["reconnects"]
+        self._undisturbed_since = 0.0
         self.ready = self._view.ready
 
     @property
     def settled(self) -> bool:
         """Whether we have listened long enough, without an interruption, to know who is gone."""
-        return time.monotonic() - self._undisturbed_since > topology.PRESENCE_TTL + topology.HEARTBEAT
+        return self._now() - self._undisturbed_since > topology.PRESENCE_TTL + topology.HEARTBEAT
 
     def alive(self) -> dict[str, WorkerInfo]:
         """The workers heard of within the time to live, by id."""
-        horizon = time.monotonic() - topology.PRESENCE_TTL
+        horizon = self._now() - topology.PRESENCE_TTL
         return {key: info for key, (at, info) in self._seen.items() if at > horizon}
 
     def is_alive(self, worker_id: str) -> bool:
         """Whether this worker was heard of within the time to live."""
         return worker_id in self.alive()
 
+    async def confirm_gone(self, worker_id: str) -> bool:
+        """Whether a worker that looks gone is gone for the server, too: our view of it may lag behind.
+
+        Raises:
+            Unavailable: the server does not answer.
+        """
+        if self.is_alive(worker_id):
+            return False
+        subject = topology.bucket_subject(topology.PRESENCE_BUCKET, worker_id)
+        found = await get_message(self._js, f"KV_{topology.PRESENCE_BUCKET}", subject, direct=False)
+        if found is None or not found[1]:  # expired, or withdrawn: a marker is left
+            return True
+        self._on_value(worker_id, found[1])
+        return False
+
     async def watch(self) -> None:
         """Follow the bucket for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._view.watch())
-            tasks.create_task(self._forgive_interruptions())
-
-    async def _forgive_interruptions(self) -> None:
-        """While the server was away nobody could renew anything."""
-        while True:
-            await self._view.reconnected.wait()
-            self._view.reconnected.clear()
-            self.forgive()
+            tasks.create_task(self._attention.keep(self._now))
 
     def forgive(self) -> None:
         """Give everybody a new term: the server did not answer us, so that others may not have reached it either."""
-        now = time.monotonic()
+        now = self._attention.seconds(listening=self.nc.is_connected)
         self._undisturbed_since = now
         self._seen = {key: (now, info) for key, (_, info) in self._seen.items()}
+
+    def _now(self) -> float:
+        """Seconds for which we have listened. While the server was away nobody could renew anything."""
+        if self.nc.stats["reconnects"] != self._connections:
+            self._connections = self.nc.stats["reconnects"]
+            self.forgive()
+        return self._attention.seconds(listening=self.nc.is_connected)
 
     def _on_value(self, key: str, value: bytes | None) -> None:
         if value is None:
             self._seen.pop(key, None)
         else:
-            self._seen[key] = (time.monotonic(), msgspec.json.decode(value, type=WorkerInfo))
+            self._seen[key] = (self._now(), msgspec.json.decode(value, type=WorkerInfo))

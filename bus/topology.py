@@ -36,10 +36,10 @@ _PACE = float(os.environ.get("HELMR_TEST_PACE", "1"))
 #: Seconds without an acknowledgement or a heartbeat after which a dispatch message goes to another worker.
 ACK_WAIT = 15.0 * _PACE
 #: Seconds between heartbeats of a worker on its dispatch messages, and on its presence key.
-HEARTBEAT = 5.0 * _PACE
+HEARTBEAT = 3.0 * _PACE
 #: Seconds a presence key lives without renewal: less than the ack deadline, so that a worker whose messages are delivered
 #: to others counts as gone by then.
-PRESENCE_TTL = 12.0 * _PACE
+PRESENCE_TTL = 9.0 * _PACE
 
 #: Log chunks are dropped, oldest first, beyond this many bytes and this age (seconds).
 LOG_BYTES = 20 * 1024**3

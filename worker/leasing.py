@@ -69,7 +69,7 @@ async def _append(
 
 async def _outlive(log: Log, liveness: Liveness, scope: Scope, run_id: str, holder: str, *, worker: str) -> None:
     """A run that somebody holds was delivered again: take it from a holder that is gone."""
-    if holder == worker or liveness.is_alive(holder):
+    if holder == worker or not await liveness.confirm_gone(holder):
         raise Held(holder)
     await lose_lease(log, scope, run_id, holder)
 

@@ -45,6 +45,14 @@ class Liveness:
         """Whether a worker may still be at work; when in doubt, it is."""
         return not _known_dead(self._home, worker_id) and self._presence.is_alive(worker_id)
 
+    async def confirm_gone(self, worker_id: str) -> bool:
+        """Whether a worker is certainly gone, so that its runs may be taken; see :meth:`Presence.confirm_gone`.
+
+        Raises:
+            Unavailable: the server does not answer.
+        """
+        return _known_dead(self._home, worker_id) or await self._presence.confirm_gone(worker_id)
+
     def alive(self) -> set[str]:
         """The workers that are heard of and not known to be dead."""
         return {worker for worker in self._presence.alive() if not _known_dead(self._home, worker)}

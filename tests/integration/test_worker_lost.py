@@ -210,10 +210,8 @@ async def test_its_messages_stay_with_the_new_holder(tmp_path: Path) -> None:
             holder.send(signal.SIGCONT)
             await asyncio.sleep(topology.HEARTBEAT * 1.5)
             await other.kill()
-            async with asyncio.timeout(30):
-                async for event in helmr.runs.events.subscribe(started.run, after=again.cursor):
-                    if event.kind == "leased" and event.data["worker"] == holder.name:
-                        break
+            third = await until(helmr, started.run, "leased", count=3)
+            assert (third.data["worker"], third.dispatch_attempt) == (holder.name, 3)
             await started.run.cancel(force=True)
             assert (await started.run.wait(timeout=20)).status == "cancelled"
             assert await holder.end() == 0

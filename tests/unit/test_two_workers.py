@@ -63,6 +63,9 @@ class _World:
     def is_alive(self, worker: str) -> bool:
         return worker not in self.presumed_dead
 
+    async def confirm_gone(self, worker: str) -> bool:
+        return worker in self.presumed_dead
+
     def events(self) -> list[RunEvent]:
         return [RUN.decode(body) for _, body in self.log.messages]
 
