@@ -50,7 +50,6 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     born: str
-    worker_id: str
 
 
 class ProcessMachine:
@@ -63,12 +62,12 @@ class ProcessMachine:
         self.ref = str(process.pid)
         self._process = process
         self._channel = channel
-        self._folder = folder
+        self.folder = folder
         self._stopping: asyncio.Task[None] | None = None
 
     async def put_source(self, name: str, tree: Path) -> None:
         """Copy the folder ``tree`` into the machine's own folder; doing it twice is free."""
-        await self._folder.put_source(name, tree)
+        await self.folder.put_source(name, tree)
 
     async def start(self, spec: ProcessSpec) -> ChannelProcess:
         """Start a process tree; see :meth:`worker.engine.Machine.start`."""
@@ -99,9 +98,7 @@ class ProcessMachine:
         finally:
             self._channel.close("the machine was stopped")
             await _reap(self._process)
-            record = _read_record(self._folder.run / _RECORD)
-            if record is None or record.pid == self._process.pid:  # else another worker has taken the workspace over
-                await asyncio.to_thread(self._folder.remove)
+            await asyncio.to_thread(self.folder.remove)
 
 
 class ProcessEngine:
@@ -165,11 +162,11 @@ class ProcessEngine:
         async with self._locks[spec.workspace_id]:
             await self._clear(spec.workspace_id)
             workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder = self._folder(spec.workspace_id)
+            folder = self._folder(spec.workspace_id, spec.worker_id)
             try:
                 machine = await self._boot(spec, workspace, folder)
             except BaseException:
-                await asyncio.shield(self._remove_leftover(folder, of=spec.worker_id))
+                await asyncio.shield(self._remove_leftover(folder))
                 raise
             self._machines[spec.workspace_id] = machine
             return machine
@@ -185,11 +182,12 @@ class ProcessEngine:
     async def collect(self, live_workers: set[str]) -> list[str]:
         """End the supervisors of workers that are gone."""
         removed = []
-        for path in sorted(self._folder("").path.glob("*")):
-            async with self._locks[path.name]:
-                record = _read_record(path / "run" / _RECORD)
-                if path.name not in self._machines and (record is None or record.worker_id not in live_workers):
-                    removed += await self._remove_leftover(self._folder(path.name))
+        for folder in self._folders("*"):
+            workspace_id, _, worker_id = folder.path.name.partition(".")
+            ours = self._machines.get(workspace_id)
+            if worker_id not in live_workers and (ours is None or ours.folder.path != folder.path):
+                async with self._locks[workspace_id]:
+                    removed += await self._remove_leftover(folder)
         return removed
 
     async def close(self) -> None:
@@ -209,15 +207,23 @@ class ProcessEngine:
             raise UsageError(f"{workspace_id!r} cannot be the id of a workspace")
         return self._home / "workspaces" / workspace_id
 
-    def _folder(self, workspace_id: str) -> MachineFolder:
-        """Apart from those of the docker engine, which would take them for leftovers of its own."""
-        return MachineFolder(self._home / "processes", workspace_id)
+    def _folder(self, workspace_id: str, worker_id: str) -> MachineFolder:
+        """Apart from those of the docker engine, which would take them for leftovers of its own.
+
+        Each worker has its own, so that one which wakes up late cannot clear away what its successor is just setting up.
+        """
+        return MachineFolder(self._home / "processes", f"{workspace_id}.{worker_id}")
+
+    def _folders(self, workspace_id: str) -> list[MachineFolder]:
+        """Those of all workers."""
+        found = sorted((self._home / "processes" / "machines").glob(f"{workspace_id}.*"))
+        return [MachineFolder(self._home / "processes", path.name) for path in found]
 
     async def _boot(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
         folder.create()
         process = await self._spawn(spec, workspace, folder)
         try:
-            record = _Record(pid=process.pid, born=_born(process.pid), worker_id=spec.worker_id)
+            record = _Record(pid=process.pid, born=_born(process.pid))
             (folder.run / _RECORD).write_bytes(msgspec.json.encode(record))
             channel = await self._greet(spec, process, folder)
         except BaseException:
@@ -276,18 +282,14 @@ class ProcessEngine:
         machine = self._machines.pop(workspace_id, None)
         if machine is not None:
             await machine.stop(grace)
-        await self._remove_leftover(self._folder(workspace_id))
+        for folder in self._folders(workspace_id):
+            await self._remove_leftover(folder)
 
-    async def _remove_leftover(self, folder: MachineFolder, *, of: str | None = None) -> list[str]:
-        """End the supervisor that a machine folder belongs to, then remove the folder; returns its pid, if it lived.
-
-        With ``of`` only what that worker left: another may have taken the workspace over while it slept.
-        """
+    async def _remove_leftover(self, folder: MachineFolder) -> list[str]:
+        """End the supervisor that a machine folder belongs to, then remove the folder; returns its pid, if it lived."""
         if not folder.path.exists():
             return []
         record = _read_record(folder.run / _RECORD)
-        if record is not None and of not in {None, record.worker_id}:
-            return []
         ended = record is not None and await asyncio.to_thread(_end, record)
         await asyncio.to_thread(folder.remove)
         return [str(record.pid)] if record is not None and ended else []
