@@ -68,8 +68,16 @@ class Puller:
         if self._subscription is not None:
             try:
                 await self._subscription.unsubscribe()
+                await self._return_unread()
             except nats.errors.Error as error:  # the connection is closed or draining: nothing is left to undo
                 log.debug("unsubscribe: %s", error)
+
+    async def _return_unread(self) -> None:
+        """Let others have at once what was delivered and not looked at."""
+        while not self._queue.empty():
+            msg = self._queue.get_nowait()
+            if msg.reply.startswith("$JS.ACK."):
+                await msg.nak()
 
     async def pull(self, batch: int) -> AsyncIterator[Delivery]:
         """Up to ``batch`` messages, as they come; ends early when the request expires or the server goes away.

@@ -198,6 +198,7 @@ class _Dev:
             *self._common,
             "--url",
             self._url or "",
+            "--drain=0",  # whoever develops does not want to wait; the runs go on at the next start
             *self._worker_options,
         ]
 

@@ -34,7 +34,7 @@ Listener = Callable[[str], bool]
 
 
 class Stop:
-    """SIGINT, SIGTERM and SIGHUP as events: the first one asks for an orderly stop, the second for a quick one.
+    """SIGINT, SIGTERM and SIGHUP as events: the first asks for an orderly stop, the second for a quick one, the third insists.
 
     ``last_resort`` seconds after the first the process ends, whatever is still going on: a stop must not hang.
     """
@@ -42,6 +42,7 @@ class Stop:
     def __init__(self, *, last_resort: float | None = None) -> None:
         self.asked = asyncio.Event()
         self.hurried = asyncio.Event()
+        self.insisted = asyncio.Event()
         self._last_resort = last_resort
 
     def listen(self) -> None:
@@ -53,7 +54,8 @@ class Stop:
     def _heard(self) -> None:
         if self._last_resort is not None and not self.asked.is_set():
             asyncio.get_running_loop().call_later(self._last_resort, _give_up)
-        (self.hurried if self.asked.is_set() else self.asked).set()
+        steps = (self.asked, self.hurried, self.insisted)
+        next((step for step in steps if not step.is_set()), self.insisted).set()
 
 
 def _give_up() -> None:

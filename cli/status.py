@@ -160,9 +160,12 @@ def _workers(control: dict[str, Any] | None) -> Part:
         return Part(up=False, detail="unknown: control does not answer")
     workers = control["workers"]
     told = [
-        f"{w['id']} ({w['engine']}, group {w['group']}): {w['running']} of {w['slots']} slots busy" for w in workers
+        f"{w['id']} ({w['engine']}, group {w['group']}): {w['running']} of {w['slots']} slots busy"
+        + (", draining" if w["draining"] else "")
+        for w in workers
     ]
-    return Part(up=bool(workers), detail="; ".join(told) or "none", facts={"workers": workers})
+    up = any(not worker["draining"] for worker in workers)
+    return Part(up=up, detail="; ".join(told) or "none", facts={"workers": workers})
 
 
 async def _dev(client: AsyncClient, dev: dev_state.DevState) -> Part:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cli.options import Choice, Command, Flags, flags
+from cli.options import DURATION, Choice, Command, Flags, flags
 from cli.output import json_line, note
 from cli.process import Stop, first_of
+from helmr.durations import format_seconds
 from helmr.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINES = ["docker", "process"]
-#: Seconds after a second signal in which the machines must be gone.
+#: Seconds that runs get to end after the first signal, unless told otherwise.
+DRAIN = 30.0
+#: Seconds after a third signal in which the machines must be gone.
 _HURRY = 5.0
-#: Seconds after the first signal at which the process ends whatever is still going on.
+#: Seconds beyond those for the runs at which the process ends whatever is still going on.
 _LAST_RESORT = 30.0
 
 
@@ -59,17 +62,29 @@ def default_slots() -> int:
 )
 @click.option("--slots", type=click.IntRange(1, 1000), help="Runs at a time; default: two for each processor.")
 @click.option("--group", default="default", show_default=True, help="The group whose queue it works on.")
-def worker(engine: str, slots: int | None, group: str) -> None:
-    """Run a worker until SIGINT or SIGTERM; what it has not finished goes back to the queue. A second signal hurries it."""
-    asyncio.run(_run(flags(), engine, slots or default_slots(), group))
+@click.option(
+    "--drain",
+    type=DURATION,
+    default="30s",
+    show_default=True,
+    metavar="D",
+    help="How long its runs may go on after a signal before they are handed back; 0: not at all.",
+)
+def worker(engine: str, slots: int | None, group: str, drain: float) -> None:
+    """Run a worker until SIGINT or SIGTERM.
+
+    Then it takes nothing new, lets its runs end for a while, and hands back to the queue what is left. A second signal hands
+    back at once, a third one ends the worker on the spot.
+    """
+    asyncio.run(_run(flags(), engine, slots or default_slots(), group, drain))
 
 
-async def _run(given: Flags, engine_name: str, slots: int, group: str) -> None:
+async def _run(given: Flags, engine_name: str, slots: int, group: str, drain: float) -> None:
     from bus.connection import connect
     from helmr import local
     from helmr.config import ensure_home
 
-    stop = Stop(last_resort=_LAST_RESORT)
+    stop = Stop(last_resort=drain + _LAST_RESORT)
     stop.listen()
     settings = given.settings()
     home = ensure_home(settings.home)
@@ -86,7 +101,7 @@ async def _run(given: Flags, engine_name: str, slots: int, group: str) -> None:
         from worker.worker import Worker
 
         working = Worker(nc, engine, info, home=home, slots=slots, group=group)
-        gone = await _work(working, info, stop, lost, as_json=given.json)
+        gone = await _work(working, info, stop, lost, drain=drain, as_json=given.json)
     finally:
         await nc.close()
     if gone:
@@ -103,28 +118,31 @@ def _engine(name: str, home: Path) -> Engine:
     return DockerEngine(home)
 
 
-async def _work(worker: Worker, info: EngineInfo, stop: Stop, lost: asyncio.Event, *, as_json: bool) -> bool:
+async def _work(
+    worker: Worker, info: EngineInfo, stop: Stop, lost: asyncio.Event, *, drain: float, as_json: bool
+) -> bool:
     """Work until a signal comes, or the connection is lost for good: then True."""
     ready, end = asyncio.Event(), asyncio.Event()
-    working = asyncio.create_task(worker.run(end, ready))
+    working = asyncio.create_task(worker.run(end, ready, drain=drain, hurry=stop.hurried))
     saying = asyncio.create_task(_say_ready(worker, info, ready, as_json=as_json))
     ending = asyncio.create_task(first_of(stop.asked, lost))
+    insisting = asyncio.create_task(stop.insisted.wait())
     try:
         await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
         if lost.is_set() and not stop.asked.is_set():
             await _abandon(worker, working)
             return True
+        if not working.done():
+            note(f"stopping: runs have {format_seconds(drain)} to end; again: hand them back at once")
         end.set()
-        hurried = asyncio.create_task(stop.hurried.wait())
-        await asyncio.wait({working, hurried}, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        await asyncio.wait({working, insisting}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             working.result()
         else:
             await _abandon(worker, working)
         return False
     finally:
-        for task in (saying, ending, working):
+        for task in (saying, ending, insisting, working):
             task.cancel()
 
 

@@ -139,6 +139,12 @@ class Machines:
                 async with asyncio.timeout_at(self._next_due()):
                     await self._idle_changed.wait()
 
+    async def stop_unused(self) -> None:
+        """Stop every machine that nobody uses, however short its rest."""
+        for _, key in self._idle():
+            with contextlib.suppress(Conflict):  # it has just come into use again
+                await self.stop(*key, "the worker takes nothing new")
+
     async def close(self) -> None:
         """Stop every machine, in use or not."""
         async with asyncio.TaskGroup() as group:

@@ -82,6 +82,7 @@ class Worker:
         self._messages: dict[str, Msg] = {}
         self._handlers: set[asyncio.Task[None]] = set()
         self._progress = asyncio.Event()
+        self._draining = asyncio.Event()
         self._stopping = asyncio.Event()
         self._machines_gone = asyncio.Event()
         self._engine_lost = asyncio.Event()
@@ -104,13 +105,24 @@ class Worker:
         names = (group, f"~{info.host}", f"@{self.id}")
         self._lanes = [Lane(nc, name, self.slots, self._gate, self._take) for name in names]
 
-    async def run(self, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
-        """Work until ``stop`` is set, then hand back what is unfinished and stop every machine."""
+    async def run(
+        self,
+        stop: asyncio.Event,
+        ready: asyncio.Event | None = None,
+        *,
+        drain: float = 0.0,
+        hurry: asyncio.Event | None = None,
+    ) -> None:
+        """Work until ``stop`` is set; then take nothing new, and stop every machine when the work is done.
+
+        What has not ended ``drain`` seconds later, or when ``hurry`` is set, is handed back.
+        """
         async with asyncio.TaskGroup() as tasks:
             background = await self._start(tasks)
             if ready is not None:
                 ready.set()
             await stop.wait()
+            await self._drain(drain, hurry or asyncio.Event())
             await self._shut_down()
             for task in background:
                 task.cancel()
@@ -135,12 +147,25 @@ class Worker:
         self._gate.set()
         return background
 
-    async def _shut_down(self) -> None:
+    async def _drain(self, seconds: float, hurry: asyncio.Event) -> None:
+        """Take nothing any more, and give what is being executed the time to end."""
         self._gate.clear()
-        self._stopping.set()
+        self._draining.set()
         for pull in self._pulls:  # before anything is queued again, or it would come back to us
             pull.cancel()
         await asyncio.wait(self._pulls)
+        if seconds <= 0 or not self._executions:
+            return
+        await self._announce()
+        await self.machines.stop_unused()  # their next runs are for others
+        done = asyncio.create_task(self._until(lambda: not self._executions))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({done, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done.cancel()
+        hurried.cancel()
+
+    async def _shut_down(self) -> None:
+        self._stopping.set()
         for execution in list(self._executions.values()):
             execution.stop(HandedBack("the worker was stopped"))
         await self._until(lambda: not self._executions)
@@ -176,6 +201,7 @@ class Worker:
             running=len(self._executions),
             started_at=self._started_at,
             version=__version__,
+            draining=self._draining.is_set(),
         )
 
     async def _remove_leftovers(self) -> None:
@@ -227,7 +253,7 @@ class Worker:
         except msgspec.DecodeError as error:
             log.warning("%s holds no event: %s", item.msg.subject, error)
             raise Stale from error
-        if self._stopping.is_set():
+        if self._draining.is_set():
             raise Stopping
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
@@ -246,9 +272,9 @@ class Worker:
             await self._requeue(scope, dispatched)
 
     async def _requeue(self, scope: Scope, dispatched: RunEvent) -> None:
-        """Queue a run again that was handed back; when we are stopping, only once our machines are gone."""
+        """Queue a run again that was handed back; when we take nothing any more, only once our machines are gone."""
         alive = self._liveness.alive()
-        if self._stopping.is_set():
+        if self._draining.is_set():
             await self._machines_gone.wait()
             alive.discard(self.id)
         lane = await lane_of(self._log, scope, dispatched.run_id, group=self.group, alive=alive)
@@ -272,14 +298,20 @@ class Worker:
         """Say that we are alive and at work, and make sure that our leases are still ours."""
         while True:
             await asyncio.sleep(topology.HEARTBEAT)
+            await self._announce()
             try:
-                await announce(self.nc, self._about())
                 for msg in list(self._messages.values()):
                     await msg.in_progress()
                 await self._check_leases()
             except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
                 log.warning("heartbeat: %s: %s", type(error).__name__, error)
-                self._presence.forgive()
+
+    async def _announce(self) -> None:
+        try:
+            await announce(self.nc, self._about())
+        except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
+            log.warning("presence: %s: %s", type(error).__name__, error)
+            self._presence.forgive()
 
     async def _check_leases(self) -> None:
         limit = asyncio.Semaphore(_CHECKS)

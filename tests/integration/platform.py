@@ -29,13 +29,14 @@ class RunningWorker:
         self.worker = worker
         self.nc = nc
         self.id = worker.id
+        self.hurry = asyncio.Event()
         self._stop = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def start(self, *, drain: float = 0.0) -> None:
         """Return once it takes runs; raises what keeps it from doing so."""
         ready = asyncio.Event()
-        self._life = asyncio.create_task(self.worker.run(self._stop, ready))
+        self._life = asyncio.create_task(self.worker.run(self._stop, ready, drain=drain, hurry=self.hurry))
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait({self._life, waiting}, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
@@ -61,13 +62,13 @@ class Platform:
         self.workers: list[RunningWorker] = []
         self._stack = AsyncExitStack()
 
-    async def add_worker(self, *, slots: int = 4, home: Path | None = None) -> RunningWorker:
+    async def add_worker(self, *, slots: int = 4, home: Path | None = None, drain: float = 0.0) -> RunningWorker:
         """One more worker; those with the same home share its workspaces."""
         home = home or self.home
         nc = await connect(self.server.url, name="worker")
         engine = ProcessEngine(home / "engine")
         running = RunningWorker(Worker(nc, engine, await engine.check(), home=home, slots=slots), nc)
-        await running.start()
+        await running.start(drain=drain)
         self.workers.append(running)
         return running
 
