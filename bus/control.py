@@ -19,6 +19,7 @@ from bus.live import LiveRuns
 from bus.live_follower import LiveFollower
 from bus.log import Log
 from bus.presence import Presence, WorkerInfo
+from bus.queueing import ungated
 from bus.reactors import Reactors
 from bus.requests import api
 from bus.services.deployments import DeploymentService, NoArguments
@@ -54,12 +55,12 @@ class Control:
         self.live_follower = LiveFollower(nc, self.live)
         self.deployments = Deployments(nc)
         self.runs = Runs(self.log, self.presence)
-        planner = Planner(self.log, self.deployments, self.presence)
+        planner = Planner(self.log, self.deployments, self.presence, ungated)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
         self.streams = Streams(self.log, self.deployments)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
-        self.reactors = Reactors(self.log, self.presence)
+        self.reactors = Reactors(self.log, self.presence, ungated)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from bus import chunks
-from bus.log import RUN, WORKSPACE, Log, Position
+from bus.log import RUN, Log, Position
 from helmr import events
 from helmr.events import Draft, RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
-from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
 
 
@@ -35,24 +34,3 @@ async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Positi
     if held.state.lease is not None and held.state.lease.worker == worker and position.state.lease is None:
         await chunks.bury(log.js, scope, run_id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)
     return position
-
-
-async def redispatch(log: Log, scope: Scope, run_id: str, *, dispatch: int | None, lane: str) -> Position[RunEvent]:
-    """Queue a run again whose dispatch message (that with cursor ``dispatch``) can no longer be used.
-
-    Nothing happens when the run has moved on by itself.
-    """
-
-    def decide(state: RunState) -> Draft | None:
-        if state.status != "queued" or state.dispatch != dispatch:
-            return None
-        return rules.requeue(state, cause="redispatch", lane=lane)
-
-    return await log.transact(RUN, scope, run_id, decide)
-
-
-async def lane_of(log: Log, scope: Scope, run_id: str, *, group: str, alive: set[str]) -> str:
-    """Where a run can be executed: see :func:`helmr.reducers.workspace.lane`."""
-    run = await log.present(RUN, scope, run_id)
-    workspace = await log.last(WORKSPACE, scope, run.state.workspace_id)
-    return workspace_rules.lane(workspace.state, group=group, alive=alive)

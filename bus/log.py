@@ -1,4 +1,4 @@
-"""The one log: every change of a run, session or workspace is appended here, with compare-and-set, by this module alone.
+"""The one log: every change of a run, session, workspace or queue is appended here, with compare-and-set, by this module alone.
 
 All writers of an entity send ``Nats-Expected-Last-Subject-Sequence`` together with the identical filter string of
 :func:`helmr.subjects.history`. On a replicated stream the server compares in-flight filters as strings; writers that use
@@ -20,7 +20,18 @@ from nats.js import JetStreamContext
 from bus import topology
 from helmr import events, ids, subjects
 from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable
-from helmr.events import Draft, RunEvent, RunState, SessionEvent, SessionState, WorkspaceEvent, WorkspaceState
+from helmr.events import (
+    Draft,
+    QueueEvent,
+    QueueState,
+    RunEvent,
+    RunState,
+    SessionEvent,
+    SessionState,
+    WorkspaceEvent,
+    WorkspaceState,
+)
+from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
@@ -98,6 +109,11 @@ WORKSPACE: Kind[WorkspaceState, WorkspaceEvent] = Kind(
     "workspace",
     WorkspaceEvent,
     lambda state, draft, at, key: workspace_rules.apply(state, draft.kind, draft.data, at, workspace_id=key),
+)
+QUEUE: Kind[QueueState, QueueEvent] = Kind(
+    "queue",
+    QueueEvent,
+    lambda state, draft, at, key: queue_rules.apply(state, draft.kind, draft.data, at, queue_id=key),
 )
 
 

@@ -13,15 +13,15 @@ from datetime import datetime
 import nats.errors
 
 from bus import timers, topology
-from bus.leases import lane_of, lose_lease, redispatch, spec_of
+from bus.leases import lose_lease, spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.pull import Delivery, Puller, ensure_consumer
+from bus.queueing import DEFAULT_GROUP, Gate, enqueue, lane_of, redispatch
 from bus.requests import api
-from bus.starts import DEFAULT_GROUP
 from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
-from helmr.events import Draft, RunEvent, RunState
+from helmr.events import RunEvent
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 
@@ -35,9 +35,10 @@ _Handler = Callable[[Delivery], Awaitable[None]]
 class Reactors:
     """All reactors of one control process."""
 
-    def __init__(self, event_log: Log, presence: Presence) -> None:
+    def __init__(self, event_log: Log, presence: Presence, gate: Gate) -> None:
         self.log = event_log
         self.presence = presence
+        self._gate = gate
         self._rescuers: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -81,24 +82,13 @@ class Reactors:
             ttl = spec_of(await self.log.first(RUN, scope, run_id)).ttl or 0.0
             await self.log.transact(RUN, scope, run_id, lambda state: rules.expire(state, ttl=ttl))
         elif what == "retry":
-            await self.requeue(scope, run_id, "retry")
+            await enqueue(self.log, scope, run_id, cause="retry", alive=set(self.presence.alive()), gate=self._gate)
 
     async def _retry_scheduled(self, item: Delivery) -> None:
         """Arm the timer of a retry; whoever appended the event may have died before doing so."""
         event = RUN.decode(item.msg.data)
         scope = subjects.parse_event(item.msg.subject).scope
         await timers.arm(self.log.js, scope, event.run_id, "retry", datetime.fromisoformat(event.data["at"]))
-
-    async def requeue(self, scope: Scope, run_id: str, cause: str) -> None:
-        """Dispatch a queued run whose dispatch message is spent."""
-        lane = await self._lane(scope, run_id)
-
-        def decide(state: RunState) -> Draft | None:
-            if state.status != "queued" or state.dispatch is not None:
-                return None
-            return rules.requeue(state, cause="retry" if cause == "retry" else "redispatch", lane=lane)
-
-        await self.log.transact(RUN, scope, run_id, decide)
 
     async def _lane(self, scope: Scope, run_id: str) -> str:
         return await lane_of(self.log, scope, run_id, group=DEFAULT_GROUP, alive=set(self.presence.alive()))

@@ -14,6 +14,7 @@ from jsonschema.exceptions import best_match
 from bus.deployments import Deployments
 from bus.log import WORKSPACE, Log
 from bus.presence import Presence
+from bus.queueing import DEFAULT_GROUP, Gate
 from helmr import events, ids
 from helmr.errors import Conflict, NotFound, PayloadInvalid, TooLarge, UsageError
 from helmr.events import Draft, RetryPolicy, RunSpec
@@ -29,8 +30,6 @@ MAX_METADATA = 256 * 1024
 MAX_TAGS, MAX_TAG_LENGTH = 10, 128
 MIN_DURATION, MAX_DURATION = 5.0, 86_400.0
 MAX_KEY_LENGTH = 512
-#: The lane of runs that any worker of the default group may take.
-DEFAULT_GROUP = "default"
 
 
 class StartRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -79,10 +78,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Planner:
     """Turns requests into plans."""
 
-    def __init__(self, log: Log, deployments: Deployments, presence: Presence) -> None:
+    def __init__(self, log: Log, deployments: Deployments, presence: Presence, gate: Gate) -> None:
         self.log = log
         self.deployments = deployments
         self.presence = presence
+        self._gate = gate
 
     async def plan(self, scope: Scope, request: StartRequest) -> Plan:
         """Check everything and decide on ids and events.
@@ -125,7 +125,7 @@ class Planner:
             spec=spec,
             session=Draft(kind="opened", data=opened, message=f"opened for task {task['id']}"),
             workspace=workspace,
-            run=run_rules.create(spec, cause="start", lane=lane),
+            run=run_rules.create(spec, cause="start", lane=lane, limit=self._gate(scope, spec, lane)),
             ttl=spec.ttl,
         )
 

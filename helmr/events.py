@@ -1,4 +1,4 @@
-"""The events of runs, sessions and workspaces, and the state each of them carries: the log's own vocabulary.
+"""The events of runs, sessions, workspaces and queues, and the state each of them carries: the log's own vocabulary.
 
 Every event holds the state that results from it, so the last message of an entity is its snapshot. What the events
 mean, and which may follow which, is for :mod:`helmr.reducers` alone to say.
@@ -17,6 +17,9 @@ TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled", "expir
 
 #: Why a run was (re)queued.
 Cause = Literal["start", "input", "retry", "resume", "redispatch", "schedule"]
+
+#: What holds a run back: its queue's limit, or that its lane is full enough already for others to be let in first.
+Limit = Literal["queue", "backlog"]
 
 #: Failure codes a run can end with (DESIGN: the run).
 FailureCode = Literal[
@@ -116,6 +119,14 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: datetime
 
 
+class Hold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What keeps a queued run from being dispatched, since the ``held`` event ``cursor``, and why it was queued then."""
+
+    cursor: int
+    limit: Limit
+    cause: Cause
+
+
 class CancelRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Somebody wants an executing run to end."""
 
@@ -138,7 +149,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fold of a run's events, small enough to travel in each of them.
 
     ``dispatch`` is the cursor of the ``queued`` event whose message may be leased; None while the run is held, waits
-    for a retry or must be queued again. ``active_seconds`` is the time spent in ``running`` before the present lease.
+    for a retry or must be queued again. ``slot`` is the cursor of the ``held`` event that its queue's grant was given for,
+    for as long as the run uses it. ``queued_at`` is when its present time in the queue began, held time included; ``ttl``
+    (seconds) stands until the first lease. ``active_seconds`` is the time spent in ``running`` before the present lease.
     """
 
     id: str
@@ -154,6 +167,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dispatch_attempt: int = 0
     dispatch: int | None = None
     lane: str | None = None
+    hold: Hold | None = None
+    slot: int | None = None
     lease: Lease | None = None
     cancel: CancelRequest | None = None
     wait: Wait | None = None
@@ -161,6 +176,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queue: str | None = None
     priority: int = 0
     concurrency_key: str | None = None
+    ttl: float | None = None
     max_duration: float = 900.0
     active_seconds: float = 0.0
     exit_code: int | None = None
@@ -265,6 +281,38 @@ class WorkspaceEvent(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     data: dict[str, Any] = {}
     state: WorkspaceState
+
+
+class Grant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A slot of a queue, given to a run for the ``held`` event with cursor ``held`` and stream sequence ``seq``."""
+
+    held: int
+    seq: int
+    key: str | None = None
+    at: datetime
+
+
+class QueueState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fold of a queue's events: who has a slot, by run id."""
+
+    id: str
+    cursor: int
+    holders: dict[str, Grant] = {}
+    updated_at: datetime
+
+
+class QueueEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of who has a slot of a queue: ``admitted`` (which may release others, too) or ``released``."""
+
+    cursor: int
+    id: str
+    queue_id: str
+    kind: str
+    at: datetime
+    source: Source = "control"
+    message: str = ""
+    data: dict[str, Any] = {}
+    state: QueueState
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):

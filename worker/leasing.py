@@ -62,8 +62,7 @@ async def _append(
     log: Log, scope: Scope, position: Position[RunEvent], dispatched: RunEvent, worker: str
 ) -> Position[RunEvent]:
     draft = rules.lease(position.state, worker=worker, dispatch=dispatched.cursor)
-    spec = dispatched.data.get("spec") or {}
-    headers = cancel_header(scope, dispatched.run_id, "ttl") if spec.get("ttl") is not None else None
+    headers = cancel_header(scope, dispatched.run_id, "ttl") if position.state.ttl is not None else None
     return await log.append(RUN, scope, dispatched.run_id, position, draft, headers=headers)
 
 

@@ -21,13 +21,13 @@ from nats.aio.msg import Msg
 from bus import topology
 from bus.artifacts import ArtifactStore
 from bus.deployments import Deployments
-from bus.leases import lane_of, redispatch, spec_of
+from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence, WorkerInfo, announce, withdraw
 from bus.pull import Delivery
+from bus.queueing import DEFAULT_GROUP, lane_of, redispatch
 from bus.services.workspaces import StopOrder
 from bus.setup import ensure_topology
-from bus.starts import DEFAULT_GROUP
 from helmr import events, ids, subjects
 from helmr.errors import EngineUnavailable, HelmrError, Unavailable
 from helmr.events import RunEvent

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,7 +19,9 @@ from helmr.events import (
     Cause,
     Draft,
     Failure,
+    Hold,
     Lease,
+    Limit,
     RetryPolicy,
     RunSpec,
     RunState,
@@ -89,6 +91,7 @@ def _opened(run_id: str, spec: RunSpec, at: datetime) -> RunState:
         queue=spec.queue,
         priority=spec.priority,
         concurrency_key=spec.concurrency_key,
+        ttl=spec.ttl,
         max_duration=spec.max_duration,
         created_at=at,
     )
@@ -101,17 +104,27 @@ def _keep(state: RunState, _data: dict[str, Any], _at: datetime) -> RunState:
     return state
 
 
-def _held(state: RunState, _data: dict[str, Any], at: datetime) -> RunState:
-    return msgspec.structs.replace(state, dispatch=None, lane=None, queued_at=state.queued_at or at)
+def _held(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    return msgspec.structs.replace(
+        state,
+        dispatch=None,
+        lane=data["lane"],
+        hold=Hold(cursor=state.cursor + 1, limit=data["limit"], cause=data["cause"]),
+        slot=None,
+        queued_at=state.queued_at or at,
+    )
 
 
 def _queued(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
     keeps_count = data["cause"] == "redispatch"
+    granted = state.hold is not None and state.hold.limit == "queue"
     return msgspec.structs.replace(
         state,
         dispatch=state.cursor + 1,
         lane=data["lane"],
-        queued_at=at,
+        hold=None,
+        slot=state.hold.cursor if state.hold is not None and granted else state.slot,
+        queued_at=state.queued_at or at,
         dispatch_attempt=state.dispatch_attempt if keeps_count else 0,
     )
 
@@ -124,18 +137,21 @@ def _leased(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
         attempt=state.next_attempt,
         dispatch_attempt=state.dispatch_attempt + 1,
         started_at=state.started_at or at,
+        ttl=None,
     )
 
 
 def _released(state: RunState, at: datetime) -> RunState:
-    """The lease ends: time in ``running`` is added up."""
+    """The lease ends: time in ``running`` is added up, and time in the queue will begin anew."""
     spent = (at - state.lease.at).total_seconds() if state.lease else 0.0
-    return msgspec.structs.replace(state, lease=None, active_seconds=state.active_seconds + max(spent, 0.0))
+    return msgspec.structs.replace(
+        state, lease=None, queued_at=None, active_seconds=state.active_seconds + max(spent, 0.0)
+    )
 
 
 def _waiting(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
     wait = msgspec.convert({**data, "since": at}, Wait)
-    return msgspec.structs.replace(_released(state, at), status="waiting", wait=wait, dispatch=None)
+    return msgspec.structs.replace(_released(state, at), status="waiting", wait=wait, dispatch=None, slot=None)
 
 
 def _woken(state: RunState, _data: dict[str, Any], _at: datetime) -> RunState:
@@ -158,7 +174,13 @@ def _lease_lost(state: RunState, _data: dict[str, Any], at: datetime) -> RunStat
 
 def _retry_scheduled(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
     return msgspec.structs.replace(
-        _released(state, at), status="queued", dispatch=None, dispatch_attempt=0, next_attempt=data["attempt"]
+        _released(state, at),
+        status="queued",
+        dispatch=None,
+        hold=None,
+        slot=None,
+        dispatch_attempt=0,
+        next_attempt=data["attempt"],
     )
 
 
@@ -168,6 +190,8 @@ def _terminal(status: Status) -> _Fold:
             _released(state, at),
             status=status,
             dispatch=None,
+            hold=None,
+            slot=None,
             wait=None,
             finished_at=at,
             exit_code=data.get("exit_code"),
@@ -195,16 +219,57 @@ _FOLDS: dict[str, _Fold] = {
 }
 
 
-def create(spec: RunSpec, *, cause: Cause, lane: str) -> Draft:
-    """Open a run, ready to be leased in ``lane``."""
-    data = {"cause": cause, "lane": lane, "spec": msgspec.to_builtins(spec)}
-    return Draft(kind="queued", data=data, message=f"queued in {lane}")
+def create(spec: RunSpec, *, cause: Cause, lane: str, limit: Limit | None = None) -> Draft:
+    """Open a run: ready to be leased in ``lane``, or held back by ``limit``."""
+    draft = _enqueued(cause, lane, limit, queue=spec.queue, key=spec.concurrency_key)
+    return msgspec.structs.replace(draft, data=draft.data | {"spec": msgspec.to_builtins(spec)})
 
 
-def requeue(state: RunState, *, cause: Cause, lane: str) -> Draft:
-    """Dispatch a queued run (again), in ``lane``; an older dispatch message becomes stale."""
+def requeue(state: RunState, *, cause: Cause, lane: str, limit: Limit | None = None) -> Draft | None:
+    """Queue a run again that has no valid dispatch message: because it was woken, retried or lost.
+
+    With ``limit`` it is held back, unless it uses a slot still: a run that lost its worker keeps its place. An older dispatch
+    message becomes stale. None: the run is held, and will be admitted.
+    """
     _require(state, "queued")
-    return Draft(kind="queued", data={"cause": cause, "lane": lane}, message=f"queued in {lane}")
+    if state.hold is not None:
+        return None
+    keeps_place = cause == "redispatch"
+    return _enqueued(cause, lane, None if keeps_place else limit, queue=state.queue, key=state.concurrency_key)
+
+
+def _enqueued(cause: Cause, lane: str, limit: Limit | None, *, queue: str | None, key: str | None) -> Draft:
+    data: dict[str, Any] = {"cause": cause, "lane": lane}
+    if limit is None:
+        return Draft(kind="queued", data=data, message=f"queued in {lane}")
+    message = f"held by the limit of queue {queue}" if limit == "queue" else f"held: enough runs wait in {lane} already"
+    return Draft(kind="held", data=data | {"limit": limit, "key": key}, message=message)
+
+
+def admit(state: RunState, *, held: int, lane: str) -> Draft | None:
+    """Dispatch a run that has been held since its event ``held``. None: it is not (any more)."""
+    if state.hold is None or state.hold.cursor != held:
+        return None
+    return Draft(kind="queued", data={"cause": state.hold.cause, "lane": lane}, message=f"queued in {lane}")
+
+
+class Occupant(Protocol):
+    """What is asked of a run about its slot; :class:`~helmr.events.RunState` is one."""
+
+    @property
+    def cursor(self) -> int: ...
+    @property
+    def hold(self) -> Hold | None: ...
+    @property
+    def slot(self) -> int | None: ...
+
+
+def has_left(run: Occupant, *, held: int) -> bool:
+    """Whether a run has given up the slot that was granted for its event ``held``: it ended, waits, or will be retried.
+
+    It has not while it is held still (the grant is not carried out yet), nor when what is known of it is older than that.
+    """
+    return run.cursor > held and run.slot != held
 
 
 def lease(state: RunState, *, worker: str, dispatch: int) -> Draft:

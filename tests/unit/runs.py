@@ -23,8 +23,9 @@ def spec(**changes: Any) -> RunSpec:
     return RunSpec(**fixed | changes)
 
 
-def after(state: RunState | None, draft: Draft, second: float = 0) -> RunState:
+def after(state: RunState | None, draft: Draft | None, second: float = 0) -> RunState:
     """The state after a draft, ``second`` seconds after the start."""
+    assert draft is not None
     return rules.apply(state, draft.kind, draft.data, START + timedelta(seconds=second), run_id="run_1")
 
 

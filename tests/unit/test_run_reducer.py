@@ -43,6 +43,7 @@ _MAY_FOLLOW = {
 }
 _DATA: dict[str, dict[str, Any]] = {
     "queued": {"cause": "redispatch", "lane": "default"},
+    "held": {"cause": "retry", "lane": "default", "limit": "queue"},
     "leased": {"worker": "wrk_z"},
     "waiting": {"kind": "timer"},
     "metadata": {"metadata": {}},
@@ -70,7 +71,7 @@ def test_only_what_the_design_lists_may_follow(status: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RUN_KINDS)
 def test_a_run_begins_queued_or_held(kind: str) -> None:
-    draft = rules.create(spec(), cause="start", lane="default")
+    draft = rules.create(spec(), cause="start", lane="default", limit="queue" if kind == "held" else None)
     if kind in {"queued", "held"}:
         assert rules.apply(None, kind, draft.data, START, run_id="run_1").status == "queued"
     else:

@@ -13,9 +13,10 @@ from typing import Any, cast
 import pytest
 from nats.aio.msg import Msg
 
-from bus.leases import lose_lease, redispatch
+from bus.leases import lose_lease
 from bus.log import RUN, Position
 from bus.pull import Delivery
+from bus.queueing import redispatch
 from helmr import subjects
 from helmr.errors import Conflict
 from helmr.events import TERMINAL, Draft, RunEvent, RunState
