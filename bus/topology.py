@@ -29,6 +29,8 @@ PRESENCE_BUCKET = "presence"
 CHECKPOINTS_BUCKET = "checkpoints"
 #: The stream behind the bucket of deployments; the projector reads it like any other.
 CONFIG = f"KV_{CONFIG_BUCKET}"
+#: The key of that bucket under which the projector says how far it is: see :mod:`bus.watermark`.
+WATERMARK_KEY = "history.watermark"
 ARTIFACTS = "artifacts"
 
 #: For tests alone: what the three times below are multiplied by. All parts of an installation must be given the same.

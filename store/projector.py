@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from nats.aio.client import Client as Nats
 
-from bus import topology
+from bus import topology, watermark
 from bus.reader import StreamReader
-from helmr.errors import TimedOut
+from bus.watermark import Watermark
+from helmr import events
+from helmr.errors import TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,7 +36,12 @@ PACE = 0.1
 #: Seconds a reader waits for the projection to catch up with the log.
 FRESHNESS_DEADLINE = 5.0
 
+#: Seconds from one published watermark to the next, at least.
+WATERMARK_PACE = 1.0
+
 HISTORY_STREAMS = (topology.RUNS, topology.SESSIONS, topology.CONFIG)
+#: Not the configuration: the watermark itself is part of it.
+PUBLISHED_STREAMS = (topology.RUNS, topology.SESSIONS, topology.LOGS)
 
 
 class Sink(Protocol):
@@ -55,8 +62,9 @@ class Sink(Protocol):
 class Lane:
     """One database and the streams that go into it."""
 
-    def __init__(self, nc: Nats, sink: Sink, streams: Iterable[str]) -> None:
+    def __init__(self, nc: Nats, sink: Sink, streams: Iterable[str], settled: Callable[[], None]) -> None:
         self.sink = sink
+        self._settled = settled
         self.readers = {
             stream: StreamReader(
                 nc,
@@ -150,6 +158,7 @@ class Lane:
         self.applied = {stream: self.sink.applied.get(stream, 0) for stream in self.readers}
         self._moved.set()
         self._moved = asyncio.Event()
+        self._settled()
 
     async def fresh(self, deadline: float) -> None:
         """Return once everything the streams held at the call is applied; ``deadline`` is in loop time.
@@ -192,8 +201,9 @@ class Projector:
     def __init__(self, nc: Nats, store: Store) -> None:
         self.nc = nc
         self.store = store
-        self.history = Lane(nc, store.history, HISTORY_STREAMS)
-        self.logs = Lane(nc, store.logs, (topology.LOGS,))
+        self._progress = asyncio.Event()
+        self.history = Lane(nc, store.history, HISTORY_STREAMS, self._progress.set)
+        self.logs = Lane(nc, store.logs, (topology.LOGS,), self._progress.set)
 
     async def check(self) -> None:
         """Refuse a log that is not the one the history was made from.
@@ -208,12 +218,32 @@ class Projector:
     async def running(self) -> AsyncIterator[None]:
         """Project for the length of the block; an error of either lane ends the block."""
         async with asyncio.TaskGroup() as tasks:
-            lanes = [tasks.create_task(self.history.run()), tasks.create_task(self.logs.run())]
+            work = (self.history.run(), self.logs.run(), self._publish())
+            running = [tasks.create_task(part) for part in work]
             try:
                 yield
             finally:
-                for lane in lanes:
-                    lane.cancel()
+                for part in running:
+                    part.cancel()
+
+    async def _publish(self) -> None:
+        """Tell how far the history is (:mod:`bus.watermark`), whenever that has changed, at most once a second."""
+        told: dict[str, int] = {}
+        while True:
+            self._progress.clear()
+            applied = {stream: (self.history.applied | self.logs.applied)[stream] for stream in PUBLISHED_STREAMS}
+            if applied != told and await self._told(applied):
+                told = applied
+            await asyncio.sleep(WATERMARK_PACE)
+            await self._progress.wait()
+
+    async def _told(self, applied: dict[str, int]) -> bool:
+        try:
+            await watermark.publish(self.nc, Watermark(streams=applied, at=events.now()))
+        except Unavailable as error:  # the next batch tries again
+            log.info("%s", error.message)
+            return False
+        return True
 
     async def fresh(self, *, logs: bool = False, timeout: float = FRESHNESS_DEADLINE) -> None:  # noqa: ASYNC109
         """Return once everything stored before the call is applied, logs included if wanted.

@@ -12,16 +12,18 @@ import pytest
 from nats.aio.client import Client as Nats
 from nats.js.kv import KeyValue
 
-from bus import topology
+from bus import topology, watermark
 from bus.connection import connected
 from bus.reader import Message
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
+from bus.watermark import Watermark
 from helmr import subjects
 from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
 from helmr.models import Deployment
 from store import schema
 from store.home import Home
+from store.projector import PUBLISHED_STREAMS
 from store.sinks import Store
 from store.verify import verify
 from tests.integration.history import (
@@ -88,6 +90,39 @@ async def test_every_message_becomes_a_row(log: Nats, tmp_path: Path) -> None:
         assert counts == {"events": sum(len(life.events) for life in told), **expected}
         with reading(projector.store, projector.store.logs.days()[-1]) as cursor:
             assert cursor.execute("SELECT count(*), min(text) FROM logs").fetchone() == (8, "hello\n")
+
+
+async def test_how_far_it_is_can_be_read_from_the_bucket(log: Nats, tmp_path: Path) -> None:
+    assert await watermark.read(log) is None
+    await everything(log)
+    ends = {stream: await last_sequence(log, stream) for stream in PUBLISHED_STREAMS}
+    async with projecting(log, tmp_path / "h") as projector:
+        await projector.fresh(logs=True)
+        found = await told(log, ends)
+    assert found.covers(topology.RUNS, ends[topology.RUNS])
+    assert not found.covers(topology.RUNS, ends[topology.RUNS] + 1)
+    assert not found.covers("OTHER", 1)
+    # A projector that has nothing to apply tells it at once: a bucket may have been lost.
+    bucket = await log.jetstream().key_value(topology.CONFIG_BUCKET)
+    await bucket.delete(topology.WATERMARK_KEY)
+    async with projecting(log, tmp_path / "h"):
+        await told(log, ends)
+
+
+async def told(nc: Nats, streams: dict[str, int]) -> Watermark:
+    """The published watermark, once it says so."""
+    async with asyncio.timeout(10):
+        while True:
+            found = await watermark.read(nc)
+            if found is not None and found.streams == streams:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def test_it_can_be_stopped_at_any_moment(log: Nats, tmp_path: Path) -> None:
+    for number in range(12):
+        async with asyncio.timeout(10), projecting(log, tmp_path / "h"):
+            await asyncio.sleep(number / 1000)
 
 
 async def test_open_attempts_and_waits_are_in_the_views(log: Nats, tmp_path: Path) -> None:
