@@ -15,6 +15,7 @@ from bus import topology
 from bus.artifacts import ArtifactStore
 from bus.connection import server_version
 from bus.deployments import Deployments
+from bus.keyring import KeyRing
 from bus.live import LiveRuns
 from bus.live_follower import LiveFollower
 from bus.log import Log
@@ -25,11 +26,13 @@ from bus.requests import api
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, serve
 from bus.services.runs import Runs
+from bus.services.secrets import Secrets
 from bus.services.sessions import Sessions
 from bus.services.streams import Streams
 from bus.services.workspaces import Workspaces
 from bus.setup import ensure_topology
 from bus.starts import Planner
+from bus.vault import Vault
 from helmr.subjects import Scope
 from helmr.version import __version__
 
@@ -47,7 +50,7 @@ class StatusReply(msgspec.Struct, kw_only=True):
 class Control:
     """One control process; use as ``async with asyncio.TaskGroup() as tasks: await control.start(tasks)``."""
 
-    def __init__(self, nc: Nats) -> None:
+    def __init__(self, nc: Nats, ring: KeyRing) -> None:
         self.nc = nc
         self.log = Log(nc)
         self.presence = Presence(nc)
@@ -55,7 +58,9 @@ class Control:
         self.live_follower = LiveFollower(nc, self.live)
         self.deployments = Deployments(nc)
         self.runs = Runs(self.log, self.presence)
-        planner = Planner(self.log, self.deployments, self.presence, ungated)
+        vault = Vault(nc, ring)
+        planner = Planner(self.log, self.deployments, self.presence, ungated, vault)
+        self.secrets = Secrets(self.log, vault)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
         self.streams = Streams(self.log, self.deployments)
         self.workspaces = Workspaces(self.log, self.presence)
@@ -77,7 +82,14 @@ class Control:
         self.uploads.close()
 
     def _endpoints(self) -> list[Endpoint]:
-        services: list[Any] = [self.sessions, self.streams, self.runs, self.workspaces, self.uploads]
+        services: list[Any] = [
+            self.sessions,
+            self.streams,
+            self.runs,
+            self.workspaces,
+            self.secrets,
+            self.uploads,
+        ]
         own = [Endpoint("status", "get", NoArguments, self.status)]
         return own + [endpoint for service in services for endpoint in service.endpoints()]
 

@@ -30,6 +30,7 @@ async def ensure_topology(nc: Nats) -> None:
         await _ensure_stream(nc, config, extra)
     await _ensure_bucket(nc, KeyValueConfig(bucket=topology.CONFIG_BUCKET, history=1))
     await _ensure_bucket(nc, KeyValueConfig(bucket=topology.CHECKPOINTS_BUCKET, history=1))
+    await _ensure_bucket(nc, KeyValueConfig(bucket=topology.SECRETS_BUCKET, history=1))
     await _ensure_bucket(nc, KeyValueConfig(bucket=topology.PRESENCE_BUCKET, ttl=topology.PRESENCE_TTL))
     try:
         await nc.jetstream().create_object_store(topology.ARTIFACTS, ObjectStoreConfig())

@@ -15,6 +15,7 @@ from bus.deployments import Deployments
 from bus.log import WORKSPACE, Log
 from bus.presence import Presence
 from bus.queueing import DEFAULT_GROUP, Gate
+from bus.vault import Vault, hint_to_set
 from helmr import events, ids
 from helmr.errors import Conflict, NotFound, PayloadInvalid, TooLarge, UsageError
 from helmr.events import Draft, RetryPolicy, RunSpec
@@ -78,10 +79,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 class Planner:
     """Turns requests into plans."""
 
-    def __init__(self, log: Log, deployments: Deployments, presence: Presence, gate: Gate) -> None:
+    def __init__(self, log: Log, deployments: Deployments, presence: Presence, gate: Gate, vault: Vault) -> None:
         self.log = log
         self.deployments = deployments
         self.presence = presence
+        self.vault = vault
         self._gate = gate
 
     async def plan(self, scope: Scope, request: StartRequest) -> Plan:
@@ -95,8 +97,9 @@ class Planner:
         deployment = self.deployments.current(scope)
         check_limits(request)
         task = find_task(deployment, request.task)
-        check_declarations(deployment, task, request)
+        check_declarations(deployment, request)
         check_payload(deployment, task, request.payload)
+        await self._check_secrets(scope, task)
         sandbox = find_sandbox(deployment, task)
         at_ms = ids.time_ms(request.request_id)
         if request.external_id is None:
@@ -128,6 +131,16 @@ class Planner:
             run=run_rules.create(spec, cause="start", lane=lane, limit=self._gate(scope, spec, lane)),
             ttl=spec.ttl,
         )
+
+    async def _check_secrets(self, scope: Scope, task: dict[str, Any]) -> None:
+        names = tuple(secret["name"] for secret in task.get("secrets", ()))
+        missing = await self.vault.missing(scope, names)
+        if missing:
+            raise UsageError(
+                f"task {task['id']} needs the secret {missing[0]}, which is not set",
+                hint=hint_to_set(missing[0]),
+                details={"missing": missing},
+            )
 
     async def _workspace(
         self, scope: Scope, request: StartRequest, deployment: Deployment, sandbox: dict[str, Any], at_ms: int
@@ -204,21 +217,17 @@ def _check_size(what: str, value: Any, limit: int) -> None:
         )
 
 
-def check_declarations(deployment: Deployment, task: dict[str, Any], request: StartRequest) -> None:
-    """Refuse a queue that the deployment does not declare, and a task whose secrets cannot be had.
+def check_declarations(deployment: Deployment, request: StartRequest) -> None:
+    """Refuse a queue that the deployment does not declare.
 
     Raises:
         NotFound: no such queue; with the closest name as hint.
-        UsageError: the task needs a secret that is not stored.
     """
     queues = [queue["name"] for queue in deployment.index.get("queues", ())]
     if request.queue is not None and request.queue not in queues:
         close = get_close_matches(request.queue, queues, n=1)
         hint = f"did you mean {close[0]}?" if close else f"declared queues: {', '.join(queues) or 'none'}"
         raise NotFound(f"no queue {request.queue!r} in deployment {deployment.version}", hint=hint)
-    for secret in task.get("secrets", ()):
-        hint = "this version of Helmr cannot store secrets yet; let the task get the value from somewhere else"
-        raise UsageError(f"task {task['id']} needs the secret {secret['name']}, which is not set", hint=hint)
 
 
 def check_payload(deployment: Deployment, task: dict[str, Any], payload: Any) -> None:

@@ -27,6 +27,7 @@ CONFIG_BUCKET = "config"
 PRESENCE_BUCKET = "presence"
 #: Where readers remember how far they are, so that a restart does not read the log from its beginning.
 CHECKPOINTS_BUCKET = "checkpoints"
+SECRETS_BUCKET = "secrets"
 #: The stream behind the bucket of deployments; the projector reads it like any other.
 CONFIG = f"KV_{CONFIG_BUCKET}"
 #: The key of that bucket under which the projector says how far it is: see :mod:`bus.watermark`.

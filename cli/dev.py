@@ -93,9 +93,10 @@ class _Dev:
         self._worker_options = ["--engine", engine, *(["--slots", str(slots)] if slots else [])]
         # The parts must not stand on what a variable or the project's file says: they stand on each other.
         env = {name: value for name, value in os.environ.items() if name != "HELMR_URL"}
-        common: dict[str, Any] = {"fragile": True, "died": lambda text: self._tell("died", text), "env": env}
-        self._server = Part("server", self._server_command, self._hears("server"), **common)
-        self._worker = Part("worker", self._worker_command, self._hears("worker"), **common)
+        keyless = {name: value for name, value in env.items() if name != "HELMR_SECRET_KEY"}
+        common: dict[str, Any] = {"fragile": True, "died": lambda text: self._tell("died", text)}
+        self._server = Part("server", self._server_command, self._hears("server"), env=env, **common)
+        self._worker = Part("worker", self._worker_command, self._hears("worker"), env=keyless, **common)
 
     async def run(self) -> bool:
         """Run until a signal comes; True when a second one did.

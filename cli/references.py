@@ -65,9 +65,14 @@ async def _sandboxes(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each["name"], each["image"]["base"]) for each in (await client.deployments.get()).index["sandboxes"]]
 
 
+async def _secrets(client: AsyncClient) -> list[tuple[str, str]]:
+    return [(each.name, f"version {each.version}") for each in await client.secrets.list()]
+
+
 RUN = Reference("run", _runs)
 SESSION = Reference("session", _sessions)
 WORKSPACE = Reference("workspace", _workspaces)
 DEPLOYMENT = Reference("deployment", _deployments)
 TASK = Reference("task", _tasks)
 SANDBOX = Reference("sandbox", _sandboxes)
+SECRET = Reference("secret", _secrets)

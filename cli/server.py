@@ -24,6 +24,7 @@ from helmr.errors import Conflict, Unavailable
 if TYPE_CHECKING:
     from nats.aio.client import Client as Nats
 
+    from bus.keyring import KeyRing
     from bus.server import EmbeddedServer
 
 log = logging.getLogger(__name__)
@@ -58,23 +59,40 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     show_default=True,
     help="strict syncs every message to disk; relaxed once a second: a power cut can lose that second.",
 )
-def server(host: str, port: int | None, durability: str) -> None:
-    """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM."""
+@click.option(
+    "--secret-key-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keys that secrets are encrypted with, one a line, the current one first; HELMR_SECRET_KEY holds them, too.",
+)
+def server(host: str, port: int | None, durability: str, secret_key_file: Path | None) -> None:
+    """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM.
+
+    Without --secret-key-file and HELMR_SECRET_KEY the key of secrets is made when the first one is stored, and kept in
+    HELMR_HOME/secret-key. Several servers on one NATS need to be given the same keys.
+    """
+    from bus.keyring import KeyRing
+
     given = flags()
     # Not the url of helmr.toml: that says where the Helmr of a project is, not what this server should stand on.
     url = given.url or os.environ.get("HELMR_URL") or None
-    asyncio.run(_Server(given, url, host=host, port=port, durability=durability).run())
+    key_text = os.environ.pop("HELMR_SECRET_KEY", None) or None  # for nobody whom this process starts
+    ring = KeyRing.find(given.settings().home, file=secret_key_file, text=key_text)
+    asyncio.run(_Server(given, url, ring, host=host, port=port, durability=durability).run())
 
 
 class _Server:
     """The life of one server."""
 
-    def __init__(self, given: Flags, url: str | None, *, host: str, port: int | None, durability: str) -> None:
+    def __init__(
+        self, given: Flags, url: str | None, ring: KeyRing, *, host: str, port: int | None, durability: str
+    ) -> None:
         settings = given.settings()
         self.home: Path = settings.home
         self.token = settings.api_key
         self.json = given.json
         self._url = settings.url if url else None
+        self._ring = ring
         self._embedded_options: dict[str, Any] = {"host": host, "port": port, "durability": durability}
         self._verbose = given.verbose or given.debug
         self._stop = Stop(last_resort=_LAST_RESORT)
@@ -132,7 +150,7 @@ class _Server:
             def launch(part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return tasks.create_task(part)
 
-            parts = [launch(_control(nc, control_ready))]
+            parts = [launch(_control(nc, self._ring, control_ready))]
             if embedded is not None:
                 parts.append(launch(embedded.supervise()))
             try:
@@ -182,10 +200,10 @@ class _Server:
             note(f"Helmr server at {url} (home {self.home}); Ctrl-C stops it")
 
 
-async def _control(nc: Nats, ready: asyncio.Event) -> None:
+async def _control(nc: Nats, ring: KeyRing, ready: asyncio.Event) -> None:
     from bus.control import Control
 
-    control = Control(nc)
+    control = Control(nc, ring)
     try:
         async with asyncio.TaskGroup() as tasks:
             await control.start(tasks)

@@ -10,14 +10,13 @@ from helmr import registry
 from helmr.durations import Duration, seconds
 from helmr.errors import ProjectError
 from helmr.registry import Location, caller_location
+from helmr.secret_targets import FOLDER, env_problem, file_problem
 
 #: Failure codes that a retry can help against; DESIGN section 3 lists the others.
 RETRYABLE_CODES = ("max_duration", "out_of_memory", "task_error", "task_exit", "worker_lost")
 
 #: Names of tasks, sandboxes, queues, streams and secrets: safe as one token of a NATS subject and as a file name.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-
-_ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def checked_name(noun: str, name: object, location: Location) -> str:
@@ -41,8 +40,9 @@ class Secret:
     Args:
         name: the name it was stored under with ``helmr secret set``.
         env: the environment variable to put it in. Default: one of the same name, unless ``file`` is given.
-        file: the path of a file to put it in, below ``/run`` or ``/tmp``, which never become part of a workspace version.
-        mode: permissions of that file.
+        file: the path of a file to put it in, below ``/run``, which is memory and never part of a workspace version. With
+            the process engine it lies below the folder in ``$HELMR_SECRET_ROOT``.
+        mode: permissions of that file, which belongs to the task's user.
 
     Raises:
         ProjectError: a name or path that cannot be used.
@@ -58,15 +58,15 @@ class Secret:
         checked_name("secret", self.name, place)
         if self.env is None and self.file is None:
             object.__setattr__(self, "env", self.name)
-        if self.env is not None and not _ENV_NAME.fullmatch(self.env):
+        if self.env is not None and (problem := env_problem(self.env)):
             raise ProjectError(
-                f"{place}: secret {self.name!r} cannot be put into an environment variable called {self.env!r}",
-                hint='name one: Secret("name", env="NAME")',
+                f"{place}: secret {self.name!r} cannot be put there: {problem}",
+                hint='name another one: Secret("name", env="NAME")',
             )
-        if self.file is not None and (not self.file.startswith(("/run/", "/tmp/")) or ".." in self.file.split("/")):  # noqa: S108
+        if self.file is not None and (problem := file_problem(self.file, self.mode)):
             raise ProjectError(
-                f"{place}: secret {self.name!r} cannot be put into the file {self.file!r}",
-                hint="choose a path below /run/ or /tmp/, e.g. /run/secrets/token: they are never stored with a workspace",
+                f"{place}: secret {self.name!r} cannot be put there: {problem}",
+                hint=f"files below {FOLDER} are in memory, and never stored with a workspace",
             )
 
 

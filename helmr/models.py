@@ -216,6 +216,19 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     current: bool = False
 
 
+class StoredSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known about a secret, which does not include its value."""
+
+    name: str
+    project: str
+    environment: str
+    version: int  #: counts how often it was stored
+    key_id: str  #: of the key it is encrypted with
+    created_at: datetime
+    updated_at: datetime
+    updated_by: str | None = None  #: ``user@host``, as the client that stored it put it; nobody checks that
+
+
 class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One record of a session stream; ``sequence`` counts the records of the stream from 1 without a gap."""
 

@@ -51,11 +51,23 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class SecretFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that holds a secret: in memory, the task's own, removed when the process has ended."""
+
+    path: str
+    mode: int = 0o400
+    value: str
+
+    def __repr__(self) -> str:
+        return f"SecretFile({self.path!r})"
+
+
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One process tree to start in a machine.
 
     ``kind="task"`` forks the machine's zygote and calls ``helmr.guest.runner.main(task, sock)``; ``kind="argv"`` executes
-    ``argv``. ``secrets`` are added to the environment of this process alone and are written nowhere.
+    ``argv``. ``secrets`` are added to the environment of this process alone and are written nowhere; ``secret_files`` are
+    there for as long as the process.
     """
 
     id: str  #: unique within the machine; used in logs and for re-attachment
@@ -63,11 +75,15 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     argv: tuple[str, ...] = ()
     env: dict[str, str] = {}
     secrets: dict[str, str] = {}
+    secret_files: tuple[SecretFile, ...] = ()
     cwd: str | None = None  #: default: the workspace's mount path
     source: str | None = None  #: name of a source tree that :meth:`Machine.put_source` delivered
     task: dict[str, Any] = {}  #: handed to the runner as it is
     deadline: float | None = None  #: seconds from the start of the process until it is terminated
     grace: float = 10.0  #: seconds between SIGTERM and SIGKILL, for deadline and cancel
+
+    def __repr__(self) -> str:
+        return f"ProcessSpec({self.id!r})"  # neither payload nor secrets: it may end up in a log
 
 
 class Output(msgspec.Struct, frozen=True, tag="output"):

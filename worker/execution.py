@@ -6,27 +6,31 @@ import asyncio
 import logging
 import math
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from bus.log import Position
 from bus.records import StreamWriter
+from bus.services.secrets import ReleaseRequest
 from helmr import chunks, events
-from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable, UsageError
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable, UsageError
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
-from worker import messages
+from worker import messages, run_secrets
 from worker.engine import Exited, Machine, Message, Output, Process, ProcessSpec
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
-from worker.outcome import Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge
+from worker.outcome import Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge, masked
 from worker.run_journal import Fenced, RunJournal
+from worker.run_secrets import RunSecrets, SecretMissing
 from worker.services import Services
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Seconds a process gets to end when the run is handed back or the lease is lost.
 _HURRY = 1.0
@@ -54,6 +58,7 @@ class Execution:
             services.log.js, scope, self.run_id, attempt=state.attempt or 1, dispatch=state.dispatch_attempt
         )
         self.said = Said()
+        self.secrets = run_secrets.NONE
         #: Whether the lease was given up and the run must be queued again.
         self.handed_back = False
         self._process: Process | None = None
@@ -138,7 +143,7 @@ class Execution:
         started = asyncio.get_running_loop().time()
         spec = self.spec
         limit = max(spec.max_duration - self.state.active_seconds, 0.0)
-        outcome = await self._attempt(spec, started + limit)
+        outcome = masked(await self._attempt(spec, started + limit), self.secrets.masker)
         if self._stopping is None or isinstance(outcome, Succeeded):  # what was done just in time is done
             await self._conclude(spec, outcome)
 
@@ -148,6 +153,10 @@ class Execution:
             deployment = await self.services.deployments.load(self.scope, spec.deployment_id)
             task = next(t for t in deployment.index["tasks"] if t["id"] == spec.task_id)
             sandbox = next(b for b in deployment.index["sandboxes"] if b["name"] == task["sandbox"])
+            secrets = await self._unless_cancelled(self._fetch_secrets(task), deadline)
+            if secrets is None:
+                return await self._unprepared(spec)
+            self.secrets = secrets
             machines = self.services.machines.use(
                 self.scope, spec.workspace_id, Needs(deployment, sandbox, self._progress)
             )
@@ -163,6 +172,8 @@ class Execution:
                 await machines.__aexit__(None, None, None)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
+        except SecretMissing as error:
+            return Failed(Failure(code="secret_missing", message=error.message, detail={"hint": error.hint}))
         except ImageError as error:
             return Failed(
                 Failure(code="image_error", message=error.message, detail={**error.details, "hint": error.hint})
@@ -174,14 +185,23 @@ class Execution:
         except HelmrError as error:
             return Failed(Failure(code="workspace_error", message=error.message, detail={"hint": error.hint}))
 
+    async def _fetch_secrets(self, task: dict[str, Any]) -> RunSecrets:
+        lease = self.journal.lease
+        request = ReleaseRequest(run_id=self.run_id, worker=lease.worker, lease=lease.cursor)
+        try:
+            return await run_secrets.fetch(self.services.log.nc, self.scope, task, request)
+        except Conflict:
+            await self.journal.check()
+            raise
+
     async def _unprepared(self, spec: RunSpec) -> Outcome:
         if self._cancelled.is_set():
             return Cancelled()
         message = f"ran longer than {spec.max_duration:g} s (the workspace was still being prepared)"
         return Failed(Failure(code="max_duration", message=message, detail={"limit_seconds": spec.max_duration}))
 
-    async def _unless_cancelled(self, entering: Coroutine[Any, Any, Machine], deadline: float) -> Machine | None:
-        """The machine, or None when a cancel or the deadline came first."""
+    async def _unless_cancelled(self, entering: Coroutine[Any, Any, T], deadline: float) -> T | None:
+        """What is being prepared, or None when a cancel or the deadline came first."""
         work = asyncio.ensure_future(entering)
         cancelled = asyncio.create_task(self._cancelled.wait())
         try:
@@ -258,6 +278,8 @@ class Execution:
             deadline=left,
             grace=spec.cancel_grace,
             env={"HELMR_RUN_ID": self.run_id, "HELMR_TASK_ID": spec.task_id},
+            secrets=self.secrets.env,
+            secret_files=self.secrets.files,
         )
 
     async def _cancel_when_asked(self, grace: float) -> None:
@@ -268,14 +290,18 @@ class Execution:
         await self._end_process(0)
 
     async def _listen(self, process: Process, writer: StreamWriter) -> Exited:
-        """Carry what the process says; its end."""
+        """Carry what the process says, without the secrets in it; its end."""
+        masker = self.secrets.masker
+        streams = {"stdout": masker.stream(), "stderr": masker.stream()}
         async for frame in process.frames():
             match frame:
                 case Output():
-                    await self.pump.write(frame.stream, frame.data)
+                    await self.pump.write(frame.stream, streams[frame.stream].feed(frame.data))
                 case Message():
-                    await self._heed(frame.body, writer)
+                    await self._heed(messages.masked(frame.body, masker), writer)
                 case Exited():
+                    for name, stream in streams.items():
+                        await self.pump.write(name, stream.end())
                     return frame
         return Exited(cause="lost", detail="the process ended without a word")
 

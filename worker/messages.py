@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from helmr.errors import HelmrError
+from worker.masking import Masker
 
 #: Bytes of JSON of a run's metadata (DESIGN: limits).
 MAX_METADATA = 256 * 1024
@@ -72,6 +73,17 @@ class Error(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="op", tag
 
 class EndedByCancel(msgspec.Struct, frozen=True, tag_field="op", tag="cancelled"):
     """The function ended because it was asked to."""
+
+
+#: What says what a message is and whom it is about; everything else in it is content.
+_IDENTITY = frozenset({"op", "kind", "name", "stream", "level", "at", "code", "correlation_id"})
+
+
+def masked(body: dict[str, Any], masker: Masker) -> dict[str, Any]:
+    """The message without the values of secrets. The pieces of an output are masked when they have been put together."""
+    if body.get("op") == "result_part":
+        return body
+    return {key: value if key in _IDENTITY else masker.json(value) for key, value in body.items()}
 
 
 TaskMessage = Started | LogLine | Metadata | Record | ResultPart | Result | Error | EndedByCancel

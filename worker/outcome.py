@@ -13,6 +13,7 @@ from jsonschema.exceptions import best_match
 
 from helmr.events import Failure, FailureCode
 from worker.engine import Exited
+from worker.masking import Masker
 from worker.messages import Broken, Error, Result, ResultPart
 
 #: Bytes of JSON a run may return (DESIGN: limits).
@@ -115,6 +116,19 @@ def judge(said: Said, exited: Exited, *, cancel_requested: bool, max_duration: f
     if said.error is not None:
         return _from_error(said.error, exited)
     return _failed("task_exit", _describe_exit(exited), exited, {"detail": exited.detail} if exited.detail else {})
+
+
+def masked(outcome: Outcome, masker: Masker) -> Outcome:
+    """The outcome without the values of secrets."""
+    match outcome:
+        case Succeeded(output=output):
+            return Succeeded(masker.json(output))
+        case Failed(failure=failure, exit_code=code):
+            detail = masker.json(failure.detail)
+            message = masker.text(failure.message)
+            return Failed(msgspec.structs.replace(failure, message=message, detail=detail), exit_code=code)
+        case _:
+            return outcome
 
 
 def _failed(code: FailureCode, message: str, exited: Exited, detail: dict[str, Any] | None = None) -> Failed:

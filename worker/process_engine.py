@@ -257,6 +257,7 @@ class ProcessEngine:
             "workspace-id": spec.workspace_id,
             "sources": str(folder.sources),
             "home": str(folder.path / "home"),
+            "secret-root": str(folder.run / "secrets"),
             "orphan-timeout": str(ORPHAN_TIMEOUT),
             "runner": self._runner,
         }

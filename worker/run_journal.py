@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from bus.log import RUN, Log, Position, Superseded
-from helmr.events import Draft, RunEvent, RunState
+from helmr.events import Draft, Lease, RunEvent, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 
@@ -50,6 +50,11 @@ class RunJournal:
         """The run's state as of our last append or read."""
         state: RunState = self._position.state
         return state
+
+    @property
+    def lease(self) -> Lease:
+        """The lease that we write under."""
+        return self._lease
 
     async def put(self, draft: Draft) -> None:
         """Have an event appended soon, after those put before it; waits while too many are waiting."""

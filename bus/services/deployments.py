@@ -13,8 +13,10 @@ import msgspec
 from bus.artifacts import ArtifactStore
 from bus.deployments import Deployments
 from bus.services.endpoint import Endpoint
+from helmr.declarations import NAME
 from helmr.errors import NotFound, TooLarge, UsageError
 from helmr.models import Deployment
+from helmr.secret_targets import env_problem, file_problem
 from helmr.subjects import Scope
 
 #: Bytes of a deployment archive, compressed.
@@ -112,6 +114,7 @@ class DeploymentService:
         if not await self.artifacts.has(request.archive):
             raise NotFound("the archive of this deployment has not been uploaded", hint="run `helmr deploy` again")
         check_networks(request.index)
+        check_secrets(request.index)
         return await self.deployments.create(
             scope,
             content_hash=request.content_hash,
@@ -148,3 +151,19 @@ def check_networks(index: dict[str, Any]) -> None:
                 f"sandbox {sandbox['name']}: this version of Helmr cannot limit the network to a list of hosts",
                 hint='choose network="none" or network="internet"',
             )
+
+
+def check_secrets(index: dict[str, Any]) -> None:
+    """Refuse secrets whose place would be unsafe, whoever made the index.
+
+    Raises:
+        UsageError: says which task, secret and place.
+    """
+    for task in index.get("tasks", ()):
+        for secret in task.get("secrets", ()):
+            env, file = secret.get("env"), secret.get("file")
+            problem = (env_problem(env) if env is not None else None) or (
+                file_problem(file, secret.get("mode", 0o400)) if file is not None else None
+            )
+            if problem or not NAME.fullmatch(str(secret.get("name"))):
+                raise UsageError(f"task {task['id']}: secret {secret.get('name')!r}: {problem or 'that is no name'}")

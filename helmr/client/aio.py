@@ -11,6 +11,7 @@ import msgspec
 from helmr import ids, local
 from helmr.client.deployments import Deployments
 from helmr.client.runs import Runs
+from helmr.client.secrets import Secrets
 from helmr.client.sessions import Sessions
 from helmr.client.wire import Wire
 from helmr.client.workspaces import Workspaces
@@ -52,6 +53,7 @@ class AsyncClient:
         self.runs = Runs(self)
         self.workspaces = Workspaces(self)
         self.deployments = Deployments(self)
+        self.secrets = Secrets(self)
 
     @property
     def wire(self) -> Wire:

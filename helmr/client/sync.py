@@ -13,13 +13,14 @@ from helmr.chunks import LogChunk
 from helmr.client import runs as aio_runs
 from helmr.client.aio import AsyncClient
 from helmr.client.runs import output_of, run_id_of
+from helmr.client.secrets import Rotated
 from helmr.client.sessions import Started as AioStarted
 from helmr.client.streams import Input as AioInput
 from helmr.client.streams import OpenSession as AioOpenSession
 from helmr.client.streams import Output as AioOutput
 from helmr.durations import Duration
 from helmr.errors import UsageError
-from helmr.models import Deployment, Event, Run, Session, StreamRecord, Workspace
+from helmr.models import Deployment, Event, Run, Session, StoredSecret, StreamRecord, Workspace
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Client(AbstractContextManager["Client"]):
         self.runs = Runs(self)
         self.workspaces = Workspaces(self)
         self.deployments = Deployments(self)
+        self.secrets = Secrets(self)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -293,3 +295,30 @@ class Deployments:
     def promote(self, reference: str) -> Deployment:
         """Make a deployment the current one."""
         return self._client.call(self._client.aio.deployments.promote, reference)
+
+
+class Secrets:
+    """``client.secrets``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def set(self, name: str, value: str) -> StoredSecret:
+        """Store a value under a name; see :meth:`helmr.client.secrets.Secrets.set`."""
+        return self._client.call(self._client.aio.secrets.set, name, value)
+
+    def get(self, name: str) -> StoredSecret:
+        """What is known about a secret, which is not its value."""
+        return self._client.call(self._client.aio.secrets.get, name)
+
+    def list(self) -> list[StoredSecret]:
+        """What is known about all secrets of the environment."""
+        return self._client.call(self._client.aio.secrets.list)
+
+    def delete(self, name: str) -> StoredSecret:
+        """Remove a secret."""
+        return self._client.call(self._client.aio.secrets.delete, name)
+
+    def rotate(self) -> Rotated:
+        """Encrypt the secrets of every environment with a new key."""
+        return self._client.call(self._client.aio.secrets.rotate)

@@ -21,6 +21,7 @@ class Options:
         self.home = given.pop("--home", "/tmp/home")  # noqa: S108  (a container's own tmpfs)
         self.orphan_timeout = float(given.pop("--orphan-timeout", "60"))
         self.stop_grace = float(given.pop("--stop-grace", "2"))
+        self.secret_root = given.pop("--secret-root", "")
         self.runner = given.pop("--runner", "helmr.guest.runner:main")
         if given or len(arguments) % 2 or not self.socket:
             raise SystemExit(f"supervisor: unknown option, or no --socket: {' '.join(arguments)}")
@@ -32,6 +33,7 @@ class Options:
 
     def environment(self) -> dict[str, str]:
         """What every process gets: the image's own environment, and the few things a program relies on."""
+        root = {"HELMR_SECRET_ROOT": self.secret_root} if self.secret_root else {}
         return {
             "PATH": _PATH,
             "LANG": "C.UTF-8",
@@ -41,6 +43,7 @@ class Options:
             "HELMR_WORKSPACE_ID": self.workspace_id,
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
+            **root,
         }
 
 

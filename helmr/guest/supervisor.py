@@ -8,6 +8,7 @@ Run as a script, by any Python >= 3.10, from wherever the folder ``helmr`` is mo
 
     python3 -I -S -B …/helmr/guest/supervisor.py --socket PATH --workspace DIR [--workspace-id ID] [--sources DIR]
         [--uid N --gid N] [--home DIR] [--orphan-timeout SECONDS] [--stop-grace SECONDS] [--runner MODULE:FUNCTION]
+        [--secret-root DIR]
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from helmr.guest.child import Child
 from helmr.guest.forks import Forks
 from helmr.guest.link import Link
 from helmr.guest.options import Options, prepare
+from helmr.guest.secret_files import SecretFiles
 from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
@@ -98,6 +100,7 @@ class Supervisor:
         self.selector.register(self.listener, selectors.EVENT_READ, self.on_connection)
         settings = [options.workspace, options.sources, options.uid, options.gid, options.runner]
         self.forks = Forks(self.selector, settings, options.environment(), self.fork_failed)
+        self.secret_files = SecretFiles(options.secret_root, options.owner)
         self.fork_spare()
 
     # The loop
@@ -164,6 +167,7 @@ class Supervisor:
         for link in [*self.strangers, *([self.client] if self.client else [])]:
             link.close()
         self.listener.close()
+        self.secret_files.clear()
         os.unlink(self.options.socket)
         if self.spare is not None:
             self.spare.finish({})
@@ -251,10 +255,18 @@ class Supervisor:
             self.fork(child)
         self.spare = None
         self.spare_at = self.spare_at or time.monotonic() + _SPARE_DELAY
+        self.place_secrets(child, spec)
         if child.alive:
             child.send(body, answer=False)
             if spec.get("deadline") is not None:
                 child.limit(spec["deadline"], spec.get("grace", 10.0))
+
+    def place_secrets(self, child: Child, spec: dict[str, Any]) -> None:
+        """Write the files that hold the process' secrets; one that cannot be written ends it before it begins."""
+        try:
+            self.secret_files.place(child.journal.number, spec.get("secret_files") or [])
+        except OSError as error:
+            child.finish({"detail": f"its secrets could not be put in place: {error.strerror}"})
 
     def fork(self, child: Child) -> None:
         """Have the zygote make a process that waits for its order."""
@@ -318,6 +330,7 @@ class Supervisor:
         if child is self.spare:
             self.spare = None
             return
+        self.secret_files.release(child.journal.number)
         exited = {name: report.get(name) for name in ("exit_code", "signal")}
         exited["cause"] = report.get("cause", "exit")
         exited["detail"] = report.get("detail", "")

@@ -18,7 +18,7 @@ from tests.conftest import SHARED
 from tests.docker.engines import FACTORIES, Materialize, python, run
 from worker.channel import Channel, ChannelProcess
 from worker.docker_engine import DockerEngine, DockerMachine
-from worker.engine import Engine, Exited, ImageSpec, Machine, MachineSpec, Message, Output, ProcessSpec
+from worker.engine import Engine, Exited, ImageSpec, Machine, MachineSpec, Message, Output, ProcessSpec, SecretFile
 from worker.process_engine import ProcessMachine
 
 pytestmark = pytest.mark.anyio
@@ -346,6 +346,50 @@ async def test_environment_and_secrets_reach_the_process_alone(machine: Machine)
     if isinstance(machine, ProcessMachine):
         for name in ("environ", "cmdline"):
             assert b"s3cr3t-value" not in Path(f"/proc/{machine.ref}/{name}").read_bytes()
+
+
+_LOOK = """
+import os, pathlib, stat, sys
+root = pathlib.Path(os.environ.get("HELMR_SECRET_ROOT", "/"))
+for name in sys.argv[1:]:
+    path = root / name
+    status = path.stat() if path.exists() else None
+    print(path.read_text() if status else None, oct(stat.S_IMODE(status.st_mode)) if status else None)
+    print("mine" if status and status.st_uid == os.getuid() else None)
+"""
+
+
+async def test_secret_files_are_the_processes_own_and_go_with_it(machine: Machine) -> None:
+    files = (
+        SecretFile(path="/run/secrets/one", value="s3cr3t-1"),
+        SecretFile(path="/run/deep/er/two", value="s3cr3t-2", mode=0o640),
+    )
+    look = ("python3", "-c", _LOOK, "run/secrets/one", "run/deep/er/two")
+    found = await run(machine, *look, secret_files=files)
+    assert found.stdout.split("\n")[:-1] == ["s3cr3t-1 0o400", "mine", "s3cr3t-2 0o640", "mine"], found.stderr
+    assert (await run(machine, *look)).stdout.split() == ["None"] * 6
+
+
+async def test_a_secret_file_stays_until_its_last_process_has_ended(machine: Machine) -> None:
+    file = SecretFile(path="/run/secrets/shared", value="s3cr3t")
+    await run(machine, "mkfifo", "shared-gate")
+    first = await _start(machine, "print('up'); open('shared-gate').read()", secret_files=(file,))
+    await _until(first, b"up")
+    look = ("python3", "-c", _LOOK, "run/secrets/shared")
+    again = SecretFile(path="/run/secrets/shared", value="s3cr3t-2")
+    assert (await run(machine, *look, secret_files=(again,))).stdout.split()[0] == "s3cr3t-2"
+    assert (await run(machine, *look)).stdout.split()[0] == "s3cr3t-2"
+    await run(machine, "sh", "-c", "echo > shared-gate")
+    await _exit(first)
+    assert (await run(machine, *look)).stdout.split()[0] == "None"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/run/../tmp/x", "/run/x/.."])
+async def test_a_secret_file_elsewhere_keeps_the_process_from_starting(machine: Machine, path: str) -> None:
+    file = SecretFile(path=path, value="s3cr3t")
+    finished = await run(machine, "echo", "never", secret_files=(file,))
+    assert (finished.stdout, finished.exited.exit_code) == ("", None)
+    assert finished.exited.detail == f"its secrets could not be put in place: a secret cannot be put into {path}"
 
 
 async def test_the_workers_own_environment_stays_with_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

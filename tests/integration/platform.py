@@ -13,6 +13,7 @@ from nats.aio.client import Client as Nats
 
 from bus.connection import connect
 from bus.control import Control
+from bus.keyring import KeyRing
 from bus.log import RUN
 from bus.server import EmbeddedServer
 from helmr.client import AsyncClient, RunHandle
@@ -104,10 +105,10 @@ def write_project(folder: Path, name: str, tasks: str) -> Path:
 
 
 @asynccontextmanager
-async def control_of(server: EmbeddedServer) -> AsyncIterator[Control]:
+async def control_of(server: EmbeddedServer, ring: KeyRing | None = None) -> AsyncIterator[Control]:
     """A control process, on a connection of its own."""
     nc = await connect(server.url, name="control")
-    control = Control(nc)
+    control = Control(nc, ring or KeyRing.find(server.home.parent))
     started = asyncio.Event()
 
     async def live() -> None:

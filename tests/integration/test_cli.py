@@ -484,3 +484,18 @@ print({heavy!r} & set(sys.modules), file=sys.stderr)
 
 def test_the_reference_page_is_up_to_date() -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "cli-reference", "--check"], check=True, timeout=30)
+
+
+def test_a_secret_is_read_from_standard_input_and_never_shown(helmr: Helmr) -> None:
+    with helmr.start("secret", "set", "TOKEN", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as setting:
+        out, _ = setting.communicate(b"s3cr3t-value\n", timeout=30)
+    assert (setting.returncode, out) == (0, b"")
+    stored = helmr.json("secret", "get", "TOKEN")
+    assert (stored["name"], stored["version"], stored["project"]) == ("TOKEN", 1, "acme")
+    shown = helmr("secret", "get", "TOKEN").stdout + helmr("secret", "list").stdout + str(helmr.json("secret", "list"))
+    assert "TOKEN" in shown
+    assert "s3cr3t" not in shown
+    assert helmr.json("secret", "rotate")["reencrypted"] == 1
+    helmr("secret", "delete", "TOKEN")
+    refused = helmr("secret", "get", "TOKEN", code=5)
+    assert "hint: store it: helmr secret set TOKEN" in refused.stderr

@@ -17,6 +17,8 @@ import pytest
 
 import helmr
 from bus import server, starts, topology
+from bus.services import secrets
+from cli import secret
 from cli.main import helmr as command_line
 from cli.options import Command, Flags
 from helmr import declarations, durations, indexing, logger, metadata, project, streams, tasks
@@ -24,7 +26,7 @@ from helmr.guest import failures, journal, outbox
 from helmr.reducers import run as run_rules
 from store import queries, sql_guard
 from tests.integration.platform import Platform
-from worker import container_spec, images, log_pump, machines, outcome, process_engine
+from worker import container_spec, images, log_pump, machines, masking, outcome, process_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -174,6 +176,9 @@ ROWS: list[tuple[str, str, float]] = [
     ("`max_duration`", "24 h", starts.MAX_DURATION / 3600),
     ("`max_duration`", "15 min", tasks.DEFAULT_MAX_DURATION / 60),
     ("dispatches", "5,", run_rules.MAX_DISPATCH_ATTEMPTS),
+    ("value of a secret", "64 KiB", secrets.MAX_VALUE / KIB),
+    ("value of a secret", "4 characters", masking.MIN_LENGTH),
+    ("value of a secret", "4 characters", secret._MIN_MASKED),
     ("task project", "64 MiB", project.SIZE_LIMIT / MIB),
     ("task project", "20,000 files", project.FILE_LIMIT),
     ("importing", "60 s", indexing.TIMEOUT),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bus.connection import connect
 from bus.control import Control
+from bus.keyring import KeyRing
 from bus.server import die_with_parent
 from worker.process_engine import ProcessEngine
 from worker.worker import Worker
@@ -32,7 +33,7 @@ async def _worker(url: str, home: Path, stop: asyncio.Event) -> None:
 
 async def _control(url: str, stop: asyncio.Event) -> None:
     nc = await connect(url, name="control")
-    control = Control(nc)
+    control = Control(nc, KeyRing())
     async with asyncio.TaskGroup() as tasks:
         inner = tasks.create_task(_serve(control))
         await stop.wait()
