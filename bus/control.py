@@ -12,6 +12,7 @@ import msgspec
 from nats.aio.client import Client as Nats
 
 from bus import topology
+from bus.admission import Admission
 from bus.artifacts import ArtifactStore
 from bus.connection import server_version
 from bus.deployments import Deployments
@@ -20,7 +21,6 @@ from bus.live import LiveRuns
 from bus.live_follower import LiveFollower
 from bus.log import Log
 from bus.presence import Presence, WorkerInfo
-from bus.queueing import ungated
 from bus.reactors import Reactors
 from bus.requests import api
 from bus.services.deployments import DeploymentService, NoArguments
@@ -57,15 +57,16 @@ class Control:
         self.live = LiveRuns()
         self.live_follower = LiveFollower(nc, self.live)
         self.deployments = Deployments(nc)
+        self.admission = Admission(self.log, self.live, self.live_follower.ready, self.deployments, self.presence)
         self.runs = Runs(self.log, self.presence)
         vault = Vault(nc, ring)
-        planner = Planner(self.log, self.deployments, self.presence, ungated, vault)
+        planner = Planner(self.log, self.deployments, self.presence, self.admission.gate, vault)
         self.secrets = Secrets(self.log, vault)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
         self.streams = Streams(self.log, self.deployments)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
-        self.reactors = Reactors(self.log, self.presence, ungated)
+        self.reactors = Reactors(self.log, self.presence, self.admission.gate)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""
@@ -74,6 +75,7 @@ class Control:
         tasks.create_task(self.live_follower.run())
         tasks.create_task(self.deployments.watch())
         await asyncio.gather(self.presence.ready.wait(), self.deployments.ready.wait())
+        tasks.create_task(self.admission.run())
         await self.reactors.start(tasks)
         await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks)
 

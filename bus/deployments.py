@@ -17,6 +17,8 @@ from bus.bucket import BucketView
 from helmr import events, ids
 from helmr.errors import NotFound, Unavailable
 from helmr.models import Deployment
+from helmr.reducers import queue as queue_rules
+from helmr.reducers.queue import Limits
 from helmr.subjects import Scope
 
 
@@ -67,6 +69,20 @@ class Deployments:
         if current is None or current not in self._by_id:
             raise NotFound(f"nothing is deployed in {scope}", hint="deploy a task project first: helmr deploy DIR")
         return msgspec.structs.replace(self._by_id[current], current=True)
+
+    def limits(self, scope: Scope, queue: str, deployment_id: str | None) -> Limits:
+        """The limits of a queue, as the current deployment declares it, else as ``deployment_id`` does."""
+        for each in (self._current.get(scope), deployment_id):
+            declared = self._by_id[each].index.get("queues", ()) if each in self._by_id else ()
+            for entry in declared:
+                if entry["name"] == queue:
+                    return queue_rules.limits(entry.get("concurrency"), entry.get("concurrency_per_key"))
+        return Limits()
+
+    def queues(self) -> list[tuple[Scope, str]]:
+        """The queues that the current deployments of all environments declare."""
+        current = [(scope, self._by_id[each]) for scope, each in self._current.items() if each in self._by_id]
+        return [(scope, entry["name"]) for scope, each in current for entry in each.index.get("queues", ())]
 
     def list(self, scope: Scope) -> list[Deployment]:
         """The deployments of an environment, newest first."""

@@ -1,4 +1,4 @@
-"""The live runs: every run of every scope that has not ended, folded from the log's events into memory.
+"""The live runs: every run of every scope that has not ended, folded from the log's events into memory; and who has a slot.
 
 It answers at once what the log could only be searched for: which runs are held, who holds a lease, what waits for what. It is
 a cache and no authority: it may be a moment behind, and whoever acts on it appends with compare-and-set.
@@ -13,8 +13,9 @@ from datetime import datetime
 
 import msgspec
 
+from bus.log import QUEUE, Position
 from helmr import subjects
-from helmr.events import TERMINAL, CancelRequest, Lease, Status, Wait
+from helmr.events import TERMINAL, CancelRequest, Hold, Lease, QueueEvent, Status, Wait
 from helmr.subjects import Scope
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ KINDS = (
     *sorted(TERMINAL),
 )
 #: What of the log is followed, as filters over RUNS.
-FILTERS = (subjects.lane("*"), *(subjects.of_kind("run", kind) for kind in KINDS))
+FILTERS = (subjects.lane("*"), *(subjects.of_kind("run", kind) for kind in KINDS), subjects.of_kind("queue", "*"))
 
 
 class LiveState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -50,12 +51,15 @@ class LiveState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     dispatch_attempt: int = 0
     dispatch: int | None = None
     lane: str | None = None
+    hold: Hold | None = None
+    slot: int | None = None
     lease: Lease | None = None
     cancel: CancelRequest | None = None
     wait: Wait | None = None
     queue: str | None = None
     priority: int = 0
     concurrency_key: str | None = None
+    ttl: float | None = None
     max_duration: float = 900.0
     active_seconds: float = 0.0
     created_at: datetime
@@ -98,9 +102,17 @@ class LiveRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """The worker that has the run's lease."""
         return self.state.lease.worker if self.state.lease else None
 
+    @property
+    def in_lane(self) -> str | None:
+        """The lane in which the run waits for a worker."""
+        return self.state.lane if self.state.status == "queued" and self.state.dispatch is not None else None
+
 
 #: Called with a run before and after an event; None before its first one, and after its end.
 Listener = Callable[[LiveRun | None, LiveRun | None], None]
+QueueKey = tuple[Scope, str]
+#: Called with a queue that somebody was given a slot of, or gave one up.
+QueueListener = Callable[[QueueKey], None]
 
 
 class LiveRuns:
@@ -114,7 +126,9 @@ class LiveRuns:
         self.position = 0
         self._runs: dict[str, LiveRun] = {}
         self._leased: defaultdict[str, dict[str, LiveRun]] = defaultdict(dict)
+        self._queues: dict[QueueKey, Position[QueueEvent]] = {}
         self._listeners: list[Listener] = []
+        self._queue_listeners: list[QueueListener] = []
         self._decode = msgspec.json.Decoder(_Event).decode
 
     def __len__(self) -> int:
@@ -136,14 +150,34 @@ class LiveRuns:
         """Have ``listener`` called on every change from now on, in the order of the log; it must return quickly."""
         self._listeners.append(listener)
 
+    def queue(self, queue: QueueKey) -> Position[QueueEvent]:
+        """The latest event of a queue that is known here; an empty position if none is."""
+        return self._queues.get(queue, Position(0, None))
+
+    def queues(self) -> list[QueueKey]:
+        """The queues of which an event is known."""
+        return list(self._queues)
+
+    def put_queue(self, queue: QueueKey, position: Position[QueueEvent]) -> None:
+        """Take note of a queue's event that was read or appended; an older one than the known is nothing new."""
+        if position.seq > self.queue(queue).seq:
+            self._queues[queue] = position
+
+    def listen_to_queues(self, listener: QueueListener) -> None:
+        """Have ``listener`` called on every change of a queue; it must return quickly."""
+        self._queue_listeners.append(listener)
+
     def take(self, seq: int, subject: str, body: bytes) -> None:
         """Fold one message. What cannot be understood is passed over: it must not keep us from all others."""
         self.position = max(self.position, seq)
         try:
             parsed = subjects.parse_event(subject)
+            if parsed.entity == "queue":
+                self._take_queue((parsed.scope, parsed.id), Position(seq, QUEUE.decode(body)))
+                return
             after = None if parsed.kind in TERMINAL else self._read(parsed.scope, seq, body)
         except (ValueError, msgspec.DecodeError) as error:
-            log.warning("%s (#%s) holds no event of a run: %s", subject, seq, error)
+            log.warning("%s (#%s) cannot be understood: %s", subject, seq, error)
             return
         before = self._runs.get(parsed.id)
         if before is None and after is None:
@@ -151,6 +185,11 @@ class LiveRuns:
         self._put(parsed.id, before, after)
         for listener in self._listeners:
             listener(before, after)
+
+    def _take_queue(self, queue: QueueKey, position: Position[QueueEvent]) -> None:
+        self.put_queue(queue, position)
+        for listener in self._queue_listeners:
+            listener(queue)
 
     def _read(self, scope: Scope, seq: int, body: bytes) -> LiveRun:
         event = self._decode(body)

@@ -34,11 +34,6 @@ class Applicant(Protocol):
 Gate = Callable[[Scope, Applicant, str], Limit | None]
 
 
-def ungated(_scope: Scope, _run: Applicant, _lane: str) -> Limit | None:
-    """The gate that holds nobody."""
-    return None
-
-
 def is_group(lane: str) -> bool:
     """Whether a lane belongs to a group of workers, rather than to one worker or one host."""
     return lane[0] not in "@~"
@@ -76,14 +71,26 @@ async def redispatch(log: Log, scope: Scope, run_id: str, *, dispatch: int | Non
     return await log.transact(RUN, scope, run_id, decide)
 
 
-async def admit(log: Log, scope: Scope, run_id: str, *, held: int, lane: str, alive: set[str]) -> Position[RunEvent]:
-    """Dispatch a run that is held since its event ``held``; nothing happens when it is not any more.
+async def admit(log: Log, scope: Scope, run_id: str, *, held: int, lane: str, alive: set[str]) -> bool:
+    """Dispatch a run that is held since its event ``held``; False when somebody else has done it before.
 
     ``lane`` is where it was bound for then. Any worker of a group may still have it; a worker may be gone by now.
+
+    Raises:
+        NotFound: there is no such run.
     """
     if not is_group(lane):
         lane = await lane_of(log, scope, run_id, group=DEFAULT_GROUP, alive=alive)
-    return await log.transact(RUN, scope, run_id, lambda state: rules.admit(state, held=held, lane=lane))
+    late = False
+
+    def decide(state: RunState) -> Draft | None:
+        nonlocal late
+        draft = rules.admit(state, held=held, lane=lane)
+        late = draft is None and not state.terminal
+        return draft
+
+    await log.transact(RUN, scope, run_id, decide)
+    return not late
 
 
 async def lane_of(log: Log, scope: Scope, run_id: str, *, group: str, alive: set[str]) -> str:

@@ -37,9 +37,7 @@ session.add_command(output)
 @click.option("--workspace", type=WORKSPACE, help="Run on the files of this workspace; default: a new one.")
 @click.option("--queue", metavar="NAME", help="Instead of the task's queue.")
 @click.option("--concurrency-key", metavar="KEY", help="What the queue's limit per key counts by.")
-@click.option(
-    "--priority", type=int, default=0, show_default=True, help="Recorded with the run; nothing is ordered by it yet."
-)
+@click.option("--priority", type=int, default=0, show_default=True, help="Seconds of head start in its queue.")
 @click.option("--ttl", type=DURATION, metavar="D", help="Expire the run unless it has begun by then.")
 @click.option("--max-duration", type=DURATION, metavar="D", help="Instead of the task's, e.g. 15m.")
 @click.option("--metadata-json", metavar="JSON", help="Metadata the run begins with: an object.")

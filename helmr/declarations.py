@@ -15,6 +15,9 @@ from helmr.secret_targets import FOLDER, env_problem, file_problem
 #: Failure codes that a retry can help against; DESIGN section 3 lists the others.
 RETRYABLE_CODES = ("max_duration", "out_of_memory", "task_error", "task_exit", "worker_lost")
 
+#: The most runs of a queue at once, so of each limit (:data:`helmr.reducers.queue.MAX_HOLDERS`).
+MAX_CONCURRENCY = 1000
+
 #: Names of tasks, sandboxes, queues, streams and secrets: safe as one token of a NATS subject and as a file name.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
@@ -131,12 +134,15 @@ class Retry:
 class Queue:
     """A named limit on how many runs execute at once.
 
+    ``concurrency`` alone limits the runs of each concurrency key, and those without a key together. With
+    ``concurrency_per_key`` that one limits each key, and ``concurrency`` all runs of the queue together.
+
     Args:
-        concurrency: runs of the whole queue at once; None: no limit.
-        concurrency_per_key: runs with the same concurrency key at once; None: no limit.
+        concurrency: runs at once, 1 to 1,000; None: no limit.
+        concurrency_per_key: runs with the same concurrency key at once, 1 to 1,000; None: see above.
 
     Raises:
-        ProjectError: a limit below 1, or another queue of this name with other limits.
+        ProjectError: a limit out of range, or another queue of this name with other limits.
     """
 
     name: str
@@ -149,6 +155,8 @@ class Queue:
         object.__setattr__(self, "location", place)
         checked_name("queue", self.name, place)
         for what, limit in (("concurrency", self.concurrency), ("concurrency_per_key", self.concurrency_per_key)):
-            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-                raise ProjectError(f"{place}: Queue({self.name!r}, {what}={limit!r}) is not a whole number from 1 up")
+            if limit is not None and (isinstance(limit, bool) or limit not in range(1, MAX_CONCURRENCY + 1)):
+                raise ProjectError(
+                    f"{place}: Queue({self.name!r}, {what}={limit!r}) is not a whole number from 1 to {MAX_CONCURRENCY}"
+                )
         registry.declare("queue", registry.queues, self.name, self, place)

@@ -16,13 +16,14 @@ import click
 import pytest
 
 import helmr
-from bus import server, starts, topology
+from bus import lane_loads, server, starts, topology
 from bus.services import secrets
 from cli import secret
 from cli.main import helmr as command_line
 from cli.options import Command, Flags
 from helmr import declarations, durations, indexing, logger, metadata, project, streams, tasks
 from helmr.guest import failures, journal, outbox
+from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from store import queries, sql_guard
 from tests.integration.platform import Platform
@@ -161,6 +162,9 @@ ROWS: list[tuple[str, str, float]] = [
     ("metadata of a run", "256 KiB", starts.MAX_METADATA / KIB),
     ("tags", "10,", starts.MAX_TAGS),
     ("tags", "128 characters", starts.MAX_TAG_LENGTH),
+    ("limit of a queue", "1,000", declarations.MAX_CONCURRENCY),
+    ("limit of a queue", "1,000", queue_rules.MAX_HOLDERS),
+    ("runs that wait in a lane", "64,", lane_loads.MIN_BACKLOG),
     ("external id", "512 characters", starts.MAX_KEY_LENGTH),
     ("record of", "256 KiB", streams.RECORD_LIMIT / KIB),
     ("line of", "64 KiB", logger.LINE_LIMIT / KIB),

@@ -48,6 +48,7 @@ def test_retry_takes_durations() -> None:
         lambda: Retry(codes=["cancelled"]),
         lambda: Queue("no spaces"),
         lambda: Queue("q", concurrency=0),
+        lambda: Queue("q", concurrency=1001),
         lambda: Queue("q", concurrency=True),
         lambda: Queue("q", concurrency_per_key=-1),
         lambda: Queue("q", concurrency=1.5),  # type: ignore[arg-type]
