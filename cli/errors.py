@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 
 import click
 
 from helmr.errors import HelmrError
+
+#: C0 and C1 controls but for line end and tab, and what reorders text for the eye.
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -42,7 +46,7 @@ def report(error: BaseException, *, debug: bool) -> int:
         case click.exceptions.Exit():
             return cause.exit_code
         case HelmrError():
-            return _say(cause.message, cause.hint, cause.exit_code)
+            return _say(cause.message, cause.hint, cause.exit_code, excerpt=cause.details.get("excerpt"))
         case click.exceptions.NoArgsIsHelpError():
             click.echo(cause.message, err=True)
             return USAGE
@@ -69,11 +73,22 @@ def _leaves(error: BaseException) -> list[BaseException]:
     return [error]
 
 
-def _say(message: str, hint: str | None, code: int) -> int:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True, color=colour(sys.stderr))
+def _say(message: str, hint: str | None, code: int, *, excerpt: str | None = None) -> int:
+    lines = [f"{click.style('error:', fg='red', bold=True)} {printable(message)}"]
+    if excerpt:
+        lines += [f"  {each}" for each in printable(excerpt).split("\n")]
     if hint:
-        click.echo(f"{click.style('hint:', fg='cyan')} {hint}", err=True, color=colour(sys.stderr))
+        lines.append(f"{click.style('hint:', fg='cyan')} {printable(hint)}")
+    click.echo("\n".join(lines), err=True, color=colour(sys.stderr))
     return code
+
+
+def printable(text: str) -> str:
+    """Text without the control characters that would steer a terminal, except for line ends and tabs.
+
+    What runs have written comes back in rows and in error messages, and whoever wrote it is not trusted.
+    """
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def colour(stream: object) -> bool:

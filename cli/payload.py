@@ -69,11 +69,12 @@ def _from_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
                 raise UsageError(f"{option} {pair!r}: {part} has a value already")
         if path[-1] in place:
             raise UsageError(f"{option} {pair!r}: {key} is given twice")
-        place[path[-1]] = _value(value)
+        place[path[-1]] = value_of(value)
     return result
 
 
-def _value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """A value written on the command line: JSON where it can be, and text otherwise."""
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

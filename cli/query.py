@@ -1,32 +1,41 @@
-"""``helmr query``: SQL over the history, as a table, JSON, CSV or Parquet."""
+"""``helmr query``: SQL over the history, given on the command line, saved in the project, or typed into a shell."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-import msgspec
 
+from cli import results, saved
 from cli.options import DURATION, Choice, Command, ask, flags
-from cli.output import aligned, note, on_terminal, table, to_json, working
+from cli.output import json_value, note, on_terminal, table, working
+from cli.payload import value_of
 from helmr.errors import UsageError
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
 
-#: pyarrow says nothing about its types.
-Table = Any
 
-FORMATS = ["table", "json", "jsonl", "csv", "parquet"]
+class Question(NamedTuple):
+    """A statement, the values of its parameters, and how much of an answer is wanted; ``timeout`` in seconds."""
+
+    sql: str
+    parameters: dict[str, Any]
+    limit: int
+    timeout: float
 
 
 @click.command(cls=Command)
-@click.argument("sql")
+@click.argument("sql", required=False)
+@click.option("--param", "pairs", metavar="NAME=VALUE", multiple=True, help="A value for $NAME; JSON, or else text.")
 @click.option(
-    "--format", "form", type=Choice(FORMATS), help="Default: table on a terminal, jsonl in a pipe, json with --json."
+    "--format",
+    "form",
+    type=Choice(results.FORMATS),
+    help="Default: table on a terminal, jsonl in a pipe, json with --json.",
 )
 @click.option(
     "-o", "--output", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Instead of stdout."
@@ -35,119 +44,117 @@ FORMATS = ["table", "json", "jsonl", "csv", "parquet"]
 @click.option(
     "--timeout", type=DURATION, default="30s", show_default=True, metavar="D", help="Give up after this; at most 5m."
 )
-def query(sql: str, form: str | None, output: Path | None, limit: int, timeout: float) -> None:
-    """Ask the history a question in SQL: one SELECT. A SQL of - is read from stdin.
+@click.option("--list", "listed", is_flag=True, help="List the project's saved queries.")
+def query(
+    sql: str | None,
+    *,
+    pairs: Sequence[str],
+    form: str | None,
+    output: Path | None,
+    limit: int,
+    timeout: float,
+    listed: bool,
+) -> None:
+    """Ask the history a question in SQL: one SELECT. Without SQL, a shell opens on a terminal.
+
+    A SQL of - is read from stdin; @NAME is the project's saved query queries/NAME.sql.
 
     Tables: runs, attempts, events, logs, waits, sessions, records, workspaces, versions, deployments, schedules. Views:
     run_durations, task_health, hourly_runs, failures.
+
+    \b
+    Examples:
+      helmr query "select status, count(*) from runs group by all"
+      helmr query @slow --param task=review -o slow.csv
     """
-    sql = sys.stdin.read() if sql == "-" else sql
-    form = form or _default_format(output)
-    if form == "parquet" and output is None and on_terminal():
-        raise UsageError("Parquet is not for a terminal", hint="add -o FILE, or redirect stdout")
+    if listed:
+        _list_saved()
+        return
+    if sql is None:
+        _open_shell(form, limit, timeout)
+        return
+    form = form or results.default_format(output, as_json=flags().json)
+    if form in results.BINARY and output is None and on_terminal():
+        raise UsageError(f"{form.capitalize()} is not for a terminal", hint="add -o FILE, or redirect stdout")
+    with working("asking"):
+        found = answer(Question(_text(sql), _parameters(pairs), limit, timeout))
+    results.write(found, form, output)
+
+
+def _text(sql: str) -> str:
+    if sql == "-":
+        return sys.stdin.read()
+    return saved.find(root_of_project(), sql[1:]).sql if sql.startswith("@") else sql
+
+
+def root_of_project() -> Path:
+    """The task project of this folder; outside of any, the one that ``helmr dev`` runs here.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    from cli import dev_state
+
+    settings = flags().settings()
+    if settings.root is None and (dev := dev_state.read(settings.home)):
+        return Path(dev.root)
+    return settings.require_root()
+
+
+def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.removeprefix("$")
+        if not equals or not name:
+            raise UsageError(f"--param {pair!r} is not NAME=VALUE", hint="e.g. --param task=review --param seconds=60")
+        if name in values:
+            raise UsageError(f"--param {pair!r}: {name} is given twice")
+        values[name] = value_of(value)
+    return values
+
+
+def _list_saved() -> None:
+    found = saved.all_of(root_of_project())
+    if flags().json:
+        json_value(found)
+        return
+    table(["NAME", "PARAMETERS", "TITLE"], [(f"@{q.name}", " ".join(q.parameters), q.title) for q in found])
+
+
+def _open_shell(form: str | None, limit: int, timeout: float) -> None:
+    if not (on_terminal() and sys.stdin.isatty()):
+        raise UsageError("there is no SQL", hint='give it: helmr query "select …", or - to read it from stdin')
+    if form in results.BINARY:
+        raise UsageError(f"{form} is not for a terminal", hint="give the SQL on the command line, and -o FILE")
+    from cli.query_shell import Shell
+
+    Shell(flags().settings().home, form or "table", limit, timeout).run()
+
+
+def answer(question: Question) -> results.Table:
+    """The rows, as an Arrow table; a note on stderr says when they were cut off.
+
+    Raises:
+        HelmrError: the question is refused, wrong, or takes too long.
+    """
     cut: list[str] = []
 
     async def fetch(client: AsyncClient) -> bytes:
-        stream = client.query_arrow(sql, limit=limit, timeout=timeout, on_truncated=cut.append)
+        stream = client.query_arrow(
+            question.sql,
+            question.parameters,
+            limit=question.limit,
+            timeout=question.timeout,
+            on_truncated=cut.append,
+        )
         return b"".join([part async for part in stream])
 
-    with working("asking"):
-        data = ask(fetch)
+    data = ask(fetch)
     import pyarrow.ipc as ipc  # noqa: PLR0402  # the module does not say that it exports this one
 
-    found: Table = ipc.open_stream(data).read_all()
-    _write(found, form, output)
+    found: results.Table = ipc.open_stream(data).read_all()
     if cut:
-        what = f"--limit {limit}" if cut[0] == "rows" else "the limit of bytes"
+        what = f"--limit {question.limit}" if cut[0] == "rows" else "the limit of bytes"
         note(f"only the first {found.num_rows} rows: cut off by {what}")
-
-
-def _default_format(output: Path | None) -> str:
-    if output is not None and output.suffix[1:] in FORMATS:
-        return output.suffix[1:]
-    if flags().json:
-        return "json"
-    return "table" if on_terminal() and output is None else "jsonl"
-
-
-def _write(found: Table, form: str, output: Path | None) -> None:
-    if form == "table" and output is None:
-        _print_table(found)
-        return
-    if output is None:
-        _write_to(sys.stdout.buffer, found, form)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        with output.open("wb") as file:
-            _write_to(file, found, form)
-    except OSError as error:
-        raise UsageError(f"cannot write {output}: {error.strerror}", hint="choose another file with -o") from error
-    note(f"{found.num_rows} rows in {output}")
-
-
-def _write_to(file: BinaryIO, found: Table, form: str) -> None:
-    match form:
-        case "parquet":
-            import pyarrow.parquet
-
-            pyarrow.parquet.write_table(found, file, compression="zstd")
-        case "csv":
-            _write_csv(file, found)
-        case "json":
-            file.write(
-                f"{to_json(list(_objects(found)), indent=file is sys.stdout.buffer and on_terminal())}\n".encode()
-            )
-        case "jsonl":
-            file.writelines(f"{to_json(row)}\n".encode() for row in _objects(found))
-        case _:
-            file.write("".join(f"{each}\n" for each in aligned(found.column_names, _texts(found))).encode())
-
-
-def _rows(found: Table) -> Iterator[dict[str, Any]]:
-    for batch in found.to_batches(max_chunksize=1000):
-        yield from batch.to_pylist()
-
-
-def _objects(found: Table) -> Iterator[dict[str, Any]]:
-    """Rows whose columns of type JSON are JSON, not text that contains it."""
-    documents = {field.name for field in found.schema if (field.metadata or {}).get(b"duckdb_type") == b"JSON"}
-    for row in _rows(found):
-        for name in documents:
-            if row[name] is not None:
-                row[name] = msgspec.Raw(row[name].encode())
-        yield row
-
-
-def _write_csv(file: BinaryIO, found: Table) -> None:
-    import csv
-    import io
-
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-    writer = csv.writer(text)
-    writer.writerow(found.column_names)
-    writer.writerows([_cell(value) for value in row.values()] for row in _rows(found))
-    text.detach()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else to_json(value).strip('"')
-
-
-def _print_table(found: Table) -> None:
-    table(found.column_names, _texts(found))
-    note(f"{found.num_rows} row{'' if found.num_rows == 1 else 's'}", dim=True)
-
-
-def _texts(found: Table) -> list[list[str]]:
-    return [[_shown(value) for value in row.values()] for row in _rows(found)]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if hasattr(value, "astimezone"):
-        return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
-    return _cell(value)
+    return found

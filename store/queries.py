@@ -23,11 +23,12 @@ from nats.aio.msg import Msg
 
 from bus import topology
 from helmr import subjects
-from helmr.errors import HelmrError, TimedOut, UsageError, from_dict
+from helmr.errors import HelmrError, TimedOut, TooLarge, UsageError, from_dict
 from helmr.subjects import Scope
 from store.projector import FRESHNESS_DEADLINE, Projector
-from store.sandbox import DATA, ERROR, HEADER, REQUEST, CheckedReply, Summary, Task
+from store.sandbox import DATA, ERROR, HEADER, REQUEST, CheckedReply, Parameter, Summary, Task
 from store.snapshot import Snapshots
+from store.sql_guard import MAX_SQL
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,13 @@ async def _nowhere(_part: bytes) -> None:
 
 
 class QueryRequest(msgspec.Struct, kw_only=True):
-    """A user's SQL; ``timeout`` in seconds, ``limit`` in rows. ``fresh: false`` answers from the last copy taken."""
+    """A user's SQL, and values for its ``$name`` and ``?``; ``timeout`` in seconds, ``limit`` in rows.
+
+    ``fresh: false`` answers from the last copy taken.
+    """
 
     sql: str
+    parameters: dict[str, Parameter] = {}
     format: Literal["arrow", "json"] = "arrow"
     limit: int | None = None
     timeout: float | None = None
@@ -246,13 +251,15 @@ class Queries:
                 await asyncio.shield(self._end(child))
 
     async def _check(self, child: Child, scope: Scope, request: QueryRequest, rows: int) -> Task:
-        answer = await child.ask(Task(verb="check", sql=request.sql), _nowhere)
+        parameters = {name.lower(): value for name, value in request.parameters.items()}
+        answer = await child.ask(Task(verb="check", sql=request.sql, parameters=parameters), _nowhere)
         checked = msgspec.json.decode(answer, type=CheckedReply)
         if request.fresh:
             await self.projector.fresh(logs="logs" in checked.tables, timeout=FRESHNESS_DEADLINE)
         return Task(
             verb="run",
             sql=checked.sql,
+            parameters=parameters,
             project=scope.project,
             environment=scope.environment,
             format=request.format,
@@ -291,6 +298,8 @@ def _limits(request: QueryRequest) -> tuple[float, int]:
     rows = ROWS if request.limit is None else request.limit
     if not (math.isfinite(seconds) and 0 < seconds <= MAX_TIMEOUT):
         raise UsageError(f"timeout is {seconds:g} s, not more than 0 and up to {MAX_TIMEOUT:g}")
+    if len(msgspec.json.encode(request.parameters)) > MAX_SQL:
+        raise TooLarge(f"the query's parameters are larger than {MAX_SQL} bytes")
     if not 0 <= rows <= MAX_ROWS:
         raise UsageError(f"limit is {rows}, not 0 to {MAX_ROWS}")
     return seconds, rows

@@ -45,9 +45,19 @@ MEMORY = "1GB"
 #: Nothing may be written: temporary files neither.
 FILE_SIZE = 0
 OPEN_FILES = 256
+#: On top of the projector's own: what users ask may take the processors that nobody else wants.
+NICENESS = 5
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CHUNK = 512 * 1024
 _ROWS_PER_BATCH = 4096
+_NO_MEMORY = re.compile(r"bad_alloc|malloc|memory allocation", re.IGNORECASE)
+#: Characters of DuckDB's own error text that are read and passed on.
+_ERROR_LENGTH = 4000
+
+
+#: What a parameter of a query may be: a bound value, never a piece of SQL.
+Scalar = str | int | float | bool | None
+Parameter = Scalar | list[Scalar]
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +65,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     verb: Literal["check", "run"]
     sql: str
+    parameters: dict[str, Parameter] = {}
     project: str = ""
     environment: str = ""
     history: str = ""
@@ -88,6 +99,7 @@ def confine() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(NICENESS)
 
 
 def _limit_cpu(seconds: float) -> None:
@@ -225,7 +237,7 @@ class Sandbox:
                 self.pipe.write(ERROR, msgspec.json.encode(explain(error, task).to_dict()))
 
     def _check(self, task: Task) -> None:
-        found = sql_guard.check(task.sql, sql_guard.duckdb_parser(self._parser.execute))
+        found = sql_guard.check(task.sql, sql_guard.duckdb_parser(self._parser.execute), task.parameters)
         self.pipe.write(CHECKED, msgspec.json.encode(CheckedReply(sql=found.sql, tables=sorted(found.tables))))
 
     def _run(self, task: Task) -> None:
@@ -235,7 +247,7 @@ class Sandbox:
         alarm.daemon = True
         alarm.start()
         try:
-            summary = self._send(task, execute(con, task.sql))
+            summary = self._send(task, execute(con, task.sql, task.parameters))
         finally:
             alarm.cancel()
             con.close()
@@ -276,16 +288,17 @@ class Result(NamedTuple):
     rows: pa.RecordBatchReader
 
 
-def execute(con: duckdb.DuckDBPyConnection, sql: str) -> Result:
+def execute(con: duckdb.DuckDBPyConnection, sql: str, parameters: dict[str, Parameter]) -> Result:
     """Start a query; VARIANT columns come as JSON, for no client knows them."""
+    values = parameters or None
     try:
-        relation = con.sql(sql)
+        relation = con.sql(sql, params=values)
     except duckdb.Error:
-        con.execute(sql)  # fails likewise, but tells line and place, which the relation does not
+        con.execute(sql, values)  # fails likewise, but tells line and place, which the relation does not
         raise
     shape = [(name, str(kind)) for name, kind in zip(relation.columns, relation.types, strict=True)]
     if any("VARIANT" in kind for _, kind in shape):
-        relation = con.sql(_without_variants(sql, shape))
+        relation = con.sql(_without_variants(sql, shape), params=values)
         shape = [(name, str(kind)) for (name, _), kind in zip(shape, relation.types, strict=True)]
     return Result(shape, relation.to_arrow_reader(_ROWS_PER_BATCH))
 
@@ -305,11 +318,11 @@ def _identifier(name: str) -> str:
 
 
 def explain(error: Exception, task: Task) -> HelmrError:
-    """The error a person can act on."""
-    told = str(error)
+    """The error a person can act on; its text is cut off, because a query can make it as long as it likes."""
+    told = str(error)[:_ERROR_LENGTH]
     if isinstance(error, duckdb.InterruptException) or "INTERRUPT" in told:
         return TimedOut(f"the query took longer than {task.seconds:g} s", hint="ask for less, or raise --timeout")
-    if isinstance(error, MemoryError | duckdb.OutOfMemoryException) or "bad_alloc" in told or "malloc" in told:
+    if isinstance(error, MemoryError | duckdb.OutOfMemoryException) or _NO_MEMORY.search(told):
         return HelmrError(
             f"the query needs more than {MEMORY} of memory", hint="select fewer rows or columns, or aggregate"
         )

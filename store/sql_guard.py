@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import duckdb
@@ -31,7 +32,7 @@ BASE_TABLE SUBQUERY JOIN TABLE_FUNCTION EXPRESSION_LIST EMPTY SHOW_REF PIVOT
 """
 _NODES = frozenset(_NODES_NAMES.split())
 _EXPRESSIONS_NAMES = """
-COLUMN_REF CONSTANT FUNCTION OPERATOR COMPARISON CONJUNCTION CASE CAST BETWEEN SUBQUERY WINDOW STAR LAMBDA LAMBDA_REF
+COLUMN_REF CONSTANT PARAMETER FUNCTION OPERATOR COMPARISON CONJUNCTION CASE CAST BETWEEN SUBQUERY WINDOW STAR LAMBDA LAMBDA_REF
 POSITIONAL_REFERENCE COLLATE TYPE
 """
 _EXPRESSIONS = frozenset(_EXPRESSIONS_NAMES.split())
@@ -122,8 +123,8 @@ class Checked(NamedTuple):
 Parser = Callable[[str], dict[str, Any]]
 
 
-def check(sql: str, parse: Parser) -> Checked:
-    """Let a statement pass, or refuse it.
+def check(sql: str, parse: Parser, parameters: Collection[str] = ()) -> Checked:
+    """Let a statement pass, or refuse it; ``parameters`` are the names that have a value, for ``$name`` and ``?``.
 
     Raises:
         UsageError: it does not parse, is no SELECT, or uses what is not allowed; ``details`` has ``position`` and
@@ -143,11 +144,13 @@ def check(sql: str, parse: Parser) -> Checked:
     if len(statements) != 1:
         raise UsageError(f"the query has {len(statements)} statements, not one", hint=_HINT)
     found = _Walk()
-    found.visit(statements[0])
-    unknown = found.tables - found.ctes - VISIBLE
-    if unknown:
-        raise _unknown_table(min(unknown))
-    return Checked(f"EXPLAIN {body}" if explained else body, frozenset(found.tables & VISIBLE))
+    try:
+        found.visit(statements[0])
+        found.require_tables()
+    except UsageError as error:
+        raise _placed(error, original, quoted) from None
+    _match_parameters(found.parameters, set(parameters))
+    return Checked(f"EXPLAIN {body}" if explained else body, frozenset(found.tables.keys() & VISIBLE))
 
 
 def _explained(sql: str) -> tuple[bool, str]:
@@ -185,10 +188,21 @@ def syntax_error(sql: str, tree: dict[str, Any], quoted: list[int]) -> UsageErro
         return UsageError("only SELECT is possible here: the history is read-only", hint=_HINT)
     if not str(tree.get("position", "")).isdigit():
         return UsageError(message)
-    told = int(tree["position"])
+    return UsageError(message, details=_place(sql, int(tree["position"]), quoted))
+
+
+def _place(sql: str, told: int, quoted: list[int]) -> dict[str, Any]:
+    """Where a byte of the parsed text is in the text as it was written."""
     at = told - 2 * sum(place < told for place in quoted)
     position = len(sql.encode()[: max(at, 0)].decode(errors="ignore"))
-    return UsageError(message, details={"position": position, "excerpt": excerpt(sql, position)})
+    return {"position": position, "excerpt": excerpt(sql, position)}
+
+
+def _placed(error: UsageError, sql: str, quoted: list[int]) -> UsageError:
+    """The error with its place, if the node it is about has one."""
+    told = error.details.get("location")
+    place = _place(sql, told, quoted) if told is not None and told <= len(sql.encode()) + 2 * len(quoted) else {}
+    return UsageError(error.message, hint=error.hint, details=place)
 
 
 def excerpt(sql: str, position: int) -> str:
@@ -200,16 +214,34 @@ def excerpt(sql: str, position: int) -> str:
     return f"{line[skip : skip + 120]}\n{' ' * (column - skip)}^"
 
 
-def _unknown_table(name: str) -> UsageError:
-    return UsageError(f"there is no table {name!r} here", hint=_HINT)
+def _match_parameters(used: set[str], given: set[str]) -> None:
+    if missing := used - given:
+        name = min(missing)
+        raise UsageError(f"the query's parameter ${name} has no value", hint=f"give it: --param {name}=VALUE")
+    if unused := given - used:
+        known = ", ".join(f"${name}" for name in sorted(used)) or "none"
+        raise UsageError(f"the query has no parameter ${min(unused)}", hint=f"its parameters: {known}")
+
+
+def _unknown_table(name: str, location: int | None) -> UsageError:
+    close = get_close_matches(name, sorted(VISIBLE), n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return UsageError(f"there is no table {name!r} here", hint=meant + _HINT, details={"location": location})
 
 
 class _Walk:
     """Visits every node of a parse tree and refuses what is not listed."""
 
     def __init__(self) -> None:
-        self.tables: set[str] = set()
+        self.tables: dict[str, int | None] = {}  #: and where each is named first
         self.ctes: set[str] = set()
+        self.parameters: set[str] = set()
+
+    def require_tables(self) -> None:
+        """Refuse a table that is neither one of the history's nor made by the query itself."""
+        for name, location in self.tables.items():
+            if name not in self.ctes and name not in VISIBLE:
+                raise _unknown_table(name, location)
 
     def visit(self, node: Any) -> None:
         """Check the node and all below it."""
@@ -238,10 +270,13 @@ class _Walk:
 
     def _expression(self, node: dict[str, Any], expression: str) -> None:
         if expression not in _EXPRESSIONS:
-            raise UsageError(f"{expression.lower()} expressions are not possible here", hint=_HINT)
+            message = f"{expression.lower()} expressions are not possible here"
+            raise UsageError(message, hint=_HINT, details=_location(node))
+        if expression == "PARAMETER":
+            self.parameters.add(str(node["identifier"]).lower())
         name = node.get("function_name")
         if name is not None and str(name).lower() not in FUNCTIONS:
-            raise _refused_function(str(name))
+            raise _refused_function(str(name), node)
 
     def _node(self, node: dict[str, Any], kind: str) -> None:
         if kind not in _NODES:
@@ -256,8 +291,9 @@ class _Walk:
         qualified = node.get("catalog_name") or node.get("schema_name") not in {"", "main", None}
         if qualified or len(node["qualified_name"]["path"]) > 2 or node.get("at_clause"):
             path = ".".join(node["qualified_name"]["path"])
-            raise UsageError(f"{path}: tables are named without a database or schema here", hint=_HINT)
-        self.tables.add(str(node["table_name"]).lower())
+            message = f"{path}: tables are named without a database or schema here"
+            raise UsageError(message, hint=_HINT, details=_location(node))
+        self.tables.setdefault(str(node["table_name"]).lower(), node.get("query_location"))
 
     def _name_ctes(self, entries: list[Any]) -> None:
         for entry in entries:
@@ -270,7 +306,7 @@ class _Walk:
     def _table_function(function: dict[str, Any]) -> None:
         name = str(function.get("function_name", "")).lower()
         if function.get("class") != "FUNCTION" or name not in TABLE_FUNCTIONS:
-            raise _refused_function(name)
+            raise _refused_function(name, function)
 
 
 _SYSTEM_VIEWS_NAMES = """
@@ -281,11 +317,16 @@ referential_constraints tables table_constraints views
 _SYSTEM_VIEWS = frozenset(_SYSTEM_VIEWS_NAMES.split())
 
 
-def _refused_function(name: str) -> UsageError:
+def _refused_function(name: str, node: dict[str, Any]) -> UsageError:
     return UsageError(
         f"the function {name} is not possible here",
         hint="functions that read files or settings, or that make huge values, are left out",
+        details=_location(node),
     )
+
+
+def _location(node: dict[str, Any]) -> dict[str, Any]:
+    return {"location": node.get("query_location")}
 
 
 def duckdb_parser(execute: Callable[[str, list[str]], Any]) -> Parser:

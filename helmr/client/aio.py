@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,8 +90,15 @@ class AsyncClient:
             raise NotFound(f"no {entity} {reference} in {self.scope}", hint=f"list them with `helmr {entity} list`")
         raise Conflict(f"{reference} is the beginning of several ids", hint="write more of it: " + ", ".join(found))
 
-    async def query(self, sql: str, *, limit: int = 10_000, timeout: Duration = _QUERY_TIMEOUT) -> list[dict[str, Any]]:  # noqa: ASYNC109
-        """Rows of one read-only SQL statement over the history.
+    async def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        limit: int = 10_000,
+        timeout: Duration = _QUERY_TIMEOUT,  # noqa: ASYNC109
+    ) -> list[dict[str, Any]]:
+        """Rows of one read-only SQL statement over the history; ``parameters`` are the values of its ``$name``.
 
         Raises:
             UsageError: the statement is refused, or wrong; says where.
@@ -99,26 +106,51 @@ class AsyncClient:
         """
         import pyarrow.ipc as ipc  # noqa: PLR0402  # the module does not say that it exports this one
 
-        data = b"".join([part async for part in self.query_arrow(sql, limit=limit, timeout=timeout)])
+        data = b"".join([part async for part in self.query_arrow(sql, parameters, limit=limit, timeout=timeout)])
         rows: list[dict[str, Any]] = ipc.open_stream(data).read_all().to_pylist()
         return rows
 
     async def query_arrow(
         self,
         sql: str,
+        parameters: Mapping[str, Any] | None = None,
         *,
         limit: int = 10_000,
         timeout: Duration = _QUERY_TIMEOUT,  # noqa: ASYNC109
         on_truncated: Callable[[str], None] = lambda _: None,
     ) -> AsyncIterator[bytes]:
         """The same rows as an Arrow IPC stream, in parts; ``on_truncated`` is told which limit cut them off, if one did."""
-        deadline = seconds(timeout)
-        body = {"sql": sql, "format": "arrow", "limit": limit, "timeout": deadline}
+        body = {"sql": sql, "parameters": dict(parameters or {}), "format": "arrow", "limit": limit}
+        async for part in self._query(body, seconds(timeout), on_truncated):
+            yield part
 
+    async def query_json(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        limit: int = 10_000,
+        timeout: Duration = _QUERY_TIMEOUT,  # noqa: ASYNC109
+        fresh: bool = True,
+    ) -> list[dict[str, Any]]:
+        """The same rows as JSON values, for programs that do not load Arrow: times are RFC 3339 text.
+
+        ``fresh=False`` answers from the last copy taken of the history.
+        """
+        body = {"sql": sql, "parameters": dict(parameters or {}), "format": "json", "limit": limit, "fresh": fresh}
+        data = b"".join([part async for part in self._query(body, seconds(timeout), lambda _: None)])
+        head, *lines = data.splitlines()
+        names = [column["name"] for column in msgspec.json.decode(head)["columns"]]
+        return [dict(zip(names, msgspec.json.decode(line), strict=True)) for line in lines]
+
+    async def _query(
+        self, body: dict[str, Any], deadline: float, on_truncated: Callable[[str], None]
+    ) -> AsyncIterator[bytes]:
         def end(headers: dict[str, str]) -> None:
             if limited := headers.get(_TRUNCATED):
                 on_truncated(limited)
 
+        body["timeout"] = deadline
         async for part in self.wire.parts("history", "query", body, timeout=deadline + 5, on_end=end):
             yield part
 

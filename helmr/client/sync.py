@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -77,9 +77,11 @@ class Client(AbstractContextManager["Client"]):
                 return
             yield item
 
-    def query(self, sql: str, *, limit: int = 10_000, timeout: Duration = 30.0) -> list[dict[str, Any]]:
+    def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, *, limit: int = 10_000, timeout: Duration = 30.0
+    ) -> list[dict[str, Any]]:
         """See :meth:`AsyncClient.query`."""
-        return self.call(self.aio.query, sql, limit=limit, timeout=timeout)
+        return self.call(self.aio.query, sql, parameters, limit=limit, timeout=timeout)
 
     def status(self) -> dict[str, Any]:
         """See :meth:`AsyncClient.status`."""

@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
-from cli import dev_state, output
-from cli import query as query_module
+from cli import dev_state, output, results
 from cli.errors import colour
 from cli.follow import LogPrinter, conclude
-from cli.options import Flags
 from cli.payload import payload_of
 from helmr.chunks import LogChunk
 from helmr.errors import RunFailed, UsageError
@@ -207,7 +205,7 @@ TABLE = pa.table(
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_query_results_as_json(form: str, tmp_path: Path) -> None:
     file = tmp_path / "out"
-    query_module._write(TABLE, form, file)
+    results.write(TABLE, form, file)
     text = file.read_text()
     rows = json.loads(text) if form == "json" else [json.loads(each) for each in text.splitlines()]
     expected = {"id": "a", "payload": {"x": 1}, "at": "2026-01-31T12:00:01Z", "ratio": 0.123456789, "sum": "1.50"}
@@ -216,18 +214,18 @@ def test_query_results_as_json(form: str, tmp_path: Path) -> None:
 
 
 def test_query_results_as_csv_and_parquet(tmp_path: Path) -> None:
-    query_module._write(TABLE, "csv", tmp_path / "out.csv")
+    results.write(TABLE, "csv", tmp_path / "out.csv")
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["id", "payload", "at", "ratio", "sum", "tags"]
     assert rows[1][:3] == ["a", '{"x":1}', "2026-01-31T12:00:01Z"]
     assert rows[2][:3] == ['b"', "", ""]
-    query_module._write(TABLE, "parquet", tmp_path / "out.parquet")
+    results.write(TABLE, "parquet", tmp_path / "out.parquet")
     assert parquet.read_table(tmp_path / "out.parquet")["id"].to_pylist() == ["a", 'b"']
 
 
 def test_query_results_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    query_module._write(TABLE.select(["id", "ratio"]), "table", None)
+    results.write(TABLE.select(["id", "ratio"]), "table", None)
     out, err = capsys.readouterr()
     assert out.splitlines() == ["id  ratio", "a   0.123457", 'b"  nan']
     assert err == "2 rows\n"
@@ -235,7 +233,7 @@ def test_query_results_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_file_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot write"):
-        query_module._write(TABLE, "csv", tmp_path)
+        results.write(TABLE, "csv", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -248,11 +246,8 @@ def test_a_file_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
         ("x", False, "jsonl"),
     ],
 )
-def test_the_format_follows_from_where_the_rows_go(
-    given: str | None, as_json: bool, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(query_module, "flags", lambda: Flags(json=as_json))
-    assert query_module._default_format(Path(given) if given else None) == expected
+def test_the_format_follows_from_where_the_rows_go(given: str | None, as_json: bool, expected: str) -> None:
+    assert results.default_format(Path(given) if given else None, as_json=as_json) == expected
 
 
 def test_what_dev_deploys_is_known_while_it_runs(tmp_path: Path) -> None:
