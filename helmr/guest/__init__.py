@@ -5,6 +5,7 @@ each job, so that none can disturb another::
 
     supervisor       talks to the worker over a unix socket, relays output, keeps what is not acknowledged
     └── zygote       has imported what tasks need, sees no secret, forks
-        └── shim     one per process tree: adopts its orphans, keeps its deadline, ends it, reports how it ended
-            └── the task, or the program executed
+        └── shim     one per process tree at a time: adopts its orphans, keeps its deadline, ends it, reports how it ended
+            └── the task, or the program executed; or a template, which has imported the module of a task
+                └── the task
 """

@@ -1,4 +1,4 @@
-"""One process tree as the supervisor sees it: three descriptors to read, one shim to order about, one journal to fill.
+"""One process tree as the supervisor sees it: three descriptors to read, a shim to order about, one journal to fill.
 
 Order is the promise here. Bytes of a stream stay in order; a control message comes after all output that was written before
 it; the exit frame is last, exactly once, and only when nothing of the tree is left.
@@ -6,7 +6,6 @@ it; the exit frame is last, exactly once, and only when nothing of the tree is l
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import socket
@@ -20,23 +19,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from helmr.guest.shims import Key, Shim
+
 #: How often a pipe is read at most before something else gets its turn: a pipe can be enlarged to 1 MiB.
 _DRAIN = 1024 * 1024 // protocol.CHUNK
 
 
 class Ends:
-    """The far ends of a new process' descriptors, on their way to the zygote."""
+    """The far ends of a new process' descriptors, on their way to a shim."""
 
-    def __init__(self, link: socket.socket, control: socket.socket, stdout: int, stderr: int) -> None:
-        self.link = link
+    def __init__(self, control: socket.socket, stdout: int, stderr: int) -> None:
         self.control = control
         self.pipes = (stdout, stderr)
 
     def numbers(self) -> list[int]:
-        return [self.link.fileno(), self.control.fileno(), *self.pipes]
+        return [self.control.fileno(), *self.pipes]
 
-    def close(self) -> None:
-        self.link.close()
+    def __enter__(self) -> Ends:  # noqa: PYI034  (Self is too new for some images)
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.control.close()
         for fd in self.pipes:
             os.close(fd)
@@ -69,16 +71,16 @@ class Child:
         self.alone = True  #: no other process was alive meanwhile (for whom the kernel killed one)
         self.oom_kills = 0  #: the counter at the start
         self.broken = ""  #: how the task broke the control protocol
+        self.shim: Shim | None = None  #: what looks after the tree
+        self.key: Key | None = None  #: the template it is, or may be, forked from
         self._selector = selector
         self._ended = ended
         self._sent = sent
         self._streams = (_Stream(protocol.STDOUT), _Stream(protocol.STDERR))
         self._inbox = protocol.MessageReader()
         self._outbox: deque[tuple[memoryview, bool]] = deque()
-        self._link: socket.socket | None = None
         self._control: socket.socket | None = None
         self._control_mask = 0
-        self._report = b""
         self._parked = True
 
     def name(self, number: int, ident: str, kind: str) -> None:
@@ -91,6 +93,11 @@ class Child:
         """What a client that says hello is told about it."""
         taken = self.journal.last - self.journal.frames_held
         return {"number": self.journal.number, "id": self.ident, "kind": self.kind, "taken": taken}
+
+    @property
+    def prepared(self) -> bool:
+        """Whether it has its descriptors, and a process at the other end of them."""
+        return self._control is not None
 
     @property
     def done(self) -> bool:
@@ -106,25 +113,22 @@ class Child:
         made: list[Any] = []
         try:
             made += socket.socketpair()
-            made += socket.socketpair()
             for _ in self._streams:
                 made += os.pipe()
             if owner is not None:
-                for fd in (made[5], made[7]):
+                for fd in (made[3], made[5]):
                     os.fchown(fd, *owner)
         except OSError:
             for item in made:
                 os.close(item) if isinstance(item, int) else item.close()
             raise
-        self._link, self._control = made[0], made[2]
+        self._control = made[0]
         made[0].setblocking(False)
-        made[2].setblocking(False)
-        for stream, fd in zip(self._streams, (made[4], made[6]), strict=True):
+        for stream, fd in zip(self._streams, (made[2], made[4]), strict=True):
             os.set_blocking(fd, False)
             stream.fd = fd
-        self._selector.register(made[0], selectors.EVENT_READ, self._on_link)
         self.unpark()
-        return Ends(made[1], made[3], made[5], made[7])
+        return Ends(made[1], made[3], made[5])
 
     # Reading what the tree says
 
@@ -286,28 +290,8 @@ class Child:
         self._order(protocol.CANCEL_ORDER, grace, 0.0)
 
     def _order(self, kind: bytes, first: float, second: float) -> None:
-        if self._link is None:
-            return
-        try:
-            self._link.send(protocol.ORDER.pack(kind, first, second))
-        except OSError:
-            # Its end is closed, and its report, or the lack of one, about to be read.
-            return
-
-    def _on_link(self) -> None:
-        if self._link is None:
-            return
-        try:
-            data = self._link.recv(8192)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self._report += data
-        if self._report.endswith(b"\n"):
-            self.finish(json.loads(self._report))
-        elif not data:
-            self.finish({"detail": "the process never began, or was ended together with its shim"})
+        if self.shim is not None and self.alive:
+            self.shim.order(kind, first, second)
 
     def finish(self, report: dict[str, Any]) -> None:
         """The tree is gone: take what its pipes still hold, window or not, and add the exit frame."""
@@ -323,8 +307,4 @@ class Child:
                 self._close_stream(stream)
         self._close_control()
         self._parked = True
-        if self._link is not None:
-            self._selector.unregister(self._link)
-            self._link.close()
-            self._link = None
         self._ended(self, report)

@@ -1,8 +1,7 @@
-"""The supervisor's end of the zygote: starts it, hands it the descriptors of new processes, and replaces it if it dies."""
+"""The supervisor's end of the zygote: starts it, hands it the links of new shims, and replaces it if it dies."""
 
 from __future__ import annotations
 
-import array
 import os
 import select
 import selectors
@@ -11,11 +10,11 @@ import socket
 import sys
 from collections import deque
 
+from helmr.guest import files
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from helmr.guest.child import Child, Ends
+    from helmr.guest.shims import Shim
 
 _ZYGOTE_FD = 3
 #: Seconds for the zygote to end; it may be importing still.
@@ -23,22 +22,15 @@ _PATIENCE = 2.0
 
 
 class Forks:
-    """Asks the zygote for processes, in order, without ever blocking on it."""
+    """Asks the zygote for shims, in order, without ever blocking on it."""
 
-    def __init__(
-        self,
-        selector: selectors.BaseSelector,
-        settings: list[str],
-        environment: dict[str, str],
-        failed: Callable[[Child, OSError], None],
-    ) -> None:
+    def __init__(self, selector: selectors.BaseSelector, settings: list[str], environment: dict[str, str]) -> None:
         self.selector = selector
         self.settings = settings
         self.environment = environment
-        self.failed = failed
         self.pid: int | None = None
         self.requests: socket.socket | None = None
-        self.queue: deque[tuple[Child, Ends]] = deque()
+        self.queue: deque[Shim] = deque()
         self.watched = False
 
     def spawn(self) -> None:
@@ -57,35 +49,33 @@ class Forks:
         ours.setblocking(False)
         self.requests = ours
 
-    def request(self, child: Child, ends: Ends) -> None:
-        """Have a process forked; ``ends`` are closed when they have been handed over."""
-        self.queue.append((child, ends))
+    def request(self, shim: Shim) -> None:
+        """Have a shim forked; the far end of its link is closed when it has been handed over."""
+        self.queue.append(shim)
         self.flush()
 
     def flush(self) -> None:
         """Hand over what the zygote's socket takes; the rest follows when it takes more."""
         while self.queue:
-            child, ends = self.queue[0]
+            theirs = self.queue[0].theirs
             try:
-                self.hand_over(child, ends)
+                self.hand_over(theirs)
             except BlockingIOError:
                 break
             except (BrokenPipeError, ConnectionResetError):
                 self.close()  # dead, though we have not been told yet; another one will do it
                 continue
-            except OSError as error:
-                self.failed(child, error)
+            except OSError:
+                pass  # it cannot travel: the link ends, and with it whatever was to be started over it
             self.queue.popleft()
-            ends.close()
+            theirs.close()
         self.watch()
 
-    def hand_over(self, child: Child, ends: Ends) -> None:
+    def hand_over(self, link: socket.socket) -> None:
         if self.requests is None:
             self.spawn()
         assert self.requests is not None  # noqa: S101
-        fds = array.array("i", ends.numbers())
-        number = child.journal.number.to_bytes(4, "big")
-        self.requests.sendmsg([number], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())])
+        files.send(self.requests, b"S", [link.fileno()])
 
     def watch(self) -> None:
         """Be told when the zygote's socket takes more, if there is more."""

@@ -1,7 +1,7 @@
 """The last steps before a task's own code: session, user, files, environment; then call the runner, or execute a program.
 
 All of it happens in the forked child. What the child is to do, secrets included, arrives over its control socket and nowhere
-else, so that the zygote, whose memory every later process inherits, never sees it.
+else, so that neither zygote nor template, whose memory later processes inherit, ever sees it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import socket
 import sys
 import traceback
 
-from helmr.guest import protocol, tree
+from helmr.guest import protocol, template, tree
+from helmr.guest.files import Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
 
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
-
-
-class Files:
-    """The descriptors of a task: its control socket and the write ends of its two pipes."""
-
-    def __init__(self, control: int, stdout: int, stderr: int) -> None:
-        self.control = control
-        self.stdout = stdout
-        self.stderr = stderr
-
-    def close(self) -> None:
-        for fd in (self.control, self.stdout, self.stderr):
-            os.close(fd)
 
 
 class Settings:
@@ -59,23 +47,31 @@ class Refusal(Exception):
         self.code = code
 
 
-def main(files: Files, complain: int, settings: Settings) -> NoReturn:
-    """Become the process that the worker asked for; the reason why that fails goes to ``complain``."""
+def main(given: Files, connection: socket.socket, settings: Settings) -> NoReturn:
+    """Become the process that the worker asked for; ``connection`` leads to the shim, which hears why that fails."""
     code = 1
+    hatch = template.Hatch(connection)
     try:
-        control = socket.socket(fileno=files.control)
-        _take_place(files)
-        order = _receive(control)
+        template.take_place(given)
+        _open_streams()
+        order = _receive(given.control)
         _prefer_as_victim()
         _give_up_rights(settings)
+        if "template" in order:
+            # Dup'ed, because the template's own output is not the task's.
+            given = Files(given.control, os.dup(1), os.dup(2))
+            given = template.serve(_plan(order["template"], settings), given, hatch, settings)
+            order = _receive(given.control)
+        if settings.uid is not None:
+            tree.stay_readable()
         _enter(order, settings)
         if order.get("kind") == "argv":
             _execute(order["argv"])
         task = _task(order, settings)
-        os.close(complain)
-        code = _call(settings.runner, task, control)
+        hatch.close()
+        code = _call(settings.runner, task, socket.socket(fileno=given.control))
     except Refusal as refusal:
-        os.write(complain, str(refusal).encode()[:4096])
+        hatch.complain(str(refusal))
         code = refusal.code
     except BaseException:  # noqa: BLE001  (whatever it is, the forked child must not return into the zygote)
         traceback.print_exc()
@@ -83,14 +79,11 @@ def main(files: Files, complain: int, settings: Settings) -> NoReturn:
         os._exit(code & 0xFF)
 
 
-def _take_place(files: Files) -> None:
-    """Own session, the task's descriptors as 0, 1 and 2."""
-    os.setsid()
+def _open_streams() -> None:
+    """Standard input is empty, output goes line by line, as on a terminal: print() must arrive while the task runs."""
     nothing = os.open("/dev/null", os.O_RDONLY)
-    for source, target in ((nothing, 0), (files.stdout, 1), (files.stderr, 2)):
-        os.dup2(source, target)
-        os.close(source)
-    # Line by line, as on a terminal: print() must arrive while the task runs.
+    os.dup2(nothing, 0)
+    os.close(nothing)
     for name, fd, errors in (("stdout", 1, "surrogateescape"), ("stderr", 2, "backslashreplace")):
         stream = open(fd, "w", 1, "utf-8", errors, closefd=False)  # noqa: SIM115  (open as long as the process)
         setattr(sys, name, stream)
@@ -103,7 +96,6 @@ def _give_up_rights(settings: Settings) -> None:
         os.setgroups([])
         os.setresgid(settings.gid, settings.gid, settings.gid)
         os.setresuid(settings.uid, settings.uid, settings.uid)
-        tree.stay_readable()
 
 
 def _prefer_as_victim() -> None:
@@ -115,21 +107,23 @@ def _prefer_as_victim() -> None:
         return
 
 
-def _receive(control: socket.socket) -> dict[str, Any]:
-    """The first message: the ProcessSpec."""
+def _receive(control: int) -> dict[str, Any]:
+    """The next message: what to be a template for, or the ProcessSpec."""
     (length,) = protocol.LENGTH.unpack(_exactly(control, protocol.LENGTH.size))
     order: dict[str, Any] = json.loads(_exactly(control, length))
     return order
 
 
-def _exactly(control: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        piece = control.recv(size - len(data))
+def _exactly(control: int, size: int) -> bytes:
+    data = os.read(control, size)
+    while data and len(data) < size:
+        piece = os.read(control, size - len(data))
         if not piece:
-            os._exit(0)  # a spare process that was not needed
+            break
         data += piece
-    return bytes(data)
+    if len(data) < size:
+        os._exit(0)  # a spare process that was not needed
+    return data
 
 
 def _enter(order: dict[str, Any], settings: Settings) -> None:
@@ -159,13 +153,20 @@ def _execute(argv: list[str]) -> NoReturn:
 
 def _task(order: dict[str, Any], settings: Settings) -> dict[str, Any]:
     task = dict(order.get("task") or {})
-    name = order.get("source")
-    if name is not None:
-        path = os.path.join(settings.sources or "", name)
-        if settings.sources is None or not os.path.isdir(path):
-            raise Refusal(f"the source tree {name!r} has not been delivered to this machine", 1)
-        task["source_path"] = path
+    if order.get("source") is not None:
+        task["source_path"] = _source_path(order["source"], settings)
     return task
+
+
+def _plan(plan: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    return plan | {"source_path": _source_path(plan["source"], settings)}
+
+
+def _source_path(name: str, settings: Settings) -> str:
+    path = os.path.join(settings.sources or "", name)
+    if settings.sources is None or not os.path.isdir(path):
+        raise Refusal(f"the source tree {name!r} has not been delivered to this machine", 1)
+    return path
 
 
 def resolve(runner: str) -> Callable[[dict[str, Any], socket.socket], int]:

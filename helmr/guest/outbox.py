@@ -46,8 +46,8 @@ class Outbox:
 
     def order_streams(self) -> None:
         """Have everything printed from now on wait for the log lines before it."""
-        sys.stdout = OrderedStream(1, "surrogateescape", self.settle)
-        sys.stderr = OrderedStream(2, "backslashreplace", self.settle)
+        for stream in _streams:
+            stream.settle = self.settle
 
     def settle(self) -> None:
         """Return when the supervisor has taken the log lines sent so far."""
@@ -115,13 +115,24 @@ class OrderedStream(io.TextIOWrapper):
     buffer knows, would have them written twice.
     """
 
-    def __init__(self, fd: int, errors: str, settle: Callable[[], None]) -> None:
+    settle: Callable[[], None] | None = None  #: waits; None as long as there is no run
+
+    def __init__(self, fd: int, errors: str) -> None:
         raw = io.FileIO(fd, "w", closefd=False)
         # Line by line, as on a terminal: print() must arrive while the task runs.
         super().__init__(io.BufferedWriter(raw), "utf-8", errors, line_buffering=True)
-        self._settle = settle
 
     def write(self, text: str, /) -> int:
         """Write after what was logged before."""
-        self._settle()
+        if self.settle is not None:
+            self.settle()
         return super().write(text)
+
+
+_streams: list[OrderedStream] = []
+
+
+def open_streams() -> None:
+    """Put ordered streams in the place of the standard ones; modules that are imported later may hold on to them."""
+    _streams[:] = [OrderedStream(1, "surrogateescape"), OrderedStream(2, "backslashreplace")]
+    sys.stdout, sys.stderr = _streams

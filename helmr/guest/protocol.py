@@ -7,7 +7,8 @@ process and are kept by the supervisor until acknowledged; all other frames carr
 Between supervisor and task (the control socket): a length (``u32``, big-endian), then a JSON object in UTF-8, both ways. The
 supervisor passes them on as they are, except for ``SYNC``, which it answers itself: all before it has been taken.
 
-Between supervisor and shim: orders of 17 bytes (kind, two doubles) one way, one line of JSON, the report, the other way.
+Between supervisor and shim: orders of 17 bytes (kind, two doubles) one way, one line of JSON for each tree, the report, the
+other way. Between a shim and the process below it (the hatch): 5 bytes, kind and number, both ways.
 """
 
 from __future__ import annotations
@@ -25,10 +26,26 @@ HEADER = Struct(">BIQI")
 OFFSET = Struct(">Q")
 LENGTH = Struct(">I")
 
-#: An order to a shim: ``D`` (seconds from now to the deadline, grace) or ``C`` (end it within this grace, 0).
+#: An order to a shim: ``P`` (have a process wait on the three descriptors that come along: control, stdout, stderr), ``D``
+#: (seconds from now to the deadline, grace) or ``C`` (end it within this grace, 0).
 ORDER = Struct(">cdd")
+PREPARE = b"P"
 DEADLINE = b"D"
 CANCEL_ORDER = b"C"
+
+#: On the hatch. To a template: ``R`` (fork a task for the three descriptors that come along). From below: ``F`` (its pid:
+#: forked), ``E`` (its wait status: it has ended), ``U`` (no good as a template; the three descriptors come back) and ``C``
+#: (the length of what follows: why a process cannot begin).
+HATCH = Struct(">ci")
+REQUEST = b"R"
+FORKED = b"F"
+ENDED = b"E"
+UNFIT = b"U"
+COMPLAINT = b"C"
+#: The most bytes of one complaint.
+COMPLAINT_LIMIT = 4096
+#: How many descriptors a task is given.
+DESCRIPTORS = 3
 
 #: The most a task may send in one control message, in bytes.
 MAX_MESSAGE = 1024 * 1024

@@ -25,7 +25,7 @@ from helmr.convert import from_builtins
 from helmr.errors import PayloadInvalid, ProjectError
 from helmr.guest.failures import ModuleBroken, OutputRefused, describe
 from helmr.guest.interruption import Interruption
-from helmr.guest.outbox import Outbox
+from helmr.guest.outbox import Outbox, open_streams
 from helmr.jsonform import ConversionError
 from helmr.tasks import Task
 
@@ -97,9 +97,9 @@ def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -
     # Only here it is known: the engine decides where the workspace is, and starts us in it.
     facts = facts | {"workspace": {"path": os.getcwd(), **facts.get("workspace", {})}}
     context = TaskContext(facts, lambda: interruption.requested)
+    _set_up(spec["source_path"])
     outbox.order_streams()
     runtime.install(runtime.Runtime(outbox.send, context.run.get("metadata")))
-    _route_logging()
     task = _load(spec)
     arguments = task.arguments(_payload(task, spec.get("payload")), context)
     outbox.send({"op": "started"})
@@ -109,15 +109,31 @@ def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -
     return _output(task, result)
 
 
-def _route_logging() -> None:
+def prepare(source_path: str, module: str) -> None:
+    """Do, in a template, what is the same for every run of a module's tasks: the runs are forked from it.
+
+    Raises:
+        Exception: whatever the module raises.
+    """
+    _set_up(source_path)
+    importlib.import_module(module)
+    if any(inspect.iscoroutinefunction(task.fn) for task in registry.tasks.values()):
+        importlib.import_module("asyncio")
+
+
+def _set_up(source_path: str) -> None:
+    """Make the process one that tasks can be imported into; doing it twice is fine."""
+    if source_path in sys.path:
+        return
+    open_streams()
     root = logging.getLogger()
     root.addHandler(logger.Handler())
     root.setLevel(logging.INFO)
+    sys.path.insert(0, source_path)
 
 
 def _load(spec: dict[str, Any]) -> Task[Any, Any]:
     """Import the task's module; if that does not define it, the others of the project."""
-    sys.path.insert(0, spec["source_path"])
     for module in dict.fromkeys((spec["module"], *spec.get("modules", ()))):
         try:
             importlib.import_module(module)

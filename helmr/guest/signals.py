@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
+#: What a terminal or an operator may send to everything; whoever looks after tasks must outlive them.
+DEAF = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+
 
 def _noted(_number: int, _frame: object) -> None:
     """A Python-level handler is needed for the C-level one to write to the wakeup descriptor."""

@@ -25,7 +25,6 @@ if __name__ == "__main__":
         sys.modules[_name] = types.ModuleType(_name)
         sys.modules[_name].__path__ = [_path]
 
-import errno
 import json
 import resource
 import selectors
@@ -39,6 +38,7 @@ from helmr.guest.forks import Forks
 from helmr.guest.link import Link
 from helmr.guest.options import Options, prepare
 from helmr.guest.secret_files import SecretFiles
+from helmr.guest.shims import Shims
 from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 _RESERVE = 24
 #: Seconds that an ending supervisor gives a client to take the last frames.
 _FAREWELL = 1.0
-#: Seconds after a start until the next spare process is forked: at once would slow down the one that is starting (measured,
+#: Seconds after a start or an end until spare processes are forked: at once would slow down the one that is starting (measured,
 #: back to back: first byte 2.5 ms with this, 3.7 when forked at the end of the one before, 5 without a spare; with 3 ms between
 #: runs 1.0 ms).
 _SPARE_DELAY = 0.001
@@ -90,18 +90,21 @@ class Supervisor:
         self.strangers: list[Link] = []  #: connected, no hello yet
         self.deserted = time.monotonic()
         self.stopping = False
-        self.spare: Child | None = None  #: forked, and waiting to be told what it is
-        self.spare_at: float | None = None  #: when to fork one
+        self.spare_at: float | None = None  #: when to fork spare processes
         self.farewell: float | None = None
-        self.highest_fd = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
         self.wakeup = SignalPipe(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.listener = listen(options.socket)
         self.selector.register(self.listener, selectors.EVENT_READ, self.on_connection)
         settings = [options.workspace, options.sources, options.uid, options.gid, options.runner]
-        self.forks = Forks(self.selector, settings, options.environment(), self.fork_failed)
+        self.forks = Forks(self.selector, settings, options.environment())
+        highest_fd = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
+        self.shims = Shims(self.selector, self.forks, self.make_child, options.owner, highest_fd)
         self.secret_files = SecretFiles(options.secret_root, options.owner)
-        self.fork_spare()
+        self.shims.keep_ready()
+
+    def make_child(self) -> Child:
+        return Child(self.selector, self.ended, self.sent)
 
     # The loop
 
@@ -117,7 +120,8 @@ class Supervisor:
 
     def look_at_the_clock(self, now: float) -> None:
         if self.spare_at is not None and now >= self.spare_at:
-            self.fork_spare()
+            self.spare_at = None
+            self.shims.keep_ready()
         if self.client is None and not self.stopping and now >= self.deserted + self.options.orphan_timeout:
             self.stop(self.options.stop_grace)
 
@@ -169,8 +173,7 @@ class Supervisor:
         self.listener.close()
         self.secret_files.clear()
         os.unlink(self.options.socket)
-        if self.spare is not None:
-            self.spare.finish({})
+        self.shims.close()
         self.forks.end()
 
     # Clients
@@ -245,18 +248,20 @@ class Supervisor:
             self.answer(protocol.json_frame(protocol.REFUSED, {"code": code, "message": message}, number))
             return
         self.answer(protocol.frame(protocol.STARTED, number))
-        child = self.spare or Child(self.selector, self.ended, self.sent)
+        key = self.shims.key_of(spec)
+        child = self.shims.take(key)
+        child.key = key
         child.name(number, ident, spec.get("kind", "task"))
         self.children[number] = child
         self.numbers[ident] = number
         self.next_number = max(self.next_number, number + 1)
         self.take_note_of_company(child)
-        if child is not self.spare:
-            self.fork(child)
-        self.spare = None
+        self.shims.prepare(child)
         self.spare_at = self.spare_at or time.monotonic() + _SPARE_DELAY
         self.place_secrets(child, spec)
         if child.alive:
+            if key is not None and child.shim is not None and child.shim.key != key:
+                child.send(json.dumps({"template": key._asdict()}).encode(), answer=False)
             child.send(body, answer=False)
             if spec.get("deadline") is not None:
                 child.limit(spec["deadline"], spec.get("grace", 10.0))
@@ -267,29 +272,6 @@ class Supervisor:
             self.secret_files.place(child.journal.number, spec.get("secret_files") or [])
         except OSError as error:
             child.finish({"detail": f"its secrets could not be put in place: {error.strerror}"})
-
-    def fork(self, child: Child) -> None:
-        """Have the zygote make a process that waits for its order."""
-        try:
-            ends = child.open(self.options.owner)
-        except OSError as error:
-            self.fork_failed(child, error)
-            return
-        if max(ends.numbers()) > self.highest_fd:
-            ends.close()
-            self.fork_failed(child, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-        else:
-            self.forks.request(child, ends)
-
-    def fork_failed(self, child: Child, error: OSError) -> None:
-        child.finish({"detail": f"the process could not be started: {error.strerror}"})
-
-    def fork_spare(self) -> None:
-        """Have the next process ready: forking is half of what a start takes."""
-        self.spare_at = None
-        if self.spare is None and not self.stopping:
-            self.spare = Child(self.selector, self.ended, self.sent)
-            self.fork(self.spare)
 
     def take_note_of_company(self, child: Child) -> None:
         child.oom_kills = cgroup.oom_kills()
@@ -327,8 +309,7 @@ class Supervisor:
 
     def ended(self, child: Child, report: dict[str, Any]) -> None:
         """Add the exit frame: the report, with what only we can know about memory and broken rules."""
-        if child is self.spare:
-            self.spare = None
+        if not self.shims.ended(child, report):
             return
         self.secret_files.release(child.journal.number)
         exited = {name: report.get(name) for name in ("exit_code", "signal")}
@@ -340,7 +321,8 @@ class Supervisor:
         hit = child.alone or report.get("killed", False)
         exited["oom"] = bool(hit and cgroup.oom_kills() > child.oom_kills)
         child.journal.append(protocol.EXITED, json.dumps(exited).encode())
-        self.fork_spare()
+        if not self.stopping:
+            self.spare_at = time.monotonic() + _SPARE_DELAY
 
 
 def main(arguments: list[str]) -> None:

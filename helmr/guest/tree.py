@@ -53,6 +53,11 @@ def stay_readable() -> None:
     _prctl(_PR_SET_DUMPABLE, 1)
 
 
+def hide() -> None:
+    """Let nobody of the same user look into this process, or change what it does."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
 def children(pid: int) -> list[int]:
     """The direct children of a process, zombies included; empty if it is gone."""
     if sys.platform != "linux":

@@ -1,15 +1,13 @@
-"""The fork server: a process that has imported what tasks need, and forks one shim, and with it one task, per request.
+"""The fork server: a process that has imported what tasks need, and forks shims, which fork the tasks.
 
 Importing anew would cost each start some 60 ms; forking costs one. It never learns what it starts (see
 :mod:`helmr.guest.launch`), so no task can find another's secrets in the memory it inherited.
 
-Run as a script with the request socket as descriptor 3. A request is the 4-byte number of a process and four descriptors:
-shim link, control socket, stdout, stderr.
+Run as a script with the request socket as descriptor 3. A request is one byte and one descriptor: the link of a new shim.
 """
 
 from __future__ import annotations
 
-import array
 import gc
 import importlib
 import os
@@ -25,7 +23,7 @@ if __name__ == "__main__":
     _GUEST = os.path.dirname(os.path.abspath(__file__))
     sys.path = [os.path.dirname(os.path.dirname(_GUEST)), *(path for path in sys.path if path != _GUEST)]
 
-from helmr.guest import launch, shim, tree
+from helmr.guest import files, launch, shim, tree
 from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 REQUESTS = 3
 #: Milliseconds without a request after which there is time for an import.
 _QUIET = 300
-NUMBER_SIZE = 4
-DESCRIPTORS = 4
 
 _COMMON = (
     *("collections", "contextlib", "dataclasses", "datetime", "functools", "inspect"),
@@ -78,19 +74,13 @@ class Zygote:
 
     def answer(self) -> bool:
         """Fork for one request; False at the end of requests."""
-        fds = array.array("i")
-        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-        data, ancillary, _, _ = self.requests.recvmsg(NUMBER_SIZE, socket.CMSG_SPACE(DESCRIPTORS * fds.itemsize), flags)
+        data, descriptors = files.receive(self.requests, 1, 1)
         if not data:
             return False
-        for _, _, raw in ancillary:
-            fds.frombytes(raw)
-        if len(fds) != DESCRIPTORS:
-            # Out of descriptors: what we drop closes the shim's link, which the supervisor takes for a failed start.
-            for fd in fds:
-                os.close(fd)
+        if not descriptors:
+            # Out of descriptors: the supervisor has closed its copy, and takes the end of the link for a failed start.
             return True
-        link, files = socket.socket(fileno=fds[0]), launch.Files(*fds[1:])
+        link = socket.socket(fileno=descriptors[0])
         try:
             pid = os.fork()
         except OSError as error:
@@ -98,19 +88,18 @@ class Zygote:
             link.close()
         else:
             if pid == 0:
-                self.become_shim(link, files)
+                self.become_shim(link)
             self.links[pid] = link
-        files.close()
         return True
 
-    def become_shim(self, link: socket.socket, files: launch.Files) -> NoReturn:
+    def become_shim(self, link: socket.socket) -> NoReturn:
         """Continue, in the forked child, as shim: nothing of the zygote's own stays open."""
         try:
             self.requests.close()
             for other in self.links.values():
                 other.close()
             self.wakeup.forget()
-            shim.main(link, files, self.settings)
+            shim.main(link, self.settings)
         except BaseException:  # noqa: BLE001  (whatever it is, the forked child must not return into the zygote's loop)
             sys.excepthook(*sys.exc_info())
         finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.docker.engines import Materialize, python, run
 from worker.docker_api import DockerApi
 from worker.docker_engine import DockerMachine
+from worker.engine import Message, ProcessSpec
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
@@ -169,3 +171,39 @@ async def test_the_container_is_what_was_asked_for(machine: DockerMachine, api: 
     assert (host["Memory"], host["MemorySwap"], host["PidsLimit"]) == (128 * 1024**2, 128 * 1024**2, 64)
     assert (host["NetworkMode"], host["Privileged"], host.get("Init")) == ("none", False, None)
     assert [option.partition("=")[0] for option in host["SecurityOpt"]] == ["no-new-privileges:true", "seccomp"]
+
+
+_TEMPLATE = """
+import ctypes, os
+from helmr import task
+BORN = os.getpid()
+
+@task("probe")
+def probe() -> dict:
+    parent, refused = os.getppid(), []
+    if ctypes.CDLL(None).ptrace(16, parent, 0, 0) == -1:  # PTRACE_ATTACH
+        refused.append("ptrace")
+    for name in ("mem", "environ", "fd"):
+        try:
+            os.open(f"/proc/{parent}/{name}", os.O_RDONLY)
+        except PermissionError:
+            refused.append(name)
+    status = open(f"/proc/{parent}/status").read()
+    uids = status.partition("Uid:")[2].split()[:4]
+    return {"forked": parent == BORN, "refused": refused, "uids": uids, "own": os.listdir("/proc/self/fd") != []}
+"""
+
+
+async def test_a_template_is_as_weak_as_a_task_and_out_of_its_reach(machine: DockerMachine, tmp_path: Path) -> None:
+    (tmp_path / "probing.py").write_text(_TEMPLATE)
+    await machine.put_source("probing", tmp_path)
+    for number in range(2):
+        order = {"module": "probing", "task_id": "probe", "payload": None, "ctx": {}}
+        process = await machine.start(ProcessSpec(id=f"probe{number}", source="probing", task=order))
+        messages = [frame.body async for frame in process.frames() if isinstance(frame, Message)]
+        assert messages[-1]["output"] == {
+            "forked": True,
+            "refused": ["ptrace", "mem", "environ", "fd"],
+            "uids": ["1000"] * 4,
+            "own": True,
+        }

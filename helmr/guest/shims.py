@@ -1,0 +1,221 @@
+"""The supervisor's end of the shims: which of them runs what, and which keep a process ready for the next start.
+
+Forking is most of what a start costs, so it is done ahead: a spare is a process that waits for its order. One of them can
+become anything; others are forked from a template that has imported a certain module.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import selectors
+import socket
+from typing import NamedTuple
+
+from helmr.guest import files, protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from helmr.guest.child import Child, Ends
+    from helmr.guest.forks import Forks
+
+#: Idle shims kept for their templates: each holds a module, and what that imports, in the machine's memory.
+_TEMPLATES = 2
+
+
+class Key(NamedTuple):
+    """What a template is good for: the tasks of one module of one source, started with the same names in their environment."""
+
+    source: str
+    module: str
+    private: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: dict[str, Any]) -> Key | None:
+        """What kind of template a process may be forked from; None: from none. Secrets are for one process alone."""
+        source, module = spec.get("source"), (spec.get("task") or {}).get("module")
+        if spec.get("kind", "task") != "task" or not source or not module:
+            return None
+        if spec.get("secrets") or spec.get("secret_files"):
+            return None
+        return cls(source, module, tuple(sorted(spec.get("env") or {})))
+
+
+class Shim:
+    """One shim, and the process tree below it."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self.key: Key | None = None  #: of its template; None: it has none
+        self.child: Child | None = None
+        self.lost = False
+        self._selector = selector
+        self._link, self.theirs = socket.socketpair()
+        self._link.setblocking(False)
+        self._said = b""
+        selector.register(self._link, selectors.EVENT_READ, self._on_link)
+
+    def prepare(self, child: Child, ends: Ends) -> None:
+        """Have a process wait for its order at the far ``ends`` of the child's descriptors.
+
+        Raises:
+            OSError: they cannot be handed over.
+        """
+        self.child = child
+        child.shim = self
+        files.send(self._link, protocol.ORDER.pack(protocol.PREPARE, 0.0, 0.0), ends.numbers())
+
+    def order(self, kind: bytes, first: float, second: float) -> None:
+        """Give an order about the present tree."""
+        try:
+            self._link.send(protocol.ORDER.pack(kind, first, second))
+        except OSError:
+            # Its end is closed, and its report, or the lack of one, about to be read.
+            return
+
+    def close(self) -> None:
+        """Let it end, with all that is below it."""
+        if not self.lost:
+            self.lost = True
+            self._selector.unregister(self._link)
+            self._link.close()
+
+    def _on_link(self) -> None:
+        if self.lost:
+            return
+        try:
+            data = self._link.recv(protocol.CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._said += data
+        if not data:
+            self.close()
+            self._finish({"detail": "the process never began, or was ended together with its shim"})
+        while b"\n" in self._said:
+            line, _, self._said = self._said.partition(b"\n")
+            self._finish(json.loads(line))
+
+    def _finish(self, report: dict[str, Any]) -> None:
+        child, self.child = self.child, None
+        if child is not None:
+            child.finish(report)
+
+
+class Shims:
+    """The shims that have nothing to do."""
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        forks: Forks,
+        make_child: Callable[[], Child],
+        owner: tuple[int, int] | None,
+        highest_fd: int,
+    ) -> None:
+        self._selector = selector
+        self._forks = forks
+        self._make_child = make_child
+        self._owner = owner
+        self._highest_fd = highest_fd
+        self._spares: list[Child] = []  #: each has a process that waits for its order
+        self._resting: list[Shim] = []  #: without one; the longest rested first, as above
+        self._unfit: set[Key] = set()
+
+    def key_of(self, spec: dict[str, Any]) -> Key | None:
+        """The template to use for a process; None: none."""
+        key = Key.of(spec)
+        return None if key in self._unfit else key
+
+    def take(self, key: Key | None) -> Child:
+        """A child for a start: one that waits already, if possible on a template for ``key``."""
+        for wanted in (key, None):
+            for child in reversed(self._spares):
+                if child.shim is not None and child.shim.key == wanted:
+                    self._spares.remove(child)
+                    return child
+            for shim in reversed(self._resting):
+                if shim.key == wanted:
+                    self._resting.remove(shim)
+                    child = self._make_child()
+                    child.shim = shim
+                    return child
+        return self._make_child()
+
+    def prepare(self, child: Child) -> None:
+        """Have a process wait for the orders of a child; one that cannot is finished at once."""
+        if child.prepared:
+            return
+        try:
+            with child.open(self._owner) as ends:
+                self._check_room(ends)
+                if child.shim is None:
+                    child.shim = Shim(self._selector)
+                    self._forks.request(child.shim)
+                child.shim.prepare(child, ends)
+        except OSError as error:
+            if child.shim is not None:
+                child.shim.close()
+            child.finish({"detail": f"the process could not be started: {error.strerror}"})
+
+    def _check_room(self, ends: Ends) -> None:
+        if max(ends.numbers()) > self._highest_fd:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def keep_ready(self) -> None:
+        """Give every resting shim a process that waits, and have one that can become anything."""
+        for shim in self._resting:
+            child = self._make_child()
+            child.shim = shim
+            self._add(child)
+        self._resting.clear()
+        if all(child.shim is not None and child.shim.key for child in self._spares):
+            self._add(self._make_child())
+
+    def _add(self, child: Child) -> None:
+        self._spares.append(child)
+        self.prepare(child)
+
+    def ended(self, child: Child, report: dict[str, Any]) -> bool:
+        """Have the shim of a child that has ended rest; False if the child was a spare, whose end is no news."""
+        shim, child.shim = child.shim, None
+        if child in self._spares:
+            self._spares.remove(child)
+            if shim is not None:
+                shim.close()  # another one would end the same way, and so on, and on
+            return False
+        if report.get("unfit") and child.key is not None:
+            self._unfit.add(child.key)
+        if shim is not None and shim.child is child:
+            shim.close()  # it has not told us that nothing of the tree is left
+        if shim is not None and not shim.lost:
+            shim.key = child.key if report.get("template") else None
+            self._resting.append(shim)
+            self._drop_surplus(keyed=True, limit=_TEMPLATES)
+            self._drop_surplus(keyed=False, limit=1)
+        return True
+
+    def _drop_surplus(self, *, keyed: bool, limit: int) -> None:
+        spares = [child for child in self._spares if child.shim is not None and (child.shim.key is not None) == keyed]
+        resting = [shim for shim in self._resting if (shim.key is not None) == keyed]
+        for _ in range(len(spares) + len(resting) - limit):
+            if spares:
+                self._dismiss(spares.pop(0))
+            else:
+                shim = resting.pop(0)
+                self._resting.remove(shim)
+                shim.close()
+
+    def _dismiss(self, child: Child) -> None:
+        child.finish({})
+
+    def close(self) -> None:
+        """Let all of them end."""
+        for child in list(self._spares):
+            self._dismiss(child)
+        for shim in self._resting:
+            shim.close()

@@ -1,0 +1,244 @@
+"""Templates: what runs of one module share when they are forked from a process that has imported it, and what they do not."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helmr.guest import tree
+from worker.engine import Exited, MachineSpec, Message, Output, Process, ProcessSpec
+from worker.process_engine import ProcessEngine, ProcessMachine
+
+pytestmark = pytest.mark.anyio
+
+_TASKS = """
+import os, random, signal, sys, time
+from helmr import logger, task
+{import_time}
+BORN = os.getpid()
+
+@task("facts")
+def facts(payload) -> dict:
+    return {{"own": BORN == os.getpid(), "born": BORN, "parent": os.getppid(), "random": random.random(),
+            "run": os.environ["HELMR_RUN_ID"], "secret": os.environ.get("TOKEN")}}
+
+@task("meddle")
+def meddle(payload) -> dict:
+    os.kill(os.getppid(), getattr(signal, payload["signal"]))
+    print("done", flush=True)
+    time.sleep(payload["seconds"])
+    return {{"born": BORN}}
+
+@task("leave")
+def leave() -> dict:
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            time.sleep(60)
+        os._exit(0)
+    return {{"born": BORN}}
+
+@task("later")
+async def later() -> dict:
+    import asyncio
+    await asyncio.sleep(0)
+    return {{"born": BORN}}
+"""
+
+_numbers = itertools.count(1)
+
+
+class Outcome:
+    """What one run said."""
+
+    def __init__(self) -> None:
+        self.out = self.err = b""
+        self.messages: list[dict[str, Any]] = []
+        self.exited = Exited()
+
+    @property
+    def output(self) -> dict[str, Any]:
+        assert self.messages[-1]["op"] == "result", (self.messages, self.err, self.exited)
+        result: dict[str, Any] = self.messages[-1]["output"]
+        return result
+
+
+class Site:
+    """A machine with the source of one module in it."""
+
+    def __init__(self, machine: ProcessMachine) -> None:
+        self.machine = machine
+
+    async def start(self, task: str, payload: Any = None, secrets: dict[str, str] | None = None) -> Process:
+        ident = f"run_{next(_numbers)}"
+        facts = {"run": {"id": ident}, "session": {}, "task": {"id": task}, "workspace": {}, "attempt": 1}
+        order = {"module": "tasks", "task_id": task, "payload": payload, "ctx": facts}
+        env = {"HELMR_RUN_ID": ident, "HELMR_TASK_ID": task}
+        return await self.machine.start(
+            ProcessSpec(id=ident, source="src", task=order, env=env, secrets=secrets or {}, deadline=30.0)
+        )
+
+    async def run(self, task: str = "facts", payload: Any = None, secrets: dict[str, str] | None = None) -> Outcome:
+        return await self.finish(await self.start(task, payload, secrets))
+
+    async def finish(self, process: Process) -> Outcome:
+        outcome = Outcome()
+        async for frame in process.frames():
+            match frame:
+                case Output(stream="stdout"):
+                    outcome.out += frame.data
+                case Output():
+                    outcome.err += frame.data
+                case Message():
+                    outcome.messages.append(frame.body)
+                case Exited():
+                    outcome.exited = frame
+        return outcome
+
+
+Make = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    engine = ProcessEngine(tmp_path / "home")
+
+    async def make(import_time: str = "") -> Site:
+        spec = MachineSpec(workspace_id=f"ws_{next(_numbers)}", worker_id="wrk_test", image="none")
+        machine = await engine.materialize(spec)
+        tree = tmp_path / spec.workspace_id
+        tree.mkdir()
+        (tree / "tasks.py").write_text(_TASKS.format(import_time=import_time))
+        await machine.put_source("src", tree)
+        return Site(machine)
+
+    yield make
+    await engine.close()
+
+
+async def test_runs_in_a_row_are_forked_from_one_process_that_has_imported_their_module(make: Make) -> None:
+    site = await make("print('imported')")
+    runs = [await site.run() for _ in range(4)]
+    outputs = [run.output for run in runs]
+    assert {output["own"] for output in outputs} == {False}
+    assert len({output["born"] for output in outputs}) == 1
+    assert all(output["parent"] == output["born"] for output in outputs)
+    assert [run.out for run in runs] == [b"imported\n", b"", b"", b""]
+    assert len({output["run"] for output in outputs}) == 4
+    assert (await site.run("later")).output == {"born": outputs[0]["born"]}
+
+
+async def test_runs_at_the_same_time_do_not_share_a_template(make: Make) -> None:
+    site = await make()
+    processes = [await site.start("facts") for _ in range(4)]
+    outputs = [(await site.finish(process)).output for process in processes]
+    assert len({output["born"] for output in outputs}) == 4
+
+
+async def test_random_numbers_differ(make: Make) -> None:
+    site = await make()
+    assert len({(await site.run()).output["random"] for _ in range(3)}) == 3
+
+
+async def test_a_run_with_secrets_has_a_process_of_its_own(make: Make) -> None:
+    site = await make()
+    await site.run()
+    kept = (await site.run(secrets={"TOKEN": "s3cr3t"})).output
+    assert (kept["own"], kept["secret"]) == (True, "s3cr3t")
+    later = (await site.run()).output
+    assert (later["own"], later["secret"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    "import_time",
+    [
+        "RUN = os.environ['HELMR_RUN_ID']",
+        "RUN = os.environ.get('HELMR_RUN_ID'); print(RUN)",
+        "logger.info('hello')",
+        "import threading; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+        "file = open(__file__)",
+        "import subprocess; child = subprocess.Popen(['sleep', '60'])",
+        "signal.signal(signal.SIGUSR1, lambda *_: None)",
+    ],
+)
+async def test_a_module_that_cannot_be_shared_is_imported_by_every_run(make: Make, import_time: str) -> None:
+    site = await make(f"print('imported')\n{import_time}")
+    for _ in range(3):
+        run = await site.run()
+        assert run.output["own"]
+        said = [line for line in run.out.decode().split() if line != "imported"]
+        assert run.out.count(b"imported") == 1
+        assert said in ([], [run.output["run"]])
+        assert [m["message"] for m in run.messages if m["op"] == "log"] == ["hello"] * ("logger" in import_time)
+
+
+@pytest.mark.parametrize("failure", ["1 / 0", "sys.exit(3)", "import no_such_module"])
+async def test_a_module_that_cannot_be_imported_fails_every_run(make: Make, failure: str) -> None:
+    site = await make(f"print('imported')\n{failure}")
+    for _ in range(2):
+        run = await site.run()
+        assert run.messages[-1]["op"] == "error"
+        assert run.out == b"imported\n"
+        assert run.exited.exit_code == (3 if "exit" in failure else 1)
+
+
+async def test_a_run_that_leaves_processes_behind_costs_its_template(make: Make) -> None:
+    site = await make()
+    left = (await site.run("leave")).output["born"]
+    assert (await site.run("leave")).output["born"] != left
+    assert _alive(site) <= 4
+
+
+async def test_a_cancelled_run_costs_its_template(make: Make) -> None:
+    site = await make()
+    born = (await site.run()).output["born"]
+    process = await site.start("meddle", {"signal": "SIGCONT", "seconds": 60})
+    await process.cancel(5)
+    outcome = await site.finish(process)
+    assert outcome.exited.cause == "cancel"
+    assert (await site.run()).output["born"] != born
+
+
+async def test_a_task_outlives_its_template(make: Make) -> None:
+    site = await make()
+    born = (await site.run("meddle", {"signal": "SIGKILL", "seconds": 0.1})).output["born"]
+    assert (await site.run()).output["born"] != born
+
+
+async def test_a_template_that_was_stopped_goes_on(make: Make) -> None:
+    site = await make()
+    await site.run()
+    outcome = await site.run("meddle", {"signal": "SIGSTOP", "seconds": 0.0})
+    assert outcome.exited == Exited(exit_code=0)
+    assert (await site.run()).output["born"] != outcome.output["born"]
+
+
+async def test_a_template_that_is_killed_between_runs_is_made_anew(make: Make) -> None:
+    site = await make()
+    born = (await site.run()).output["born"]
+    os.kill(born, signal.SIGKILL)
+    outcomes = [await site.run() for _ in range(3)]
+    assert outcomes[-1].output["born"] != born
+
+
+async def test_idle_templates_are_few(make: Make) -> None:
+    site = await make()
+    for process in [await site.start("facts") for _ in range(6)]:
+        await site.finish(process)
+    assert (await site.run()).output
+    # The zygote; for each of two templates a shim, itself, and a process that waits; for the one without, a shim and that.
+    deadline = time.monotonic() + 5
+    while _alive(site) > 9 and time.monotonic() < deadline:
+        await site.run()
+    assert _alive(site) <= 9
+
+
+def _alive(site: Site) -> int:
+    return len(tree.descendants([int(site.machine.ref)]))
