@@ -198,7 +198,7 @@ async def test_a_template_is_as_weak_as_a_task_and_out_of_its_reach(machine: Doc
     (tmp_path / "probing.py").write_text(_TEMPLATE)
     await machine.put_source("probing", tmp_path)
     for number in range(2):
-        order = {"module": "probing", "task_id": "probe", "payload": None, "ctx": {}}
+        order: dict[str, object] = {"module": "probing", "task_id": "probe", "payload": None, "ctx": {}}
         process = await machine.start(ProcessSpec(id=f"probe{number}", source="probing", task=order))
         messages = [frame.body async for frame in process.frames() if isinstance(frame, Message)]
         assert messages[-1]["output"] == {
