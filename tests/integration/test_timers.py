@@ -10,6 +10,7 @@ import pytest
 
 from bus import timers
 from bus.log import RUN, get_message
+from bus.queueing import redispatch
 from helmr import events, subjects
 from helmr.client import AsyncClient
 from helmr.subjects import Scope
@@ -106,6 +107,18 @@ async def test_a_run_that_began_in_time_does_not_expire(helmr: AsyncClient, plat
     assert (run.status, run.ttl) == ("succeeded", 2.0)
     due = await _messages(platform, f"helmr.*.{Scope(*helmr.scope)}.run.{run.id}.ttl")
     assert due == [], "the lease takes the timer away"
+
+
+async def test_the_timer_goes_as_well_when_the_run_was_moved_to_another_lane_first(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        helmr = await platform.project("acme", TASKS)
+        started = await helmr.sessions.start("only-exits", ttl="1h")
+        scope, run_id = Scope(*helmr.scope), started.run.id
+        assert len(await _messages(platform, f"helmr.*.{scope}.run.{run_id}.ttl")) == 1
+        await redispatch(platform.control.log, scope, run_id, dispatch=1, lane="default")
+        await platform.add_worker()
+        assert (await started.run.wait(timeout=30)).status == "failed"
+        assert await _messages(platform, f"helmr.*.{scope}.run.{run_id}.ttl") == []
 
 
 async def _messages(platform: Platform, subject: str) -> list[str]:
