@@ -10,8 +10,11 @@ from pathlib import Path
 _PATIENCE = 5.0
 
 
-def descendants(*, spare: str = "") -> dict[int, str]:
-    """The living processes below this one, each with its command line; not those with ``spare`` in it, nor theirs."""
+def descendants(*, spare: str = "", root: int | None = None) -> dict[int, str]:
+    """The living processes below ``root`` (this one), each with its command line.
+
+    Not those with ``spare`` in it, nor theirs.
+    """
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -19,7 +22,7 @@ def descendants(*, spare: str = "") -> dict[int, str]:
             if parent is not None:
                 children.setdefault(parent, []).append(int(entry.name))
     found: dict[int, str] = {}
-    waiting = [os.getpid()]
+    waiting = [root or os.getpid()]
     while waiting:
         for child in children.get(waiting.pop(), []):
             command = _command(child)

@@ -1,0 +1,117 @@
+"""What a run of the test-bed leaves to be judged: the log's messages, the marks of tasks, what clients were told."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import nats.js.errors
+from nats.aio.client import Client as Nats
+from nats.js import JetStreamContext
+
+from bus import topology
+from bus.connection import connected
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """One message of a stream."""
+
+    seq: int
+    subject: str
+    at: datetime
+    headers: dict[str, str] = {}
+    data: bytes = b""
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What a task noted while it ran: ``what`` is start, tick, end or daemon; ``key`` is new for every execution.
+
+    ``at`` is in seconds since 1970 and ``mono`` by the clock of the host that never jumps.
+    """
+
+    what: str
+    run: str
+    attempt: int
+    key: str
+    pid: int
+    at: float
+    mono: float
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """A start that a client was told had happened, and what is to come of it.
+
+    ``outcomes`` are the ends that are right for the task if nobody interferes: a status, or a failure code.
+    """
+
+    run_id: str
+    session_id: str
+    kind: str
+    n: int
+    outcomes: frozenset[str]
+    external_id: str | None = None
+    reused: bool = False
+    ttl: float | None = None
+    #: Bytes of a line on stdout, if the task prints such.
+    width: int = 40
+
+
+class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything there is to judge. ``limits``: how many runs of a queue may run at once, per concurrency key."""
+
+    runs: tuple[Stored, ...] = ()
+    logs: tuple[Stored, ...] = ()
+    records: tuple[Stored, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    starts: tuple[Start, ...] = ()
+    #: Runs that somebody may have asked to cancel, whatever came of the request.
+    cancels: frozenset[str] = frozenset()
+    limits: dict[str, int] = {}
+    #: How the history differs from a fresh fold of the log, table by table.
+    differences: tuple[str, ...] = ()
+    #: What is still there and should not be.
+    leaks: tuple[str, ...] = ()
+    #: Ends of parts that nobody asked for.
+    crashes: tuple[str, ...] = ()
+
+
+async def read_streams(url: str) -> dict[str, tuple[Stored, ...]]:
+    """Every message of the streams that matter, by stream."""
+    async with connected(url, name="chaos-evidence") as nc:
+        names = (topology.RUNS, topology.LOGS, topology.SESSIONS)
+        return {name: tuple(await _read(nc, name)) for name in names}
+
+
+async def _read(nc: Nats, stream: str) -> list[Stored]:
+    js: JetStreamContext = nc.jetstream(timeout=10)
+    found: list[Stored] = []
+    seq = 0
+    while True:
+        try:
+            message: Any = await js.get_msg(stream, seq=seq + 1, direct=True, next=True, subject=">")
+        except nats.js.errors.NotFoundError:
+            return found
+        seq = message.seq
+        headers = dict(message.headers or {})
+        at = datetime.fromisoformat(headers.pop("Nats-Time-Stamp"))
+        found.append(Stored(seq=seq, subject=message.subject, at=at, headers=headers, data=message.data or b""))
+
+
+def read_marks(homes: list[Path]) -> tuple[Mark, ...]:
+    """The marks that tasks left in the workspaces of these home folders, in the order they were made."""
+    lines = [
+        line for home in homes for path in home.glob("workspaces/*/marks") for line in path.read_bytes().splitlines()
+    ]
+    return tuple(sorted((msgspec.convert(json.loads(line), Mark) for line in lines), key=lambda mark: mark.mono))
+
+
+async def leaked_consumers(url: str, alive: set[str]) -> list[str]:
+    """Lane consumers of workers that are gone."""
+    async with connected(url, name="chaos-leaks") as nc:
+        infos = await nc.jetstream().consumers_info(topology.RUNS)
+    kept = {topology.lane_consumer_name(f"@{worker}") for worker in alive}
+    prefix = topology.lane_consumer_name("@")
+    return sorted(info.name for info in infos if info.name.startswith(prefix) and info.name not in kept)
