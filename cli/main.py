@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "workspace": ("cli.workspace:workspace", "List, show and stop workspaces."),
     "secret": ("cli.secret:secret", "Store secrets for tasks; values are never printed."),
     "query": ("cli.query:query", "Ask the history a question in SQL."),
+    "stats": ("cli.stats:stats", "Answer the usual questions: success, durations, failures, what is slow."),
     "completion": ("cli.completion:completion", "Print a completion script for your shell."),
 }
 

@@ -59,6 +59,16 @@ UNIONS: dict[str, str] = {
 #: Tables users see as they are stored.
 PLAIN = ("events", "records", "workspaces", "versions", "schedules")
 
+#: A failure's message as the kind of failure it is: its first line, with ids, addresses and numbers left out.
+_PATTERN = r"""
+    left(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(regexp_replace(failure->>'message',
+      '\n(.|\n)*', ''),
+      '\b(run|ses|ws|dep|tok|exec|pty|sch|ver|wrk)_[0-9a-z]+\b', '<id>', 'g'),
+      '\b[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b', '<uuid>', 'g'),
+      '\b\d+\.\d+', '<n>', 'g'),
+      '\b(0x[0-9a-fA-F]+|[0-9a-f]{12,})\b', '<hex>', 'g'),
+      '\d+', '<n>', 'g'), 200)"""
+
 #: Views that answer the usual questions; they refer to the names users see.
 QUESTIONS: dict[str, tuple[str, str]] = {
     "run_durations": (
@@ -66,10 +76,11 @@ QUESTIONS: dict[str, tuple[str, str]] = {
         """
         SELECT project, environment, task_id, count(*) AS runs,
           quantile_cont(duration_seconds, 0.5) AS p50_seconds, quantile_cont(duration_seconds, 0.95) AS p95_seconds,
-          max(duration_seconds) AS max_seconds, quantile_cont(active_seconds, 0.5) AS p50_active_seconds,
+          quantile_cont(duration_seconds, 0.99) AS p99_seconds, max(duration_seconds) AS max_seconds,
+          quantile_cont(active_seconds, 0.5) AS p50_active_seconds,
           quantile_cont(active_seconds, 0.95) AS p95_active_seconds,
           quantile_cont(queue_seconds, 0.5) AS p50_queue_seconds, quantile_cont(queue_seconds, 0.95) AS p95_queue_seconds,
-          sum(wait_seconds) AS wait_seconds
+          quantile_cont(queue_seconds, 0.99) AS p99_queue_seconds, sum(wait_seconds) AS wait_seconds
         FROM runs WHERE finished_at IS NOT NULL GROUP BY ALL""",
     ),
     "task_health": (
@@ -98,9 +109,9 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     ),
     "failures": (
         "Failed runs, with code and message",
-        """
-        SELECT project, environment, id AS run_id, task_id, failure_code AS code, failure->>'message' AS message, attempt,
-          exit_code, finished_at, session_id, workspace_id, deployment_version
+        f"""
+        SELECT project, environment, id AS run_id, task_id, failure_code AS code, failure->>'message' AS message,
+          {_PATTERN} AS pattern, attempt, exit_code, finished_at, session_id, workspace_id, deployment_version
         FROM runs WHERE status = 'failed'""",
     ),
 }
