@@ -79,17 +79,22 @@ class Admission:
         live.listen(self._heed)
         live.listen_to_queues(lambda _: self._wake.set())
 
-    def gate(self, scope: Scope, run: Applicant, lane: str) -> Limit | None:
+    def gate(self, scope: Scope, run_id: str, run: Applicant, lane: str) -> Limit | None:
         """What holds a run that is about to be queued: see :data:`bus.queueing.Gate`."""
         if run.queue is not None and self.limits(scope, run.queue, run.deployment_id).bind(run.concurrency_key):
             return "queue"
         if self.lanes.room(lane) <= 0 or len(self.held.pool(lane)) > 0:
             return "backlog"
+        self.lanes.send(run_id, lane)
         return None
 
     def limits(self, scope: Scope, queue: str, deployment_id: str | None) -> rules.Limits:
         """The limits of a queue that count now."""
         return self._deployments.limits(scope, queue, deployment_id)
+
+    def executing(self, queue: QueueKey) -> dict[str, str | None]:
+        """The runs of a queue that were let into a lane and have not left since, with their concurrency keys."""
+        return dict(self._executing.get(queue, {}))
 
     def _heed(self, before: LiveRun | None, after: LiveRun | None) -> None:
         self.lanes.note(before, after)

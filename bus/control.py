@@ -16,6 +16,7 @@ from bus.admission import Admission
 from bus.artifacts import ArtifactStore
 from bus.connection import server_version
 from bus.deployments import Deployments
+from bus.explainer import Explainer
 from bus.keyring import KeyRing
 from bus.live import LiveRuns
 from bus.live_follower import LiveFollower
@@ -25,6 +26,7 @@ from bus.reactors import Reactors
 from bus.requests import api
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, serve
+from bus.services.queues import Queues
 from bus.services.runs import Runs
 from bus.services.secrets import Secrets
 from bus.services.sessions import Sessions
@@ -58,12 +60,13 @@ class Control:
         self.live_follower = LiveFollower(nc, self.live)
         self.deployments = Deployments(nc)
         self.admission = Admission(self.log, self.live, self.live_follower.ready, self.deployments, self.presence)
-        self.runs = Runs(self.log, self.presence)
+        self.runs = Runs(self.log, self.presence, Explainer(self.log, self.admission, self.presence))
         vault = Vault(nc, ring)
         planner = Planner(self.log, self.deployments, self.presence, self.admission.gate, vault)
         self.secrets = Secrets(self.log, vault)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
         self.streams = Streams(self.log, self.deployments)
+        self.queues = Queues(self.log, self.deployments, self.admission)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate)
@@ -89,6 +92,7 @@ class Control:
             self.streams,
             self.runs,
             self.workspaces,
+            self.queues,
             self.secrets,
             self.uploads,
         ]

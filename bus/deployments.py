@@ -72,12 +72,17 @@ class Deployments:
 
     def limits(self, scope: Scope, queue: str, deployment_id: str | None) -> Limits:
         """The limits of a queue, as the current deployment declares it, else as ``deployment_id`` does."""
-        for each in (self._current.get(scope), deployment_id):
-            declared = self._by_id[each].index.get("queues", ()) if each in self._by_id else ()
-            for entry in declared:
-                if entry["name"] == queue:
-                    return queue_rules.limits(entry.get("concurrency"), entry.get("concurrency_per_key"))
-        return Limits()
+        found = self.queue(scope, queue) or self._queue(deployment_id, queue) or {}
+        return queue_rules.limits(found.get("concurrency"), found.get("concurrency_per_key"))
+
+    def queue(self, scope: Scope, name: str) -> dict[str, Any] | None:
+        """A queue as the current deployment declares it, if it does."""
+        return self._queue(self._current.get(scope), name)
+
+    def _queue(self, deployment_id: str | None, name: str) -> dict[str, Any] | None:
+        known = self._by_id.get(deployment_id or "")
+        declared: list[dict[str, Any]] = known.index.get("queues", []) if known else []
+        return next((entry for entry in declared if entry["name"] == name), None)
 
     def queues(self) -> list[tuple[Scope, str]]:
         """The queues that the current deployments of all environments declare."""

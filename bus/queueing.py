@@ -30,8 +30,8 @@ class Applicant(Protocol):
     def concurrency_key(self) -> str | None: ...
 
 
-#: What holds the run back from this lane; None: nothing does.
-Gate = Callable[[Scope, Applicant, str], Limit | None]
+#: What holds the run (scope, id, run) back from a lane; None: nothing does, and it is counted in.
+Gate = Callable[[Scope, str, Applicant, str], Limit | None]
 
 
 def is_group(lane: str) -> bool:
@@ -52,7 +52,7 @@ async def enqueue(
     def decide(state: RunState) -> Draft | None:
         if state.status != "queued" or state.dispatch is not None:
             return None
-        return rules.requeue(state, cause=cause, lane=lane, limit=gate(scope, state, lane))
+        return rules.requeue(state, cause=cause, lane=lane, limit=gate(scope, run_id, state, lane))
 
     return await log.transact(RUN, scope, run_id, decide)
 

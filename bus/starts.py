@@ -128,7 +128,7 @@ class Planner:
             spec=spec,
             session=Draft(kind="opened", data=opened, message=f"opened for task {task['id']}"),
             workspace=workspace,
-            run=run_rules.create(spec, cause="start", lane=lane, limit=self._gate(scope, spec, lane)),
+            run=run_rules.create(spec, cause="start", lane=lane, limit=self._gate(scope, run_id, spec, lane)),
             ttl=spec.ttl,
         )
 

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sandbox": ("cli.sandbox:sandbox", "List and show the sandboxes of the current deployment."),
     "session": ("cli.session:session", "Start, list, show, close and cancel sessions; their streams."),
     "run": ("cli.run:run", "List, show, follow, wait for and cancel runs."),
+    "queue": ("cli.queue:queue", "List and show queues: limits, slots, who waits."),
     "workspace": ("cli.workspace:workspace", "List, show and stop workspaces."),
     "secret": ("cli.secret:secret", "Store secrets for tasks; values are never printed."),
     "query": ("cli.query:query", "Ask the history a question in SQL."),

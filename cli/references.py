@@ -69,10 +69,15 @@ async def _secrets(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.name, f"version {each.version}") for each in await client.secrets.list()]
 
 
+async def _queues(client: AsyncClient) -> list[tuple[str, str]]:
+    return [(each.name, f"{each.in_use} in use, {each.waiting} waiting") for each in await client.queues.list()]
+
+
 RUN = Reference("run", _runs)
 SESSION = Reference("session", _sessions)
 WORKSPACE = Reference("workspace", _workspaces)
 DEPLOYMENT = Reference("deployment", _deployments)
 TASK = Reference("task", _tasks)
 SANDBOX = Reference("sandbox", _sandboxes)
+QUEUE = Reference("queue", _queues)
 SECRET = Reference("secret", _secrets)

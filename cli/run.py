@@ -1,4 +1,4 @@
-"""``helmr run``: list, get, logs, events, wait, cancel."""
+"""``helmr run``: list, get, explain, logs, events, wait, cancel."""
 
 from __future__ import annotations
 
@@ -57,6 +57,21 @@ def get(run_id: str) -> None:
     """Show a run."""
 
     _show(ask(lambda client: client.runs.get(run_id)))
+
+
+@run.command()
+@click.argument("run_id", metavar="RUN", type=RUN)
+def explain(run_id: str) -> None:
+    """Say what a run is doing or why it is not, since when, and what would change that.
+
+    In one paragraph; with --json also as facts: who holds the slots of its queue, how many runs come before it, which
+    workers could take it, what it waits for and until when.
+    """
+    told = ask(lambda client: client.runs.explain(run_id))
+    if flags().json:
+        json_value(told)
+    else:
+        click.echo(told.text)
 
 
 def _show(shown: Run) -> None:

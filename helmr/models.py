@@ -201,6 +201,44 @@ def workspace_record(project: str, environment: str, state: WorkspaceState) -> W
     )
 
 
+class QueueHolder(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that has a slot of a queue, ``since`` when; ``worker``: who executes it, once somebody does."""
+
+    run_id: str
+    concurrency_key: str | None
+    status: str
+    since: datetime
+    worker: str | None
+
+
+class QueueLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of one concurrency key (or of none) in a queue."""
+
+    concurrency_key: str | None
+    in_use: int
+    waiting: int
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue as it is now: its limits, the slots in use, and the runs that wait for one.
+
+    The limits are those of the current deployment; ``declared`` is false when it does not know the queue (any more). A list of
+    queues leaves ``holders`` and ``keys`` empty.
+    """
+
+    name: str
+    project: str
+    environment: str
+    declared: bool
+    concurrency: int | None
+    concurrency_per_key: int | None
+    in_use: int
+    waiting: int
+    oldest_waiting_at: datetime | None
+    keys: list[QueueLoad] = []
+    holders: list[QueueHolder] = []
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable snapshot of a task project; ``index`` is what :mod:`helmr.indexing` found in it."""
 

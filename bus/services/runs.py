@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from bus.chunks import read_chunks
+from bus.explainer import Explainer
 from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
@@ -15,6 +16,7 @@ from bus.timers import cancel_header
 from helmr.chunks import LogChunk
 from helmr.errors import Conflict
 from helmr.events import Draft, RunEvent, RunState
+from helmr.explanation import Explanation
 from helmr.models import Event, Run, event_record, run_record
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
@@ -71,9 +73,10 @@ class CancelRequest(msgspec.Struct, kw_only=True):
 class Runs:
     """The run service."""
 
-    def __init__(self, log: Log, presence: Presence) -> None:
+    def __init__(self, log: Log, presence: Presence, explainer: Explainer) -> None:
         self.log = log
         self.presence = presence
+        self.explainer = explainer
 
     def endpoints(self) -> list[Endpoint]:
         """What this service answers."""
@@ -81,6 +84,7 @@ class Runs:
             Endpoint("run", "get", RunRef, self.get),
             Endpoint("run", "events", EventsRequest, self.events),
             Endpoint("run", "logs", LogsRequest, self.logs),
+            Endpoint("run", "explain", RunRef, self.explain),
             Endpoint("run", "cancel", CancelRequest, self.cancel),
         ]
 
@@ -88,6 +92,10 @@ class Runs:
         """One run, as its first and last event tell."""
         last = await self.log.present(RUN, scope, request.id)
         return run_record(*scope, spec_of(await self._first(scope, last)), last)
+
+    async def explain(self, scope: Scope, request: RunRef) -> Explanation:
+        """What a run is doing or why it is not, since when, and what would change that."""
+        return await self.explainer.explain(scope, request.id)
 
     async def _first(self, scope: Scope, last: RunEvent) -> RunEvent:
         return last if last.cursor == 1 else await self.log.first(RUN, scope, last.run_id)

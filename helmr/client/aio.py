@@ -10,6 +10,7 @@ import msgspec
 
 from helmr import ids, local
 from helmr.client.deployments import Deployments
+from helmr.client.queues import Queues
 from helmr.client.runs import Runs
 from helmr.client.secrets import Secrets
 from helmr.client.sessions import Sessions
@@ -52,6 +53,7 @@ class AsyncClient:
         self.sessions = Sessions(self)
         self.runs = Runs(self)
         self.workspaces = Workspaces(self)
+        self.queues = Queues(self)
         self.deployments = Deployments(self)
         self.secrets = Secrets(self)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from helmr import chunks, subjects
+from helmr import chunks, events, subjects
 from helmr.chunks import LogChunk
 from helmr.client.logs import Assembler
 from helmr.client.pages import newest
@@ -17,6 +17,7 @@ from helmr.client.wire import PATIENCE, Wire
 from helmr.durations import Duration, seconds
 from helmr.errors import NotFound, RunFailed, TimedOut
 from helmr.events import TERMINAL
+from helmr.explanation import Explanation, ended
 from helmr.models import Event, Run
 
 if TYPE_CHECKING:
@@ -97,6 +98,14 @@ class Runs:
         except TimeoutError:
             raise TimedOut(f"run {run_id} has not ended within {limit:g} s", hint="it goes on") from None
         return await self.get(run_id)
+
+    async def explain(self, run: str | Run | RunHandle) -> Explanation:
+        """What a run is doing or why it is not, since when, and what would change that: in one paragraph, and as facts."""
+        run_id = await self._client.resolve("run", run_id_of(run))
+        try:
+            return await self._wire.call("run", "explain", {"id": run_id}, Explanation)
+        except NotFound:
+            return ended(await self._get(run_id), events.now())
 
     async def cancel(self, run: str | Run | RunHandle, *, reason: str | None = None, force: bool = False) -> Run:
         """Ask for the end of a run; one that nothing executes ends at once."""

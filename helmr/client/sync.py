@@ -20,7 +20,8 @@ from helmr.client.streams import OpenSession as AioOpenSession
 from helmr.client.streams import Output as AioOutput
 from helmr.durations import Duration
 from helmr.errors import UsageError
-from helmr.models import Deployment, Event, Run, Session, StoredSecret, StreamRecord, Workspace
+from helmr.explanation import Explanation
+from helmr.models import Deployment, Event, Queue, Run, Session, StoredSecret, StreamRecord, Workspace
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Client(AbstractContextManager["Client"]):
         self.sessions = Sessions(self)
         self.runs = Runs(self)
         self.workspaces = Workspaces(self)
+        self.queues = Queues(self)
         self.deployments = Deployments(self)
         self.secrets = Secrets(self)
 
@@ -233,6 +235,10 @@ class Runs:
         """The run once it has ended."""
         return self._client.call(self._aio.wait, _ref(run), timeout=timeout)
 
+    def explain(self, run: AnyRun) -> Explanation:
+        """What a run is doing or why it is not, since when, and what would change that."""
+        return self._client.call(self._aio.explain, _ref(run))
+
     def cancel(self, run: AnyRun, *, reason: str | None = None, force: bool = False) -> Run:
         """Ask for the end of a run."""
         return self._client.call(self._aio.cancel, _ref(run), reason=reason, force=force)
@@ -274,6 +280,21 @@ class Workspaces:
     def stop(self, workspace: str | Workspace) -> Workspace:
         """End the container of a workspace; its files stay."""
         return self._client.call(self._client.aio.workspaces.stop, workspace)
+
+
+class Queues:
+    """``client.queues``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def get(self, name: str) -> Queue:
+        """One queue: its limits, who has a slot, and how many wait, by concurrency key."""
+        return self._client.call(self._client.aio.queues.get, name)
+
+    def list(self) -> list[Queue]:
+        """All queues of the environment, without ``holders`` and ``keys``."""
+        return self._client.call(self._client.aio.queues.list)
 
 
 class Deployments:

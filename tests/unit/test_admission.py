@@ -18,7 +18,7 @@ from bus import admission as module
 from bus.admission import Admission
 from bus.deployments import Deployments
 from bus.held import pool_of
-from bus.lane_loads import MIN_BACKLOG
+from bus.lane_loads import MIN_BACKLOG, LaneLoads
 from bus.live import LiveRuns
 from bus.log import QUEUE, RUN, Position, Superseded
 from bus.presence import Presence
@@ -137,7 +137,7 @@ class World:
         run_id = f"run_{self.started:05}"
         self.started += 1
         made = spec(queue=queue, concurrency_key=key, **changes)
-        limit = self.processes[0].admission.gate(SCOPE, cast(Applicant, made), "default")
+        limit = self.processes[0].admission.gate(SCOPE, run_id, cast(Applicant, made), "default")
         draft = rules.create(made, cause="start", lane="default", limit=limit)
         await self.log.append(RUN, SCOPE, run_id, Position(0, None), draft)
         return run_id
@@ -419,6 +419,24 @@ class TestBacklog:
         now = [run_id for run_id, state in (await world.runs()).items() if state.hold is not None]
         assert now == held[2:]
 
+    async def test_a_burst_is_counted_before_it_is_heard_of(self) -> None:
+        world = World(None, processes=1)
+        for _ in range(MIN_BACKLOG + 6):
+            await world.start(queue=None)
+        held = [run_id for run_id, state in (await world.runs()).items() if state.hold is not None]
+        assert len(held) == 6
+        world.processes[0].learn(10**6)
+        assert world.processes[0].admission.lanes.waiting("default") == MIN_BACKLOG
+
+    def test_a_start_that_was_never_heard_of_takes_no_room_for_long(self) -> None:
+        now = 0.0
+        lanes = LaneLoads(NobodyThere(), clock=lambda: now)
+        for number in range(MIN_BACKLOG):
+            lanes.send(f"run_{number}", "default")
+        assert lanes.room("default") == 0
+        now = 5.1
+        assert lanes.room("default") == MIN_BACKLOG
+
     async def test_a_newcomer_does_not_overtake_those_who_are_held(self) -> None:
         world = World(None, processes=1)
         process = world.processes[0]
@@ -429,8 +447,8 @@ class TestBacklog:
         for run_id in runs[:5]:
             await world.work(run_id, random.Random(1))  # noqa: S311
         process.learn(100)
-        assert process.admission.gate(SCOPE, cast(Applicant, spec()), "default") == "backlog"
-        assert process.admission.gate(SCOPE, cast(Applicant, spec()), "other") is None
+        assert process.admission.gate(SCOPE, "run_x", cast(Applicant, spec()), "default") == "backlog"
+        assert process.admission.gate(SCOPE, "run_x", cast(Applicant, spec()), "other") is None
 
     async def test_a_queue_and_a_backlog_share_the_room(self) -> None:
         world = World(50, processes=1)
