@@ -83,6 +83,7 @@ class Fold:
     _workspaces: dict[str, Row] = field(default_factory=dict)
     _deployments: dict[str, Row] = field(default_factory=dict)
     _current: dict[str, Row] = field(default_factory=dict)
+    _known: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def event(self, message: Message) -> None:
         """Fold a message of RUNS; subjects and entities that are not projected are passed over.
@@ -128,6 +129,16 @@ class Fold:
         head = (made.id, made.version, made.project, made.environment, made.content_hash, made.archive)
         self._deployments[made.id] = (*head, made.archive_bytes, made.created_at.isoformat(), index, message.seq)
 
+    def replaced(self) -> dict[str, list[str]]:
+        """By table, what of this batch may have a row from an earlier batch, which :meth:`take`'s takes the place of."""
+        known = {
+            "runs_live": [run for run in self._runs if run not in self._first],
+            "deployments_stored": list(self._deployments),
+            "deployments_current": list(self._current),
+            **self._known,
+        }
+        return {name: ids for name, ids in known.items() if ids}
+
     def take(self) -> dict[str, list[Row]]:
         """The rows of everything folded since the last call, by table; touched runs and sessions under their live table."""
         rows, self.rows = self.rows, defaultdict(list)
@@ -142,6 +153,7 @@ class Fold:
             latest.clear()
         self._runs.clear()
         self._first.clear()
+        self._known.clear()
         return {name: found for name, found in rows.items() if found}
 
     def unreadable(self, stream: str, message: Message, reason: str) -> None:
@@ -251,6 +263,8 @@ class Fold:
         finished = s.finished_at.isoformat() if s.finished_at else None
         if s.status != "open" and finished is None:
             raise ValueError(f"session {s.id} is {s.status} without an end")
+        if s.cursor > 1 and s.id not in self._sessions:
+            self._known["sessions_live"].append(s.id)
         self._sessions[s.id] = (
             *(s.id, s.status, s.task_id, *scope, s.external_id, s.workspace_id, s.deployment_id, s.run_id, s.turn),
             *(list(s.tags), msgspec.json.encode(s.metadata).decode(), s.reason),
@@ -261,6 +275,8 @@ class Fold:
         """In the order of :data:`store.tables.WORKSPACES`."""
         event = decode_workspace(message.body)
         w = workspace_record(*scope, event.state)
+        if w.cursor > 1 and w.id not in self._workspaces:
+            self._known["workspaces"].append(w.id)
         self._workspaces[w.id] = (
             *(w.id, w.state, w.sandbox, *scope, w.mount_path, w.worker, w.host, w.version, event.state.deployment_id),
             *(w.created_at.isoformat(), w.updated_at.isoformat(), w.cursor, message.seq),

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 from store.tables import (
     ATTEMPTS,
-    CURRENT,
     DEPLOYMENTS,
     HISTORY_TABLES,
     LOGS,
     RUN_SPEC_COLUMNS,
     RUNS,
-    RUNS_LIVE,
     SESSIONS,
     VERSION,
     WAITS,
     WATERMARKS,
+    Column,
     Table,
-    cast,
 )
 
 # ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+
+
+def _as_staged(column: Column) -> str:
+    """A stored column as :meth:`Table.staging` has it."""
+    return f'"{column.name}"::VARCHAR AS "{column.name}"' if column.type in {"JSON", "TIMESTAMPTZ"} else column.name
+
 
 _RUN_COLUMNS = ", ".join(f'"{name}"' for name in RUNS.names)
 _SECONDS = "date_diff('microseconds', {0}, {1}) / 1e6"
@@ -169,45 +173,23 @@ def _comments() -> list[str]:
     return [*tables, *views, *asked, *columns, *(line for n, t in _COMMENTS.items() for line in _column_comments(n, t))]
 
 
-def replace_live_runs(source: str) -> list[str]:
-    """Put the staged rows of ``source`` in place of those the same runs have in ``runs_live``; ``?`` is the watermark.
+#: The tables whose rows are replaced when what they are about changes, and what names such a row.
+REPLACED = {
+    "runs_live": "id",
+    "sessions_live": "id",
+    "workspaces": "id",
+    "deployments_stored": "id",
+    "deployments_current": "project || '.' || environment",
+}
 
-    What only the first event tells is taken over from the old row, so that no payload has to be held in memory.
-    """
-    return [
-        f"INSERT INTO runs_live {_carried(RUNS_LIVE, source)} WHERE b.finished_at IS NULL",
-        f"INSERT INTO runs_closed {_carried(RUNS, source)} WHERE b.finished_at IS NOT NULL",
-        f"DELETE FROM runs_live WHERE last_seq <= ? AND id IN (SELECT id FROM {source})",
-    ]
+#: What a run's next row takes over from the one it replaces, so that no payload has to be held in memory.
+CARRIED = {"runs_live": ", ".join(["id", *(_as_staged(c) for c in RUNS.columns if c.name in RUN_SPEC_COLUMNS)])}
 
+#: Deletes every watermark that a larger one of the same stream has taken the place of.
+FORGET_MARKS = "DELETE FROM projection p WHERE seq < (SELECT max(seq) FROM projection q WHERE q.stream = p.stream)"
 
-def _carried(table: Table, source: str) -> str:
-    columns = [
-        f'coalesce({cast(column, "b.")}, o."{column.name}")' if column.name in RUN_SPEC_COLUMNS else cast(column, "b.")
-        for column in table.columns
-    ]
-    return f"SELECT {', '.join(columns)} FROM {source} b LEFT JOIN runs_live o ON o.id = b.id"
-
-
-def replace_live_sessions(source: str) -> list[str]:
-    """Put the staged sessions in place of their old rows; ``?`` is the watermark."""
-    columns = ", ".join(cast(column) for column in SESSIONS.columns)
-    return [
-        f"INSERT INTO sessions_live SELECT {columns} FROM {source} WHERE finished_at IS NULL",
-        f"INSERT INTO sessions_closed SELECT {columns} FROM {source} WHERE finished_at IS NOT NULL",
-        f"DELETE FROM sessions_live WHERE last_seq <= ? AND id IN (SELECT id FROM {source})",
-    ]
-
-
-def replace_by_id(table: Table, source: str, key: str = "id") -> list[str]:
-    """Put the staged rows in place of the rows of the same id."""
-    return [f"DELETE FROM {table.name} WHERE {key} IN (SELECT {key} FROM {source})", table.insert(source)]
-
-
-REPLACE_CURRENT = [
-    "DELETE FROM deployments_current WHERE (project, environment) IN (SELECT (project, environment) FROM {source})",
-    CURRENT.insert("{source}"),
-]
+#: How far each stream has been applied, and when it was created.
+LOAD_MARKS = "SELECT stream, max(seq), arg_max(stream_created, seq) FROM projection GROUP BY stream"
 
 #: What a restart needs to go on counting, for each unfinished run.
 LOAD_LIVE = """

@@ -12,10 +12,12 @@ import itertools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import duckdb
 import msgspec
@@ -28,6 +30,8 @@ from store import files, schema, tables
 from store.fold import Fold, Row, restore
 from store.home import Home
 from store.log_fold import day_of, row_of
+from store.messages import instant
+from store.staging import Writer, staged
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +39,20 @@ Batch = Mapping[str, list[Message]]
 
 
 class Step(NamedTuple):
-    """One transaction: the rows for the tables of one database, and the watermarks that go with them."""
+    """One transaction: the rows for the tables of one database, and the watermarks that go with them.
+
+    ``replaced``: by table, the ids whose former rows go. ``runs``: rows of runs, which may lack what only the former ones tell.
+    """
 
     place: str
     tables: dict[str, pa.Table]
     marks: dict[str, int]
+    replaced: Mapping[str, list[str]] = MappingProxyType({})
+    runs: Sequence[Row] = ()
 
 
 Prepared = list[Step]
 _UNREADABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError)
-
-
-def staged(table: tables.Table, rows: list[Row]) -> pa.Table:
-    """The rows as an Arrow table in the table's staging types."""
-    types = table.staging()
-    columns = [pa.array(values, type=kind.type) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
-    return pa.Table.from_arrays(columns, schema=types)
 
 
 @contextmanager
@@ -67,15 +69,8 @@ def _transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
         raise
 
 
-def _mark(cursor: duckdb.DuckDBPyConnection, marks: Mapping[str, int], created: Mapping[str, str]) -> None:
-    """Delete and insert: an UPDATE would block checkpoints while anybody reads."""
-    for stream, seq in marks.items():
-        cursor.execute("DELETE FROM projection WHERE stream = ?", [stream])
-        cursor.execute("INSERT INTO projection VALUES (?, ?, now(), ?)", [stream, seq, created.get(stream)])
-
-
 def _load_marks(cursor: duckdb.DuckDBPyConnection) -> dict[str, tuple[int, str | None]]:
-    rows = cursor.execute("SELECT stream, seq, stream_created FROM projection").fetchall()
+    rows = cursor.execute(schema.LOAD_MARKS).fetchall()
     return {stream: (seq, created) for stream, seq, created in rows}
 
 
@@ -89,6 +84,9 @@ class HistorySink:
         home.suspect.unlink(missing_ok=True)
         self._cursor = con.cursor()
         self._cursor.execute("USE h")
+        self._writer = Writer(self._cursor, tables.HISTORY_TABLES, schema.REPLACED, schema.CARRIED)
+        #: Watermarks that no row has come with: they are stored with the next one, and mean nothing until then.
+        self._due: dict[str, int] = {}
         self.created: dict[str, str] = {}
         self.applied: dict[str, int] = {}
         for stream, (seq, created) in _load_marks(self._cursor).items():
@@ -118,7 +116,10 @@ class HistorySink:
             if seq > self._prepared.get(stream, 0):
                 marks[stream] = seq
         self._prepared.update(marks)
-        return [Step("h", {name: staged(_TABLES[name], rows) for name, rows in self._fold.take().items()}, marks)]
+        replaced, rows = self._fold.replaced(), self._fold.take()
+        runs = rows.pop("runs_live", [])
+        rows |= _split("sessions", _SESSION_ENDED, rows.pop("sessions_live", []))
+        return [Step("h", {name: staged(_TABLES[name], found) for name, found in rows.items()}, marks, replaced, runs)]
 
     def _fold_one(self, stream: str, fold: Callable[[Message], None], message: Message) -> None:
         try:
@@ -130,27 +131,26 @@ class HistorySink:
     def store(self, prepared: Prepared) -> None:
         """Write what was prepared, in one transaction with its watermarks."""
         for step in prepared:
-            if not step.marks:
-                continue
-            try:
-                with _transaction(self._cursor):
-                    for name, rows in step.tables.items():
-                        self._insert(name, rows)
-                    _mark(self._cursor, step.marks, self.created)
-            except duckdb.Error as error:
-                if files.damaged(error):
-                    self.home.suspect.touch()
-                raise
+            self._due.update(step.marks)
+            if step.tables or step.runs or step.replaced:
+                self._commit(step)
             self.applied.update(step.marks)
 
-    def _insert(self, name: str, rows: pa.Table) -> None:
-        self._cursor.register("staged", rows)
+    def _commit(self, step: Step) -> None:
         try:
-            for statement in _STATEMENTS[name]:
-                parameters = [self.applied.get(topology.RUNS, 0)] if "?" in statement else None
-                self._cursor.execute(statement, parameters)
-        finally:
-            self._cursor.unregister("staged")
+            with _transaction(self._cursor):
+                carried = {name: self._writer.remove(name, ids) for name, ids in step.replaced.items()}
+                runs = _carry(step.runs, carried.get("runs_live", []))
+                for name, rows in _split("runs", _RUN_ENDED, runs).items():
+                    self._writer.insert(name, staged(_TABLES[name], rows))
+                for name, found in step.tables.items():
+                    self._writer.insert(name, found)
+                self._writer.mark(self._due, self.created, instant(time.time_ns()))
+        except duckdb.Error as error:
+            if files.damaged(error):
+                self.home.suspect.touch()
+            raise
+        self._due.clear()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -158,14 +158,32 @@ class HistorySink:
 
 
 _TABLES = {table.name: table for table in tables.HISTORY_TABLES}
-_STATEMENTS: dict[str, list[str]] = {
-    **{name: [table.insert("staged")] for name, table in _TABLES.items()},
-    "runs_live": schema.replace_live_runs("staged"),
-    "sessions_live": schema.replace_live_sessions("staged"),
-    "workspaces": schema.replace_by_id(tables.WORKSPACES, "staged"),
-    "deployments_stored": schema.replace_by_id(tables.DEPLOYMENTS, "staged"),
-    "deployments_current": [statement.format(source="staged") for statement in schema.REPLACE_CURRENT],
-}
+_RUN_ENDED, _SESSION_ENDED = tables.RUNS.names.index("finished_at"), tables.SESSIONS.names.index("finished_at")
+_RUN_CARRIED = [(at, name) for at, name in enumerate(tables.RUNS.names) if name in tables.RUN_SPEC_COLUMNS]
+
+
+def _split(noun: str, ended: int, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows for the tables of what is open and of what has ended; the latter may have fewer columns."""
+    width = len(_TABLES[f"{noun}_closed"].columns)
+    live = [row for row in rows if row[ended] is None]
+    closed = [row[:width] for row in rows if row[ended] is not None]
+    return {name: found for name, found in ((f"{noun}_live", live), (f"{noun}_closed", closed)) if found}
+
+
+def _carry(runs: Sequence[Row], former: list[dict[str, Any]]) -> Sequence[Row]:
+    """The rows of runs, with what the first event of each told taken over from the former row."""
+    if not former:
+        return runs
+    known = {row["id"]: row for row in former}
+    return [_completed(row, known[row[0]]) if row[0] in known else row for row in runs]
+
+
+def _completed(row: Row, former: dict[str, Any]) -> Row:
+    made = list(row)
+    for at, name in _RUN_CARRIED:
+        if made[at] is None:
+            made[at] = former[name]
+    return tuple(made)
 
 
 class LogSink:
@@ -184,6 +202,7 @@ class LogSink:
         self.created: dict[str, str] = {}
         self.applied: dict[str, int] = {}
         self.day: str | None = None
+        self._writer: Writer | None = None
         days = home.days()
         if days:
             self._begin(days[-1])
@@ -218,21 +237,28 @@ class LogSink:
 
     def store(self, prepared: Prepared) -> None:
         """Write what was prepared: one transaction per day, in the order of the log."""
-        for day, found, marks in prepared:
-            if day != self.day:
-                self._begin(day)
-            self._cursor.execute(f"USE logs_{day}")
+        for step in prepared:
+            writer = self._writer_of(step.place)
             with _transaction(self._cursor):
-                for rows in found.values():
-                    self._cursor.register("staged_logs", rows)
-                    self._cursor.execute(tables.LOGS.insert("staged_logs"))
-                    self._cursor.unregister("staged_logs")
-                _mark(self._cursor, marks, self.created)
-            self.applied.update(marks)
+                for name, rows in step.tables.items():
+                    writer.insert(name, rows)
+                writer.mark(step.marks, self.created, instant(time.time_ns()))
+            self.applied.update(step.marks)
+
+    def _writer_of(self, day: str) -> Writer:
+        if day != self.day:
+            self._begin(day)
+        if self._writer is None:
+            self._cursor.execute(f"USE logs_{day}")
+            self._writer = Writer(self._cursor, [tables.LOGS], {}, {})
+        return self._writer
 
     def _begin(self, day: str) -> None:
         """Finish the present day's file and go on in another: only the newest ever has a write-ahead log."""
         with self._attaching:
+            if self._writer is not None:
+                self._writer.close()
+                self._writer = None
             if self.day is not None:
                 self._cursor.execute("USE memory")
                 self._cursor.execute(f"CHECKPOINT logs_{self.day}")

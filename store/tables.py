@@ -1,6 +1,6 @@
 """The tables of the history, column by column, with what users are told about each."""
 
-# ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+# every name put into SQL here is one of our own schema's; values are parameters or quoted
 
 from __future__ import annotations
 
@@ -50,10 +50,6 @@ class Table(NamedTuple):
         """How rows travel to DuckDB: times, JSON and VARIANT as text, which the insert casts outside the GIL."""
         return pa.schema([(column.name, _STAGED.get(_plain(column.type), pa.string())) for column in self.columns])
 
-    def insert(self, source: str) -> str:
-        """The statement that appends the staged rows of ``source``."""
-        return f"INSERT INTO {self.name} SELECT {', '.join(cast(column) for column in self.columns)} FROM {source}"
-
 
 _STAGED = {
     "BIGINT": pa.int64(),
@@ -69,9 +65,9 @@ def _plain(declared: str) -> str:
     return declared.partition(" ")[0]
 
 
-def cast(column: Column, prefix: str = "") -> str:
+def cast(column: Column) -> str:
     """The expression that turns a staged column into what the table holds."""
-    name = f'{prefix}"{column.name}"'
+    name = f'"{column.name}"'
     if column.type == "VARIANT":
         return f"{name}::JSON::VARIANT"
     return f"{name}::{column.type}" if column.type in {"JSON", "TIMESTAMPTZ"} else name

@@ -14,7 +14,7 @@ from helmr.models import Deployment, Run
 from store import tables
 from store.fold import Fold, OpenRun, restore
 from store.log_fold import day_of, row_of
-from store.sinks import staged
+from store.staging import staged
 from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
 
 Rows = dict[str, list[dict[str, Any]]]
