@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "secret": ("cli.secret:secret", "Store secrets for tasks; values are never printed."),
     "query": ("cli.query:query", "Ask the history a question in SQL."),
     "stats": ("cli.stats:stats", "Answer the usual questions: success, durations, failures, what is slow."),
+    "top": ("cli.top:top", "Watch queues, workers and runs as they change."),
     "completion": ("cli.completion:completion", "Print a completion script for your shell."),
 }
 

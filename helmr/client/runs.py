@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,13 +69,13 @@ class Runs:
     async def list(
         self,
         *,
-        status: str | None = None,
+        status: str | Sequence[str] | None = None,
         task: str | None = None,
         session: str | None = None,
         since: Duration | None = None,
         limit: int = 50,
     ) -> list[Run]:
-        """Runs, newest first."""
+        """Runs, newest first; ``status`` may be several."""
         body: dict[str, Any] = {"status": status, "task": task, "session": session}
         if session is not None:
             body["session"] = await self._client.resolve("session", session)

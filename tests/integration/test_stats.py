@@ -109,7 +109,7 @@ SHOWN = [
     ("tasks", ["50.0%", "RUNS OVER TIME", "█"]),
     ("failures", ["██████████", "no page <n> of"]),
     ("slow", ["MEDIAN", "████"]),
-    ("compare", ["worse: success -100.0 points"]),
+    ("compare", ["VERDICT", "worse: success"]),
 ]
 
 
