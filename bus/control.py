@@ -24,6 +24,7 @@ from bus.log import Log
 from bus.presence import Presence, WorkerInfo
 from bus.reactors import Reactors
 from bus.requests import api
+from bus.rescue import Rescue
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, serve
 from bus.services.queues import Queues
@@ -70,6 +71,7 @@ class Control:
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate)
+        self.rescue = Rescue(self.log, self.presence, self.live)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""
@@ -79,6 +81,7 @@ class Control:
         tasks.create_task(self.deployments.watch())
         await asyncio.gather(self.presence.ready.wait(), self.deployments.ready.wait())
         tasks.create_task(self.admission.run())
+        tasks.create_task(self.rescue.run(self.live_follower.ready))
         await self.reactors.start(tasks)
         await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks)
 

@@ -8,6 +8,7 @@ anything is taken from a worker, :meth:`Presence.confirm_gone` has the server's 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -34,6 +35,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     version: str
     draining: bool = False  #: takes nothing new, and ends when what it runs has ended
+    beat: int = 0  #: counts its announcements
 
 
 async def announce(nc: Nats, info: WorkerInfo) -> None:
@@ -60,11 +62,13 @@ class Presence:
         self._connections = nc.stats["reconnects"]
         self._undisturbed_since = 0.0
         self.ready = self._view.ready
+        #: Set when a worker has said good-bye, or was found to be gone; for one listener, who clears it.
+        self.departed = asyncio.Event()
 
     @property
     def settled(self) -> bool:
         """Whether we have listened long enough, without an interruption, to know who is gone."""
-        return self._now() - self._undisturbed_since > topology.PRESENCE_TTL + topology.HEARTBEAT
+        return self._now() - self._undisturbed_since > topology.PRESENCE_TTL
 
     def alive(self) -> dict[str, WorkerInfo]:
         """The workers heard of within the time to live, by id."""
@@ -75,8 +79,18 @@ class Presence:
         """Whether this worker was heard of within the time to live."""
         return worker_id in self.alive()
 
+    def silences(self) -> dict[str, float]:
+        """Seconds since each worker was heard of, by id; those that are gone are among them until somebody clears them away."""
+        now = self._now()
+        return {key: now - at for key, (at, _) in self._seen.items()}
+
+    def give_up(self, worker_id: str) -> None:
+        """Count a worker as gone until it is heard of again."""
+        if worker_id in self._seen:
+            self._seen[worker_id] = (-math.inf, self._seen[worker_id][1])
+
     async def confirm_gone(self, worker_id: str) -> bool:
-        """Whether a worker that looks gone is gone for the server, too: our view of it may lag behind.
+        """Whether the server has heard no more of a worker that looks gone than we have: our view may lag behind.
 
         Raises:
             Unavailable: the server does not answer.
@@ -87,6 +101,9 @@ class Presence:
         found = await get_message(self._js, f"KV_{topology.PRESENCE_BUCKET}", subject, direct=False)
         if found is None or not found[1]:  # expired, or withdrawn: a marker is left
             return True
+        known = self._seen.get(worker_id)
+        if known is not None and known[1] == msgspec.json.decode(found[1], type=WorkerInfo):
+            return True  # it will expire any moment
         self._on_value(worker_id, found[1])
         return False
 
@@ -112,5 +129,6 @@ class Presence:
     def _on_value(self, key: str, value: bytes | None) -> None:
         if value is None:
             self._seen.pop(key, None)
+            self.departed.set()
         else:
             self._seen[key] = (self._now(), msgspec.json.decode(value, type=WorkerInfo))

@@ -1,4 +1,4 @@
-"""Reactors: durable consumers that turn facts into next facts, and the sweep that rescues what a dead worker left.
+"""Reactors: durable consumers that turn facts into next facts.
 
 They are at-least-once; the compare-and-set append makes them exactly-once in effect.
 """
@@ -13,17 +13,14 @@ from datetime import datetime
 import nats.errors
 
 from bus import timers, topology
-from bus.leases import lose_lease, spec_of
+from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.pull import Delivery, Puller, ensure_consumer
-from bus.queueing import DEFAULT_GROUP, Gate, enqueue, lane_of, redispatch
-from bus.requests import api
+from bus.queueing import Gate, enqueue
 from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
-from helmr.events import RunEvent
 from helmr.reducers import run as rules
-from helmr.subjects import Scope
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,6 @@ class Reactors:
         self.log = event_log
         self.presence = presence
         self._gate = gate
-        self._rescuers: dict[str, asyncio.Task[None]] = {}
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the consumers and start following them."""
@@ -51,7 +47,6 @@ class Reactors:
             config = topology.reactor_consumer(name, filters)
             await ensure_consumer(self.log.nc, topology.RUNS, config.as_dict())
             tasks.create_task(self._follow(f"reactor-{name}", handler))
-        tasks.create_task(self._rescue_lanes(tasks))
 
     async def _follow(self, consumer: str, handler: _Handler) -> None:
         while True:
@@ -89,58 +84,3 @@ class Reactors:
         event = RUN.decode(item.msg.data)
         scope = subjects.parse_event(item.msg.subject).scope
         await timers.arm(self.log.js, scope, event.run_id, "retry", datetime.fromisoformat(event.data["at"]))
-
-    async def _lane(self, scope: Scope, run_id: str) -> str:
-        return await lane_of(self.log, scope, run_id, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
-
-    async def _rescue_lanes(self, tasks: asyncio.TaskGroup) -> None:
-        """Watch for lanes whose worker is gone. Presence is a matter of time passing, so this is a sweep."""
-        while True:
-            await asyncio.sleep(topology.HEARTBEAT / 2)
-            if not self.presence.settled:
-                continue
-            try:
-                lanes = await dead_lanes(self.log, self.presence)
-            except HelmrError as error:
-                log.info("rescue: %s", error)
-                self.presence.forgive()
-                continue
-            for consumer in lanes:
-                if consumer not in self._rescuers or self._rescuers[consumer].done():
-                    self._rescuers[consumer] = tasks.create_task(self._rescue(consumer))
-
-    async def _rescue(self, consumer: str) -> None:
-        """Become the consumer of a dead worker's lane until it is empty, then remove it."""
-        log.info("rescuing %s", consumer)
-        try:
-            async with Puller(self.log.nc, topology.RUNS, consumer) as puller:
-                while await self._occupied(consumer):
-                    async for item in puller.pull(_BATCH):
-                        await self._handle(item, self._redispatch)
-            await api(self.log.nc, f"CONSUMER.DELETE.{topology.RUNS}.{consumer}", None)
-        except (HelmrError, nats.errors.Error) as error:
-            log.warning("rescue of %s: %s", consumer, error)  # the sweep tries again
-
-    async def _occupied(self, consumer: str) -> bool:
-        info = await api(self.log.nc, f"CONSUMER.INFO.{topology.RUNS}.{consumer}", None)
-        return "error" not in info and (info["num_pending"] > 0 or info["num_ack_pending"] > 0)
-
-    async def _redispatch(self, item: Delivery) -> None:
-        """Move one run from a dead worker's lane to where it can be executed."""
-        event: RunEvent = RUN.decode(item.msg.data)
-        scope = subjects.parse_event(item.msg.subject).scope
-        state = (await self.log.present(RUN, scope, event.run_id)).state
-        if state.dispatch != event.cursor:
-            return
-        if state.lease is not None:
-            await lose_lease(self.log, scope, event.run_id, state.lease.worker)
-        lane = await self._lane(scope, event.run_id)
-        await redispatch(self.log, scope, event.run_id, dispatch=event.cursor, lane=lane)
-
-
-async def dead_lanes(event_log: Log, presence: Presence) -> list[str]:
-    """The consumers of lanes that belong to workers which are gone."""
-    prefix = topology.lane_consumer_name("@")
-    alive = {topology.lane_consumer_name(f"@{worker}") for worker in presence.alive()}
-    answer = await api(event_log.nc, f"CONSUMER.NAMES.{topology.RUNS}", {"offset": 0})
-    return [name for name in answer.get("consumers") or [] if name.startswith(prefix) and name not in alive]

@@ -44,6 +44,9 @@ HEARTBEAT = 3.0 * _PACE
 #: to others counts as gone by then.
 PRESENCE_TTL = 9.0 * _PACE
 
+#: Seconds of silence after which a worker without a connection counts as gone, too: two heartbeats and some.
+SUSPECT_AFTER = 6.5 * _PACE
+
 #: Log chunks are dropped, oldest first, beyond this many bytes and this age (seconds).
 LOG_BYTES = 20 * 1024**3
 LOG_AGE = 7 * 86400.0

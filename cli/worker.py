@@ -132,7 +132,7 @@ async def _work(
         if lost.is_set() and not stop.asked.is_set():
             await _abandon(worker, working)
             return True
-        if not working.done():
+        if drain > 0 and not working.done():
             note(f"stopping: runs have {format_seconds(drain)} to end; again: hand them back at once")
         end.set()
         await asyncio.wait({working, insisting}, return_when=asyncio.FIRST_COMPLETED)

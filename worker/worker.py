@@ -87,6 +87,7 @@ class Worker:
         self._machines_gone = asyncio.Event()
         self._engine_lost = asyncio.Event()
         self._started_at = events.now()
+        self._beats = 0
         self.machines = Machines(
             self._log,
             engine,
@@ -140,6 +141,7 @@ class Worker:
         await announce(self.nc, self._about())
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
+        await self.nc.subscribe(subjects.worker(self.id, "ping"), cb=self._on_ping)
         for lane in self._lanes:
             await lane.create()
         self._pulls = [tasks.create_task(lane.run()) for lane in self._lanes]
@@ -191,6 +193,8 @@ class Worker:
             await self._progress.wait()
 
     def _about(self) -> WorkerInfo:
+        """The next announcement."""
+        self._beats += 1
         return WorkerInfo(
             id=self.id,
             host=self.info.host,
@@ -202,6 +206,7 @@ class Worker:
             started_at=self._started_at,
             version=__version__,
             draining=self._draining.is_set(),
+            beat=self._beats,
         )
 
     async def _remove_leftovers(self) -> None:
@@ -284,6 +289,10 @@ class Worker:
         execution = self._executions.get(subjects.parse_event(msg.subject).id)
         if execution is not None:
             execution.heed_cancel(RUN.decode(msg.data).state)
+
+    async def _on_ping(self, msg: Msg) -> None:
+        """That we have a connection is all that control wants to know."""
+        await msg.respond(b"")
 
     async def _on_stop_order(self, msg: Msg) -> None:
         order = msgspec.json.decode(msg.data, type=StopOrder)

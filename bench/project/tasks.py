@@ -1,9 +1,50 @@
-"""The task the benchmarks start: it says one word and returns."""
+"""The tasks the benchmarks start."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
 
 from helmr import task
+
+_SLEEP = "import time; time.sleep(3600)"
+_DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); {_SLEEP}"
 
 
 @task("noop")
 def noop() -> None:
     """Say one word."""
     print("x", flush=True)
+
+
+@task("sleep")
+def sleep() -> None:
+    """Never end by itself; SIGTERM ends it."""
+    print("x", flush=True)
+    time.sleep(3600)
+
+
+@task("deaf", cancel_grace="1s")
+def deaf() -> None:
+    """Ignore SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("x", flush=True)
+    time.sleep(3600)
+
+
+@task("daemon", cancel_grace="1s")
+def daemon() -> None:
+    """Leave a grandchild behind that ignores SIGTERM and belongs to nobody any more."""
+    if os.fork() == 0:
+        subprocess.Popen([sys.executable, "-c", _DEAF])
+        os._exit(0)
+    os.wait()
+    time.sleep(3600)
+
+
+@task("session", cancel_grace="1s")
+def session() -> None:
+    """Start a child in a session of its own that ignores SIGTERM."""
+    subprocess.Popen([sys.executable, "-c", _DEAF], start_new_session=True)
+    time.sleep(3600)

@@ -299,12 +299,15 @@ def lose_lease(state: RunState, *, reason: str) -> Draft:
 def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: datetime) -> Draft:
     """The holder does not execute the run any more, and it has not ended.
 
-    It goes back to the queue, unless somebody wanted its end anyway, or the task's code began and may not begin twice.
+    It goes back to the queue, unless somebody wanted its end anyway, the task's code began and may not begin twice, or it has
+    been dispatched too often.
     """
     if state.cancel is not None:
         return cancelled(state.cancel.reason, source="worker")
     if began and spec.on_worker_lost == "fail":
         return end_attempt(state, spec, Failure(code="worker_lost", message=reason), at=at)
+    if state.dispatch_attempt >= MAX_DISPATCH_ATTEMPTS:
+        return exhausted(state)
     return lose_lease(state, reason=reason)
 
 
