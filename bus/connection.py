@@ -8,11 +8,12 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nats
 import nats.errors
 from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
 
 from helmr.errors import NotAllowed, Unavailable
 
@@ -27,8 +28,20 @@ _REPEAT_AFTER = 10.0
 Callback = Callable[[], Awaitable[None]]
 
 
+T = TypeVar("T")
+
+
 class _Client(Nats):
-    """nats-py's client, which cannot be closed half way: what is left to send to a server that is away is dropped."""
+    """nats-py's client, which cannot be closed half way: what is left to send to a server that is away is dropped.
+
+    Nor does it swallow cancellations: see :func:`heed_cancel`.
+    """
+
+    async def request(self, *args: Any, **options: Any) -> Msg:
+        return await heed_cancel(super().request(*args, **options))
+
+    async def flush(self, *args: Any, **options: Any) -> None:
+        await heed_cancel(super().flush(*args, **options))
 
     async def close(self) -> None:
         if not self.is_connected:
@@ -38,6 +51,20 @@ class _Client(Nats):
             await super().close()
         except ConnectionError as error:  # lost just now
             log.debug("closing: %s", error)
+
+
+async def heed_cancel(work: Awaitable[T]) -> T:
+    """Await ``work``, and be cancelled even if it came to an end in the very moment of the cancellation.
+
+    The ``asyncio.wait_for`` of Python 3.11, which nats-py uses, then returns as if nothing had happened, and whoever cancelled
+    a loop of requests waits for its end for ever.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task is not None else 0
+    result = await work
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 async def connect(

@@ -199,6 +199,7 @@ ROWS: list[tuple[str, str, float]] = [
     ("ack deadline", "15 ", topology.ACK_WAIT / topology._PACE),
     ("heartbeat", "3 ", topology.HEARTBEAT / topology._PACE),
     ("presence", "9 ", topology.PRESENCE_TTL / topology._PACE),
+    ("a silent worker", "6.5 ", topology.SUSPECT_AFTER / topology._PACE),
     ("`cancel_grace`", "10 ", tasks.DEFAULT_CANCEL_GRACE),
     ("an idle workspace", "300 ", machines.IDLE_STOP),
     ("an idle workspace", "16 idle", machines.MAX_IDLE),
