@@ -1,0 +1,71 @@
+"""``helmr history``: the files of a home folder against the log below it, with the server running or not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from bus.connection import connected
+from bus.server import EmbeddedServer
+from bus.setup import ensure_topology
+from cli.main import call
+from tests.integration.history import projecting, publish, publish_log
+from tests.lives import lives
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> Path:
+    """A home folder whose server has stopped: eight runs are in its log, and in its history."""
+    server = EmbeddedServer(tmp_path, durability="relaxed")
+    await server.start()
+    async with connected(server.url, name="test") as nc:
+        await ensure_topology(nc)
+        for life in lives(8):
+            await publish(nc, life.published())
+            await publish_log(nc, life.id, b"line\n")
+        async with projecting(nc, tmp_path / "history") as projector:
+            await projector.fresh(logs=True)
+    await server.stop()
+    return tmp_path
+
+
+async def helmr(capsys: pytest.CaptureFixture[str], home: Path, *words: str) -> tuple[int, Any, str]:
+    """Run ``helmr history …``; its exit code, the JSON on stdout and what is on stderr."""
+    code = await asyncio.to_thread(call, ["history", *words, "--home", str(home), "--json"])
+    told = capsys.readouterr()
+    return code, json.loads(told.out) if told.out else None, told.err
+
+
+async def test_verify_says_whether_history_and_log_agree(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found, told = await helmr(capsys, home, "verify")
+    assert (code, found["same"], found["tables"]["runs"]) == (
+        0,
+        True,
+        {"rows": 8, "missing": 0, "extra": 0, "aged": 0},
+    )
+    assert "starting its NATS" in told
+    with duckdb.connect(str(home / "history" / "history.db")) as con:
+        con.execute("DELETE FROM events WHERE seq = 2")
+    code, found, _ = await helmr(capsys, home, "verify")
+    assert (code, found["same"], found["tables"]["events"]["missing"]) == (1, False, 1)
+
+
+async def test_rebuild_makes_good_what_is_wrong(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "history" / "history.db").unlink()
+    code, made, _ = await helmr(capsys, home, "rebuild")
+    assert (code, made["runs"]) == (0, 8)
+    assert Path(made["former"]).is_dir()
+    assert (await helmr(capsys, home, "verify"))[0] == 0
+
+
+async def test_verify_without_a_history_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, told = await helmr(capsys, tmp_path, "verify")
+    assert code == 5
+    assert "there is no history" in told
