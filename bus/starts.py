@@ -11,14 +11,15 @@ import jsonschema
 import msgspec
 from jsonschema.exceptions import best_match
 
+from bus import attachment
 from bus.deployments import Deployments
 from bus.log import WORKSPACE, Log
 from bus.presence import Presence
 from bus.queueing import DEFAULT_GROUP, Gate
 from bus.vault import Vault, hint_to_set
 from helmr import events, ids
-from helmr.errors import Conflict, NotFound, PayloadInvalid, TooLarge, UsageError
-from helmr.events import Draft, RetryPolicy, RunSpec
+from helmr.errors import NotFound, PayloadInvalid, TooLarge, UsageError
+from helmr.events import Draft, RetryPolicy, RunSpec, WorkspaceState
 from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -155,16 +156,17 @@ class Planner:
             )
             return workspace_id, draft, DEFAULT_GROUP
         state = (await self.log.present(WORKSPACE, scope, request.workspace)).state
-        if state.status == "deleted":
-            raise Conflict(f"workspace {state.id} is deleted")
-        if state.sandbox != sandbox["name"] or state.mount_path != sandbox["mount_path"]:
-            raise Conflict(
-                f"workspace {state.id} was made from sandbox {state.sandbox!r} at {state.mount_path}; task "
-                f"{request.task} needs {sandbox['name']!r} at {sandbox['mount_path']}",
-                hint="leave out --workspace, or choose one of the same sandbox",
-            )
+        attachment.check(state, request.task, await self._made_from(scope, state, sandbox), sandbox)
         lane = workspace_rules.lane(state, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
         return state.id, None, lane
+
+    async def _made_from(self, scope: Scope, state: WorkspaceState, sandbox: dict[str, Any]) -> dict[str, Any]:
+        """The sandbox that a workspace was made from, as it was deployed then."""
+        if state.fingerprint == sandbox["fingerprint"] and state.sandbox == sandbox["name"]:
+            return sandbox
+        deployment = await self.deployments.load(scope, state.deployment_id)
+        found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
+        return found
 
 
 def find_task(deployment: Deployment, task_id: str) -> dict[str, Any]:

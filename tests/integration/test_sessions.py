@@ -14,6 +14,7 @@ from bus.starts import StartRequest
 from helmr import ids
 from helmr.client import AsyncClient, Client
 from helmr.errors import Conflict, HelmrError, NotFound, UsageError
+from helmr.events import Draft
 from helmr.models import Started
 from helmr.subjects import Scope, api
 from tests.integration.platform import Platform, kinds, until
@@ -36,6 +37,10 @@ TASKS = """
 
     @task("elsewhere", sandbox=other)
     def elsewhere():
+        pass
+
+    @task("boxed", sandbox=Sandbox("box", cpu=1, memory="512MiB"))
+    def boxed():
         pass
 """
 
@@ -134,12 +139,50 @@ async def test_a_session_is_closed_when_nothing_runs(helmr: AsyncClient) -> None
     assert (await helmr.sessions.close(started.session)).status == "closed"
 
 
-async def test_a_workspace_of_another_sandbox_is_refused(helmr: AsyncClient) -> None:
+async def test_a_workspace_that_does_not_fit_is_refused_before_anything_is_created(
+    helmr: AsyncClient, platform: Platform
+) -> None:
     first = await helmr.sessions.start("quick", {"n": 1})
-    with pytest.raises(Conflict, match="sandbox"):
-        await helmr.sessions.start("elsewhere", workspace=first.session.workspace_id)
+    await first.run.wait(timeout=20)
+    workspace = first.session.workspace_id
+    before = (await helmr.status())["control"]["streams"]["RUNS"]["last_seq"]
+    with pytest.raises(Conflict, match=r"sandbox default \(the task needs other\); mount path /workspace \(the"):
+        await helmr.sessions.start("elsewhere", workspace=workspace)
     with pytest.raises(NotFound):
         await helmr.sessions.start("quick", {"n": 1}, workspace="ws_" + "0" * 24)
+    foreign = await platform.project("foreign", TASKS)
+    with pytest.raises(NotFound, match="in foreign"):
+        await foreign.sessions.start("quick", {"n": 1}, workspace=workspace)
+    assert (await helmr.status())["control"]["streams"]["RUNS"]["last_seq"] == before
+
+
+async def test_a_workspace_fits_the_sandbox_as_it_was_when_it_was_made(platform: Platform) -> None:
+    client = await platform.project("grown", TASKS)
+    first = await client.sessions.start("boxed")
+    await first.run.wait(timeout=20)
+    workspace = first.session.workspace_id
+    await client.sessions.start("boxed", workspace=workspace)
+    grown = await platform.project(
+        "grown", TASKS.replace('cpu=1, memory="512MiB"', 'cpu=2, memory="1GiB", network="none"')
+    )
+    with pytest.raises(Conflict) as refused:
+        await grown.sessions.start("boxed", workspace=workspace)
+    assert refused.value.details["differences"] == [
+        "cpu 1 (the task needs 2)",
+        "memory 512 MiB (the task needs 1 GiB)",
+        "network internet (the task needs none)",
+    ]
+
+
+async def test_a_deleted_workspace_is_refused(helmr: AsyncClient, platform: Platform) -> None:
+    first = await helmr.sessions.start("quick", {"n": 1})
+    await first.run.wait(timeout=20)
+    workspace = first.session.workspace_id
+    await platform.control.log.transact(
+        WORKSPACE, Scope(*helmr.scope), workspace, lambda _: Draft(kind="deleted", message="deleted")
+    )
+    with pytest.raises(Conflict, match="is deleted"):
+        await helmr.sessions.start("quick", {"n": 1}, workspace=workspace)
 
 
 @pytest.mark.parametrize(
