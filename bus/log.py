@@ -1,4 +1,5 @@
-"""The one log: every change of a run, session, workspace or queue is appended here, with compare-and-set, by this module alone.
+"""The one log: every change of a run, session, workspace, queue or token is appended here, with compare-and-set, by
+this module alone.
 
 All writers of an entity send ``Nats-Expected-Last-Subject-Sequence`` together with the identical filter string of
 :func:`helmr.subjects.history`. On a replicated stream the server compares in-flight filters as strings; writers that use
@@ -28,12 +29,15 @@ from helmr.events import (
     RunState,
     SessionEvent,
     SessionState,
+    TokenEvent,
+    TokenState,
     WorkspaceEvent,
     WorkspaceState,
 )
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
+from helmr.reducers import token as token_rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Entity, Scope
 
@@ -114,6 +118,11 @@ QUEUE: Kind[QueueState, QueueEvent] = Kind(
     "queue",
     QueueEvent,
     lambda state, draft, at, key: queue_rules.apply(state, draft.kind, draft.data, at, queue_id=key),
+)
+TOKEN: Kind[TokenState, TokenEvent] = Kind(
+    "token",
+    TokenEvent,
+    lambda state, draft, at, key: token_rules.apply(state, draft.kind, draft.data, at, token_id=key),
 )
 
 

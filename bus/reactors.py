@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import nats.errors
 
-from bus import timers, topology
+from bus import timers, tokens, topology, waits
 from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.pull import Delivery, Puller, ensure_consumer
 from bus.queueing import Gate, enqueue
+from bus.reactions import Handler, Reaction
+from bus.wakeups import Wakeups
 from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
 from helmr.reducers import run as rules
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _BATCH = 64
 _RETRY_DELAY = 1.0
-_Handler = Callable[[Delivery], Awaitable[None]]
 
 
 class Reactors:
@@ -36,30 +36,32 @@ class Reactors:
         self.log = event_log
         self.presence = presence
         self._gate = gate
+        self.wakeups = Wakeups(event_log, presence, gate)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the consumers and start following them."""
-        pairs: list[tuple[str, list[str], _Handler]] = [
-            ("due", [subjects.ALL_DUE], self._due),
-            ("retry", [subjects.of_kind("run", "retry_scheduled")], self._retry_scheduled),
+        own = [
+            Reaction("due", [subjects.ALL_DUE], self._due),
+            Reaction("retry", [subjects.of_kind("run", "retry_scheduled")], self._retry_scheduled),
         ]
-        for name, filters, handler in pairs:
-            config = topology.reactor_consumer(name, filters)
-            await ensure_consumer(self.log.nc, topology.RUNS, config.as_dict())
-            tasks.create_task(self._follow(f"reactor-{name}", handler))
+        for reaction in (*own, *self.wakeups.reactions()):
+            config = topology.reactor_consumer(reaction.name, reaction.filters)
+            await ensure_consumer(self.log.nc, reaction.stream, config.as_dict())
+            tasks.create_task(self._follow(reaction))
 
-    async def _follow(self, consumer: str, handler: _Handler) -> None:
+    async def _follow(self, reaction: Reaction) -> None:
+        consumer = f"reactor-{reaction.name}"
         while True:
             try:
-                async with Puller(self.log.nc, topology.RUNS, consumer) as puller:
+                async with Puller(self.log.nc, reaction.stream, consumer) as puller:
                     while True:
                         async for item in puller.pull(_BATCH):
-                            await self._handle(item, handler)
+                            await self._handle(item, reaction.handler)
             except (HelmrError, nats.errors.Error) as error:
                 log.info("%s: starting over: %s", consumer, error)
                 await asyncio.sleep(_RETRY_DELAY)  # the server is away
 
-    async def _handle(self, item: Delivery, handler: _Handler) -> None:
+    async def _handle(self, item: Delivery, handler: Handler) -> None:
         try:
             await handler(item)
         except (Unavailable, nats.errors.Error):
@@ -71,13 +73,17 @@ class Reactors:
         await item.msg.ack()
 
     async def _due(self, item: Delivery) -> None:
-        """A timer fired: a queued run expires, or its next attempt begins."""
+        """A timer fired: a queued run or a token expires, the next attempt begins, or a wait is over."""
         scope, run_id, what = subjects.parse_due(item.msg.subject)
         if what == "ttl":
             ttl = spec_of(await self.log.first(RUN, scope, run_id)).ttl or 0.0
             await self.log.transact(RUN, scope, run_id, lambda state: rules.expire(state, ttl=ttl))
         elif what == "retry":
             await enqueue(self.log, scope, run_id, cause="retry", alive=set(self.presence.alive()), gate=self._gate)
+        elif what == waits.TIMER:
+            await self.wakeups.due(scope, run_id)
+        elif what == tokens.TIMER:
+            await tokens.expire(self.log, scope, run_id)
 
     async def _retry_scheduled(self, item: Delivery) -> None:
         """Arm the timer of a retry; whoever appended the event may have died before doing so."""

@@ -60,7 +60,7 @@ class StreamWriter:
         self._ends: dict[str, tuple[int, int]] = {}
 
     async def append(
-        self, stream: str, data: Any, correlation_id: str | None = None, *, number: int | None = None
+        self, stream: str, data: Any, correlation_id: str | None = None, *, number: str | None = None
     ) -> StreamRecord:
         """Append one record after the last one of the stream.
 
@@ -96,8 +96,8 @@ class StreamWriter:
                 if record is not None:
                     return record
 
-    def _id(self, stream: str, number: int) -> str:
-        return ids.derive("rec", *self._scope, self._run_id, stream, str(number), at_ms=ids.time_ms(self._run_id))
+    def _id(self, stream: str, number: str) -> str:
+        return ids.derive("rec", *self._scope, self._run_id, stream, number, at_ms=ids.time_ms(self._run_id))
 
     async def _try(self, subject: str, draft: StreamRecord) -> StreamRecord | None:
         """The record as stored, or None when somebody else was first."""

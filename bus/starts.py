@@ -286,6 +286,7 @@ def run_spec(
         concurrency_key=request.concurrency_key,
         priority=request.priority,
         external_id=request.external_id,
+        park_after=task.get("park_after", 60.0),
     )
 
 

@@ -3,7 +3,7 @@
 What task projects and programs import. Names are loaded when first used, so that ``import helmr`` costs a millisecond and
 needs the standard library alone: it also runs inside containers.
 
-``logger``, ``metadata`` and ``streams`` are modules whose functions act on the run they are called in.
+``logger``, ``metadata``, ``streams``, ``timers`` and ``tokens`` are modules whose functions act on the run they are called in.
 """
 
 from __future__ import annotations
@@ -14,39 +14,51 @@ TYPE_CHECKING = False  # type checkers take it for true; typing itself would cos
 if TYPE_CHECKING:
     from typing import Any
 
-    from helmr import logger, metadata, streams
+    from helmr import logger, metadata, streams, timers, tokens
     from helmr.client import AsyncClient as AsyncClient
     from helmr.client import Client as Client
     from helmr.context import Cancelled, TaskContext
     from helmr.declarations import Queue, Retry, Secret
     from helmr.errors import (
+        ConcurrentWait,
         ConfigError,
         Conflict,
         EngineUnavailable,
         HelmrError,
         ImageError,
+        Nondeterminism,
         NotAllowed,
         NotFound,
         PayloadInvalid,
         ProjectError,
         RunFailed,
+        StepFailed,
         TimedOut,
         TooLarge,
         Unavailable,
         UsageError,
+        WaitCancelled,
+        WaitTimeout,
     )
     from helmr.sandbox import Image, Sandbox
+    from helmr.steps import now as now
+    from helmr.steps import random as random
+    from helmr.steps import step, step_async
+    from helmr.steps import uuid4 as uuid4
     from helmr.tasks import Task, task
 
-#: Without the clients: a task that imports everything by star must not need what they need.
+#: Without the clients: a task that imports everything by star must not need what they need. And without ``now``, ``random`` and
+#: ``uuid4``, which would take the place of others of that name.
 __all__ = [
     "Cancelled",
+    "ConcurrentWait",
     "ConfigError",
     "Conflict",
     "EngineUnavailable",
     "HelmrError",
     "Image",
     "ImageError",
+    "Nondeterminism",
     "NotAllowed",
     "NotFound",
     "PayloadInvalid",
@@ -56,20 +68,27 @@ __all__ = [
     "RunFailed",
     "Sandbox",
     "Secret",
+    "StepFailed",
     "Task",
     "TaskContext",
     "TimedOut",
     "TooLarge",
     "Unavailable",
     "UsageError",
+    "WaitCancelled",
+    "WaitTimeout",
     "__version__",
     "logger",
     "metadata",
+    "step",
+    "step_async",
     "streams",
     "task",
+    "timers",
+    "tokens",
 ]
 
-_MODULES = ("logger", "metadata", "streams")
+_MODULES = ("logger", "metadata", "streams", "timers", "tokens")
 _HOMES = {
     "AsyncClient": "client",
     "Cancelled": "context",
@@ -81,7 +100,12 @@ _HOMES = {
     "Secret": "declarations",
     "Task": "tasks",
     "TaskContext": "context",
+    "now": "steps",
+    "random": "steps",
+    "step": "steps",
+    "step_async": "steps",
     "task": "tasks",
+    "uuid4": "steps",
 }
 
 

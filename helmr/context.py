@@ -81,9 +81,14 @@ class TaskContext:
         turn: 0 in the first run of a session, one more in each run that continues it.
     """
 
-    __slots__ = ("_cancelled", "attempt", "run", "session", "task", "turn", "workspace")
+    __slots__ = ("_cancelled", "_replaying", "attempt", "run", "session", "task", "turn", "workspace")
 
-    def __init__(self, facts: Mapping[str, Any], cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        facts: Mapping[str, Any],
+        cancelled: Callable[[], bool] = lambda: False,
+        replaying: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.run = RunFacts(facts.get("run") or {})
         self.session = SessionFacts(facts.get("session") or {})
         self.task = TaskFacts(facts.get("task") or {})
@@ -91,11 +96,17 @@ class TaskContext:
         self.attempt: int = facts.get("attempt", 1)
         self.turn: int = facts.get("turn", 0)
         self._cancelled = cancelled
+        self._replaying = replaying
 
     @property
     def cancelled(self) -> bool:
         """Whether the run has been asked to stop; for loops and threads that :class:`Cancelled` does not reach."""
         return self._cancelled()
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the task's code runs again, and has not come to where it was: its durable calls return what is recorded."""
+        return self._replaying()
 
     def __repr__(self) -> str:
         return f"<TaskContext of {self.run.get('id', 'no run')}, attempt {self.attempt}>"

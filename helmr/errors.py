@@ -7,13 +7,18 @@
     │   ├── ConfigError         config: helmr.toml, a flag or a HELMR_* variable
     │   ├── ProjectError        project: a task module cannot be imported or declares something twice
     │   ├── PayloadInvalid      payload_invalid: the payload does not fit the task's schema
-    │   └── TooLarge            too_large: a documented size limit is exceeded
+    │   ├── TooLarge            too_large: a documented size limit is exceeded
+    │   └── ConcurrentWait      concurrent_wait: the run waits for something else already
     ├── NotFound                not_found
     ├── Conflict                conflict: somebody else was first, or the state forbids it
     ├── Unavailable             unavailable: no connection, no engine, or a part does not answer
     │   └── EngineUnavailable   engine_unavailable: the container engine cannot be used
     ├── NotAllowed              not_allowed
     ├── TimedOut                timed_out
+    │   └── WaitTimeout         wait_timeout: what the task waited for did not come in time
+    ├── WaitCancelled           wait_cancelled: what the task waits for will never come
+    ├── StepFailed              step_failed: a durable step raised
+    ├── Nondeterminism          nondeterminism: a task, executed again, took another way than the time before
     ├── RunFailed               run_failed: ``RunHandle.result()`` of a run that did not succeed
     └── ImageError              image_error: an image cannot be built or pulled
 
@@ -114,6 +119,36 @@ class TimedOut(HelmrError):
 
     code = "timed_out"
     exit_code = 7
+
+
+class ConcurrentWait(UsageError):
+    """A run waits for one thing at a time, and it waits for something else already; that wait goes on."""
+
+    code = "concurrent_wait"
+
+
+class WaitTimeout(TimedOut):
+    """What the task waited for did not come in time; the task may go on."""
+
+    code = "wait_timeout"
+
+
+class WaitCancelled(HelmrError):
+    """What the task waits for will never come: the token was cancelled."""
+
+    code = "wait_cancelled"
+
+
+class StepFailed(HelmrError):
+    """A durable step raised; what it raised is the ``__cause__``, when it has just happened."""
+
+    code = "step_failed"
+
+
+class Nondeterminism(HelmrError):
+    """A task, executed again, took another way than the time before; the run fails, whatever the task makes of this."""
+
+    code = "nondeterminism"
 
 
 class RunFailed(HelmrError):

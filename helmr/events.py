@@ -1,4 +1,4 @@
-"""The events of runs, sessions, workspaces and queues, and the state each of them carries: the log's own vocabulary.
+"""The events of runs, sessions, workspaces, queues and tokens, and the state each of them carries: the log's own vocabulary.
 
 Every event holds the state that results from it, so the last message of an entity is its snapshot. What the events
 mean, and which may follow which, is for :mod:`helmr.reducers` alone to say.
@@ -87,6 +87,17 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     codes: tuple[str, ...] | None = None  #: None: every retryable code
 
 
+class Consumed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which records of an input stream the runs of a session have consumed, by their numbers.
+
+    ``ranges`` holds first and last number of each unbroken range, in order. All records up to and including the one that the
+    log holds at ``seq`` are consumed: what is still to come lies beyond.
+    """
+
+    ranges: tuple[tuple[int, int], ...] = ()
+    seq: int = 0
+
+
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a run was started with: the ``data.spec`` of its first event, never changed afterwards. Times in seconds."""
 
@@ -109,6 +120,9 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     concurrency_key: str | None = None
     priority: int = 0
     external_id: str | None = None
+    park_after: float = 60.0
+    consumed: dict[str, Consumed] = {}  #: what earlier runs of the session have consumed, by stream
+    input_seq: int = 0  #: the newest input there was when a continuing run was started; 0 for the first run
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -138,6 +152,7 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a waiting run waits for."""
 
     kind: Literal["stream", "token", "timer"]
+    name: str = ""  #: by which the task's code will ask for it again
     stream: str | None = None
     token: str | None = None
     correlation_id: str | None = None
@@ -152,6 +167,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     for a retry or must be queued again. ``slot`` is the cursor of the ``held`` event that its queue's grant was given for,
     for as long as the run uses it. ``queued_at`` is when its present time in the queue began, held time included; ``ttl``
     (seconds) stands until the first lease. ``active_seconds`` is the time spent in ``running`` before the present lease.
+    ``losses`` counts the leases in a row that were lost; ``consumed`` is what of the session's input has been.
     """
 
     id: str
@@ -165,6 +181,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     attempt: int | None = None
     next_attempt: int = 1
     dispatch_attempt: int = 0
+    losses: int = 0
     dispatch: int | None = None
     lane: str | None = None
     hold: Hold | None = None
@@ -172,6 +189,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lease: Lease | None = None
     cancel: CancelRequest | None = None
     wait: Wait | None = None
+    consumed: dict[str, Consumed] = {}
     metadata: dict[str, Any] = {}
     queue: str | None = None
     priority: int = 0
@@ -313,6 +331,42 @@ class QueueEvent(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     data: dict[str, Any] = {}
     state: QueueState
+
+
+TokenStatus = Literal["pending", "completed", "cancelled", "expired"]
+
+
+class TokenState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fold of a token's events; ``secrets`` are sha-256 hashes, ``digest`` that of the data it was completed with."""
+
+    id: str
+    status: TokenStatus
+    cursor: int
+    expires_at: datetime
+    run_id: str | None = None  #: the run that made it
+    session_id: str | None = None
+    waiters: tuple[str, ...] = ()  #: runs that wait for it, or have
+    secrets: tuple[str, ...] = ()
+    digest: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    reason: str | None = None
+    created_at: datetime
+    finished_at: datetime | None = None
+
+
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to a token: ``created, awaited, secret_added, completed, cancelled, expired``."""
+
+    cursor: int
+    id: str
+    token_id: str
+    kind: str
+    at: datetime
+    source: Source = "control"
+    message: str = ""
+    data: dict[str, Any] = {}
+    state: TokenState
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,7 +55,7 @@ def _log(level: str, message: object, fields: dict[str, Any]) -> None:
     run = runtime.current()
     if run is None:
         _log_outside(level, message, fields)
-    else:
+    elif not run.replaying:  # what is said again was heard the first time
         run.send(_line(level, str(message), fields))
 
 
@@ -116,6 +116,8 @@ class Handler(logging.Handler):
         run = runtime.current()
         if run is None:
             sys.stderr.write(f"{record.levelname} {record.getMessage()}\n")
+            return
+        if run.replaying:
             return
         try:
             message = record.getMessage()

@@ -88,5 +88,4 @@ def _replace(run: runtime.Runtime, document: dict[str, Any], changed: Iterable[s
             f"the run's metadata would be {size:,} bytes, more than {LIMIT >> 10} KiB; it stays as it was",
             hint="keep a reference in the metadata and the data in the workspace or an output stream",
         )
-    run.metadata = document  # first: a cancellation raised by the sending must not make the two differ
-    run.send({"op": "metadata", "metadata": document, "changed": sorted(changed)})
+    run.change(document, changed)

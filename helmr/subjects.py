@@ -2,7 +2,8 @@
 
 The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
 
-    helmr.ev.<scope>.<entity>.<id>.<kind>[.<lane>.<priority>]   events, stored in RUNS; entity: run, session, workspace, queue
+    helmr.ev.<scope>.<entity>.<id>.<kind>[.<lane>.<priority>]   events, stored in RUNS; entity: run, session,
+                                                                workspace, queue, token
     helmr.event.<scope>.…                                       the same, republished for core-NATS subscribers
     helmr.log.<scope>.<owner>.<id>.<attempt>.<stream>           log chunks, stored in LOGS; owner: run
     helmr.io.<scope>.<session>.<in|out>.<stream>                records of session streams, stored in SESSIONS
@@ -23,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from helmr.errors import UsageError
 
-Entity = Literal["run", "session", "workspace", "queue"]
+Entity = Literal["run", "session", "workspace", "queue", "token"]
 
 _EVENTS = "helmr.ev"
 _LIVE = "helmr.event"
@@ -105,6 +106,11 @@ def history(scope: Scope, entity: Entity, entity_id: str) -> str:
     in-flight filters as strings, so every writer must use this very one.
     """
     return f"{_EVENTS}.{scope}.{entity}.{_token(entity_id)}.>"
+
+
+def anywhere(entity: Entity, entity_id: str) -> str:
+    """The filter for all events of one entity, whatever its scope: ids are unique."""
+    return f"{_EVENTS}.*.*.{entity}.{_token(entity_id)}.>"
 
 
 def of_kind(entity: Entity, kind: str) -> str:

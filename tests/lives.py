@@ -77,7 +77,7 @@ class Life:
 
     def waits(self, outcome: str = "wait_completed", *, seconds: float = 30.0) -> Self:
         self.add("waiting", {"kind": "stream", "stream": "approval", "correlation_id": "pr-42"})
-        return self.add(outcome, {"sequence": 1}, after=seconds).queued("resume").leased()
+        return self.add(outcome, {"sequence": 1, "seq": 1}, after=seconds).queued("resume").leased()
 
     def retries(self, code: str = "task_error") -> Self:
         state = self.state

@@ -93,6 +93,12 @@ class ChannelProcess:
         if not self.ended:
             self._channel.write(protocol.json_frame(protocol.CANCEL, {"grace": max(0.0, grace)}, self.number))
 
+    async def limit(self, deadline: float, grace: float) -> None:
+        """Replace the deadline. Of a process that has ended nothing is asked."""
+        if not self.ended:
+            body = {"deadline": deadline, "grace": max(0.0, grace)}
+            self._channel.write(protocol.json_frame(protocol.LIMIT, body, self.number))
+
     def abandon(self) -> None:
         """End the tree and take its frames unseen: whoever started it is not there any more."""
         self._abandoned = True

@@ -145,6 +145,10 @@ class Process(Protocol):
         """Deliver one JSON object to the task's control channel."""
         ...
 
+    async def limit(self, deadline: float, grace: float) -> None:
+        """Replace the deadline, by one in ``deadline`` seconds from now; one that has passed stands."""
+        ...
+
     async def cancel(self, grace: float) -> None:
         """Ask for the end: SIGTERM to the tree, SIGKILL after ``grace`` seconds. :class:`Exited` follows when all is gone."""
         ...

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 
-from bus.log import Position
-from bus.records import StreamWriter
+from bus import waits
+from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
 from helmr import chunks, events
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable, UsageError
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
+from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
+from helmr.reducers.journal import Recorded
 from helmr.subjects import Scope
-from worker import messages, run_secrets
-from worker.engine import Exited, Machine, Message, Output, Process, ProcessSpec
+from worker import run_secrets
+from worker.answers import Answers
+from worker.conversation import Conversation, patient_writer
+from worker.engine import Machine, Process, ProcessSpec
+from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
-from worker.outcome import Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge, masked
+from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, judge, masked
 from worker.run_journal import Fenced, RunJournal
 from worker.run_secrets import RunSecrets, SecretMissing
 from worker.services import Services
@@ -36,6 +40,8 @@ T = TypeVar("T")
 _HURRY = 1.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
+#: Events of a run that are read to execute it again: all of them.
+_ALL = 1_000_000_000
 
 
 class HandedBack(Exception):
@@ -57,12 +63,15 @@ class Execution:
         self.pump = LogPump(
             services.log.js, scope, self.run_id, attempt=state.attempt or 1, dispatch=state.dispatch_attempt
         )
-        self.said = Said()
+        answers = Answers(services.log, scope, self.run_id, spec, self.journal)
+        writer = patient_writer(answers, spec, executed_before=self._executed_before)
+        self.conversation = Conversation(answers, self.journal, self.pump, writer, lambda: self._end_process(0))
         self.secrets = run_secrets.NONE
         #: Whether the lease was given up and the run must be queued again.
         self.handed_back = False
         self._process: Process | None = None
-        self._began = False
+        self._hot = services.hot.take(self.run_id)
+        self.conversation.began = self._hot is not None
         self._cancelled = asyncio.Event()
         self._forced = asyncio.Event()
         self._stopping: BaseException | None = None
@@ -120,10 +129,10 @@ class Execution:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping is not None and not work.done():
                 await self._end_process(_HURRY)
-                if self._process is not None or self._began:
+                if self._process is not None or self.conversation.began:
                     await asyncio.wait({work}, timeout=_HURRY + _KILL_TIME)
                 await _cancel_and_wait(work)
-                if not self.state.terminal:
+                if self.state.lease is not None:
                     await self._after_stop(self._stopping)
             else:
                 work.result()
@@ -157,19 +166,7 @@ class Execution:
             if secrets is None:
                 return await self._unprepared(spec)
             self.secrets = secrets
-            machines = self.services.machines.use(
-                self.scope, spec.workspace_id, Needs(deployment, sandbox, self._progress)
-            )
-            machine = await self._unless_cancelled(machines.__aenter__(), deadline)
-            if machine is None:
-                return await self._unprepared(spec)
-            try:
-                return await self._execute(machine, spec, deployment, task, deadline)
-            except Unavailable as gone:
-                await self.services.machines.forget(self.scope, spec.workspace_id, machine, gone.message)
-                raise
-            finally:
-                await machines.__aexit__(None, None, None)
+            return await self._use_machine(deployment, task, Needs(deployment, sandbox, self._progress), deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
         except SecretMissing as error:
@@ -193,6 +190,33 @@ class Execution:
         except Conflict:
             await self.journal.check()
             raise
+
+    async def _use_machine(
+        self, deployment: Deployment, task: dict[str, Any], needs: Needs, deadline: float
+    ) -> Outcome:
+        """Execute in the machine of the workspace, and leave it after that; unless the run waits and is kept there."""
+        if self._hot is not None:
+            use, machine = self._hot.use, self._hot.machine
+        else:
+            use = self.services.machines.use(self.scope, self.spec.workspace_id, needs)
+            found = await self._unless_cancelled(use.__aenter__(), deadline)
+            if found is None:
+                return await self._unprepared(self.spec)
+            machine = found
+        outcome: Outcome | None = None
+        try:
+            process = await self._start(machine, deployment, task, deadline)
+            running = HotRun(
+                scope=self.scope, run_id=self.run_id, spec=self.spec, process=process, machine=machine, use=use
+            )
+            outcome = await self._execute(running, task)
+        except Unavailable as gone:
+            await self.services.machines.forget(self.scope, self.spec.workspace_id, machine, gone.message)
+            raise
+        finally:
+            if not isinstance(outcome, Waits):
+                await use.__aexit__(None, None, None)
+        return outcome
 
     async def _unprepared(self, spec: RunSpec) -> Outcome:
         if self._cancelled.is_set():
@@ -220,33 +244,63 @@ class Execution:
         record = {"level": "info", "message": message, "fields": {"source": "helmr"}, "at": events.now().isoformat()}
         self.pump.note(msgspec.json.encode(record) + b"\n")
 
-    async def _execute(
-        self, machine: Machine, spec: RunSpec, deployment: Deployment, task: dict[str, Any], deadline: float
-    ) -> Outcome:
-        left = max(deadline - asyncio.get_running_loop().time(), 0.1)
-        self._process = process = await machine.start(self._process_spec(spec, deployment, task, left))
-        canceller = asyncio.create_task(self._cancel_when_asked(spec.cancel_grace))
-        writer = StreamWriter(self.services.log.js, self.scope, spec.session_id, self.run_id, patience=math.inf)
+    async def _execute(self, running: HotRun, task: dict[str, Any]) -> Outcome:
+        self._process = running.process
+        canceller = asyncio.create_task(self._cancel_when_asked(self.spec.cancel_grace))
         try:
-            exited = await self._listen(process, writer)
+            exited = await self.conversation.listen(running, self.services.hot, self.secrets.masker)
         except BaseException:
-            await asyncio.shield(_discard(process))  # nothing of it may live on when nobody listens
+            await asyncio.shield(discard(running.process))  # nothing of it may live on when nobody listens
             raise
         finally:
             canceller.cancel()
             self._process = None
+        if exited is None:
+            return Waits()
         if exited.cause == "lost":
             raise Unavailable(f"its machine was lost: {exited.detail}")
         return judge(
-            self.said,
+            self.conversation.said,
             exited,
             cancel_requested=self._cancelled.is_set(),
-            max_duration=spec.max_duration,
+            max_duration=self.spec.max_duration,
             schema=task.get("output_schema"),
         )
 
-    def _process_spec(self, spec: RunSpec, deployment: Deployment, task: dict[str, Any], left: float) -> ProcessSpec:
+    async def _start(self, machine: Machine, deployment: Deployment, task: dict[str, Any], deadline: float) -> Process:
+        """The process that was kept while the run waited, told the answer; or a new one, which knows what is recorded."""
+        left = max(deadline - asyncio.get_running_loop().time(), 0.1)
+        if self._hot is not None and await self._go_on(self._hot, left):
+            return self._hot.process
+        return await machine.start(await self._process_spec(self.spec, deployment, task, left))
+
+    async def _go_on(self, hot: HotRun, left: float) -> bool:
+        """Tell a process that was kept what came of its wait; whether it lives to hear it."""
+        ended = await waits.outcome(self.services.log, self.scope, self.run_id)
+        try:
+            await hot.process.limit(left, self.spec.cancel_grace)
+            await hot.process.send(journal_rules.outcome(ended) | {"op": "answer", "id": hot.question})
+        except Conflict:
+            await discard(hot.process)
+            return False
+        return True
+
+    @property
+    def _executed_before(self) -> bool:
+        return self.state.dispatch_attempt > 1 or (self.state.attempt or 1) > 1
+
+    async def _recorded(self) -> Recorded:
+        """What is recorded of earlier executions."""
+        if not self._executed_before:
+            return Recorded(entries=[])
+        events = await self.services.log.events(RUN, self.scope, self.run_id, limit=_ALL)
+        return journal_rules.recorded(events, attempt=self.state.attempt or 1)
+
+    async def _process_spec(
+        self, spec: RunSpec, deployment: Deployment, task: dict[str, Any], left: float
+    ) -> ProcessSpec:
         state = self.state
+        recorded = await self._recorded()
         run = {
             "id": self.run_id,
             "tags": list(spec.tags),
@@ -267,7 +321,9 @@ class Execution:
             "task_id": spec.task_id,
             "payload": spec.payload,
             "ctx": context,
-            "metadata": state.metadata,
+            "metadata": spec.metadata,
+            "metadata_calls": recorded.metadata_calls,
+            "journal": recorded.entries,
             "cancel_grace": spec.cancel_grace,
         }
         lease = state.lease.cursor if state.lease else 0
@@ -289,52 +345,10 @@ class Execution:
             await self._forced.wait()
         await self._end_process(0)
 
-    async def _listen(self, process: Process, writer: StreamWriter) -> Exited:
-        """Carry what the process says, without the secrets in it; its end."""
-        masker = self.secrets.masker
-        streams = {"stdout": masker.stream(), "stderr": masker.stream()}
-        async for frame in process.frames():
-            match frame:
-                case Output():
-                    await self.pump.write(frame.stream, streams[frame.stream].feed(frame.data))
-                case Message():
-                    await self._heed(messages.masked(frame.body, masker), writer)
-                case Exited():
-                    for name, stream in streams.items():
-                        await self.pump.write(name, stream.end())
-                    return frame
-        return Exited(cause="lost", detail="the process ended without a word")
-
-    async def _heed(self, body: dict[str, Any], writer: StreamWriter) -> None:
-        """Act on one message of the task, unless it has broken the protocol before."""
-        if self.said.broken is not None:
-            return
-        try:
-            await self._act(messages.parse(body), writer)
-        except (messages.Broken, UsageError) as error:
-            self.said.broken = error.message
-            await self._end_process(0)
-
-    async def _act(self, message: messages.TaskMessage, writer: StreamWriter) -> None:
-        match message:
-            case messages.Started():
-                self._began = True
-                await self.journal.put(Draft(kind="started", message="the task's code begins", source="worker"))
-            case messages.LogLine():
-                fields = msgspec.to_builtins(message)
-                del fields["op"]
-                await self.pump.write("log", msgspec.json.encode(fields) + b"\n")
-            case messages.Metadata(metadata=document, changed=changed):
-                data = {"metadata": document, "changed": changed}
-                await self.journal.put(Draft(kind="metadata", data=data, source="task"))
-            case messages.Record():
-                record = await writer.append(message.stream, message.data, message.correlation_id)
-                told = {"stream": record.stream, "sequence": record.sequence, "record_id": record.id}
-                await self.journal.put(Draft(kind="output", data=told, source="task"))
-            case messages.Result() | messages.ResultPart() | messages.Error():
-                self.said.hear(message)
-
     async def _conclude(self, spec: RunSpec, outcome: Outcome) -> None:
+        if isinstance(outcome, Waits):
+            await waits.settle(self.services.log, self.scope, self.run_id)
+            return
         await self._store_logs(chunks.WORKER_LOST if isinstance(outcome, Lost) else None)
         logs = self.pump.totals
         match outcome:
@@ -364,7 +378,7 @@ class Execution:
         """Give the lease up; the worker has the run queued again, when it is ready for that."""
         at = events.now()
         state = await self.journal.append(
-            lambda state: rules.abandon(state, self.spec, reason=reason, began=self._began, at=at)
+            lambda state: rules.abandon(state, self.spec, reason=reason, began=self.conversation.began, at=at)
         )
         self.handed_back = state.status == "queued"
 
@@ -374,17 +388,6 @@ class Execution:
                 await self._process.cancel(grace)
             except HelmrError as error:
                 log.debug("run %s: %s", self.run_id, error)  # the machine is gone, and the process with it
-
-
-async def _discard(process: Process) -> None:
-    """End a process whose frames nobody wants any more, and see to its end."""
-    try:
-        async with asyncio.timeout(_KILL_TIME):
-            await process.cancel(0)
-            async for _ in process.frames():
-                pass
-    except (HelmrError, TimeoutError) as error:
-        log.warning("process %s: %s", process.id, error)
 
 
 def _reason(state: RunState) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,6 +36,7 @@ class Metadata(msgspec.Struct, frozen=True, tag_field="op", tag="metadata"):
 
     metadata: dict[str, Any]
     changed: list[str] = []
+    n: int = 0
 
 
 class Record(msgspec.Struct, frozen=True, tag_field="op", tag="output"):
@@ -43,6 +45,66 @@ class Record(msgspec.Struct, frozen=True, tag_field="op", tag="output"):
     stream: str
     data: Any = None
     correlation_id: str | None = None
+    n: int | None = None
+    main: bool = True
+
+
+class StepOver(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="op", tag="step"):
+    """A durable step is over: to be recorded, and answered when it is."""
+
+    id: int
+    call: Literal["step", "now", "uuid4", "random"]
+    name: str
+    n: int
+    main: bool
+    result: Any = None
+    error: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Wait(msgspec.Struct, frozen=True, tag_field="op", tag="wait"):
+    """The task waits; answered when that is over. ``timeout`` in seconds."""
+
+    id: int
+    name: str
+    n: int
+    main: bool
+    kind: Literal["stream", "token", "timer"]
+    stream: str | None = None
+    token: str | None = None
+    correlation_id: str | None = None
+    timeout: float | None = None
+    due: datetime | None = None
+
+
+class Peek(msgspec.Struct, frozen=True, tag_field="op", tag="peek"):
+    """Which record a wait would get at once."""
+
+    id: int
+    name: str
+    n: int
+    main: bool
+    stream: str
+    correlation_id: str | None = None
+
+
+class NewToken(msgspec.Struct, frozen=True, tag_field="op", tag="token"):
+    """The task wants a token; ``timeout`` in seconds."""
+
+    id: int
+    n: int
+    main: bool
+    timeout: float
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+
+
+class NewSecret(msgspec.Struct, frozen=True, tag_field="op", tag="secret"):
+    """The task wants a secret for a token."""
+
+    id: int
+    token: str
 
 
 class ResultPart(msgspec.Struct, frozen=True, tag_field="op", tag="result_part"):
@@ -76,7 +138,7 @@ class EndedByCancel(msgspec.Struct, frozen=True, tag_field="op", tag="cancelled"
 
 
 #: What says what a message is and whom it is about; everything else in it is content.
-_IDENTITY = frozenset({"op", "kind", "name", "stream", "level", "at", "code", "correlation_id"})
+_IDENTITY = frozenset({"op", "kind", "name", "stream", "level", "at", "code", "correlation_id", "call", "token"})
 
 
 def masked(body: dict[str, Any], masker: Masker) -> dict[str, Any]:
@@ -86,7 +148,11 @@ def masked(body: dict[str, Any], masker: Masker) -> dict[str, Any]:
     return {key: value if key in _IDENTITY else masker.json(value) for key, value in body.items()}
 
 
-TaskMessage = Started | LogLine | Metadata | Record | ResultPart | Result | Error | EndedByCancel
+#: What is answered.
+Question = StepOver | Peek | NewToken | NewSecret
+#: What is taken note of.
+Statement = Started | LogLine | Metadata | Record | ResultPart | Result | Error | EndedByCancel
+TaskMessage = Statement | Question | Wait
 
 
 def parse(body: dict[str, Any]) -> TaskMessage:

@@ -84,7 +84,11 @@ class Lost(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Succeeded | Failed | Cancelled | Lost
+class Waits(msgspec.Struct, frozen=True):
+    """The run waits, and has no lease any more."""
+
+
+Outcome = Succeeded | Failed | Cancelled | Lost | Waits
 
 #: What a task may call its own failure.
 _ERROR_CODES: tuple[FailureCode, ...] = (

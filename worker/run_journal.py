@@ -44,6 +44,7 @@ class RunJournal:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lock = asyncio.Lock()
+        self._released = False
 
     @property
     def state(self) -> RunState:
@@ -103,6 +104,10 @@ class RunJournal:
                 else:
                     return self.state
 
+    def release(self) -> None:
+        """The lease has ended with the last event: the run waits."""
+        self._released = True
+
     async def check(self) -> None:
         """Read the run, in case a message about it was missed.
 
@@ -110,7 +115,8 @@ class RunJournal:
             Fenced: the lease is lost.
         """
         async with self._lock:
-            await self._reread()
+            if not self._released:
+                await self._reread()
 
     async def _reread(self) -> None:
         position = await self._log.last(RUN, self._scope, self.state.id)

@@ -35,6 +35,7 @@ from helmr.subjects import Scope
 from helmr.version import __version__
 from worker.engine import Engine, EngineInfo
 from worker.execution import Execution, HandedBack
+from worker.hot import HotRun, HotRuns
 from worker.lanes import Lane, Slots, remove_lane
 from worker.leasing import LOOK_AGAIN, Held, Stale, take_lease
 from worker.liveness import BootLock, Liveness
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 _ENGINE_RETRY = 2.0
 #: Seconds between looks for what dead workers left running.
 _SWEEP = 30.0
+#: Processes of waiting runs that are kept: so many for each slot, and at least so many.
+HOT_PER_SLOT, MIN_HOT = 4, 16
 #: Lease checks under way at the same time: they are only a precaution.
 _CHECKS = 8
 _EVERYWHERE = Scope("*", "*")
@@ -97,10 +100,12 @@ class Worker:
             host=info.host,
             group=group,
         )
+        self._hot = HotRuns(self.machines, limit=max(HOT_PER_SLOT * slots, MIN_HOT))
         self._services = Services(
             log=self._log,
             deployments=self._deployments,
             machines=self.machines,
+            hot=self._hot,
             engine_lost=lambda _: self._engine_lost.set(),
         )
         names = (group, f"~{info.host}", f"@{self.id}")
@@ -135,11 +140,13 @@ class Worker:
             tasks.create_task(self._presence.watch()),
             tasks.create_task(self._deployments.watch()),
             tasks.create_task(self.machines.stop_idle()),
+            tasks.create_task(self._hot.watch()),
         ]
         await asyncio.gather(self._presence.ready.wait(), self._deployments.ready.wait())
         await self._remove_leftovers()
         await announce(self.nc, self._about())
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
+        await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancelled"), cb=self._on_ended)
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
         await self.nc.subscribe(subjects.worker(self.id, "ping"), cb=self._on_ping)
         for lane in self._lanes:
@@ -153,6 +160,7 @@ class Worker:
         """Take nothing any more, and give what is being executed the time to end."""
         self._gate.clear()
         self._draining.set()
+        await self._hot.close()
         for pull in self._pulls:  # before anything is queued again, or it would come back to us
             pull.cancel()
         await asyncio.wait(self._pulls)
@@ -171,6 +179,7 @@ class Worker:
         for execution in list(self._executions.values()):
             execution.stop(HandedBack("the worker was stopped"))
         await self._until(lambda: not self._executions)
+        await self._hot.close()
         await self.machines.close()
         self._machines_gone.set()
         await self._until(lambda: not self._handlers)
@@ -294,9 +303,13 @@ class Worker:
         """That we have a connection is all that control wants to know."""
         await msg.respond(b"")
 
+    async def _on_ended(self, msg: Msg) -> None:
+        await self._hot.park(subjects.parse_event(msg.subject).id)
+
     async def _on_stop_order(self, msg: Msg) -> None:
         order = msgspec.json.decode(msg.data, type=StopOrder)
         try:
+            await self._hot.park_workspace(order.id)
             await self.machines.stop(Scope(order.project, order.environment), order.id, "stopped on request")
         except HelmrError as error:
             await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
@@ -333,6 +346,14 @@ class Worker:
                     execution.stop(fenced)
 
         await asyncio.gather(*(check(execution) for execution in list(self._executions.values())))
+        await asyncio.gather(*(self._check_hot(run, limit) for run in self._hot.each()))
+
+    async def _check_hot(self, run: HotRun, limit: asyncio.Semaphore) -> None:
+        """The news that a waiting run has ended, or goes on elsewhere, may have been missed."""
+        async with limit:
+            state = (await self._log.present(RUN, run.scope, run.run_id)).state
+            if state.terminal or (state.lease is not None and state.lease.worker != self.id):
+                await self._hot.park(run.run_id)
 
     async def _sweep(self) -> None:
         """Look for what dead neighbours left, every now and then."""

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from helmr.context import Cancelled
-from helmr.errors import HelmrError
+from helmr.errors import HelmrError, Nondeterminism
 
 #: Limits of what a failure carries, in characters.
 MESSAGE_LIMIT = 16 * 1024
@@ -78,7 +78,7 @@ def _error(failure: BaseException, source_path: str) -> dict[str, Any]:
         message = f"{failure}: {type(shown).__name__}: {message}" + (f" ({where})" if where else "")
     told = {
         "op": "error",
-        "code": "task_error",
+        "code": "nondeterminism" if isinstance(shown, Nondeterminism) else "task_error",
         "type": type(shown).__qualname__,
         "message": _cut(message, MESSAGE_LIMIT),
         "traceback": _cut("".join(traceback.format_exception(type(shown), shown, trace)), TRACEBACK_LIMIT),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import select
 import socket
 import struct
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 from helmr import jsonform
 from helmr.errors import Unavailable
 from helmr.guest import protocol
+from helmr.guest.inbox import Inbox
 from helmr.guest.interruption import Interruption
 
 #: What the supervisor accepts as one message, in bytes.
@@ -42,12 +42,12 @@ class Outbox:
         self._pid = os.getpid()
         self._unsettled = False
         self._settling = threading.Lock()
-        self._replies = b""
+        self._inbox = Inbox(sock, interruption)
 
-    def order_streams(self) -> None:
-        """Have everything printed from now on wait for the log lines before it."""
+    def order_streams(self, muted: Callable[[], bool]) -> None:
+        """Have everything printed from now on wait for the log lines before it, and be dropped while ``muted``."""
         for stream in _streams:
-            stream.settle = self.settle
+            stream.settle, stream.muted = self.settle, muted
 
     def settle(self) -> None:
         """Return when the supervisor has taken the log lines sent so far."""
@@ -56,21 +56,20 @@ class Outbox:
         with self._settling:
             self._unsettled = False
             try:
+                taken = self._inbox.synced
                 self._post(protocol.SYNC)
-                self._await_reply()
+                self._inbox.wait_for(lambda: self._inbox.synced > taken or None)
             except (OSError, Unavailable):
                 return  # nobody listens any more: there is no order to keep
 
-    def _await_reply(self) -> None:
-        while len(self._replies) < _LENGTH.size + len(protocol.SYNCED):
-            # Only here may an interruption strike: nothing has been taken from the socket.
-            select.select([self._sock], [], [])
-            with self._interruption:
-                data = self._sock.recv(_LENGTH.size + len(protocol.SYNCED) - len(self._replies))
-                if not data:
-                    raise Unavailable("the supervisor of this task no longer listens")
-                self._replies += data
-        self._replies = b""
+    def ask(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Send a message that has an ``id``, and wait for the answer to it.
+
+        Raises:
+            Unavailable: nobody is there any more.
+        """
+        self.send(message)
+        return self._inbox.wait_for(lambda: self._inbox.answers.pop(message["id"], None))
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message.
@@ -80,7 +79,7 @@ class Outbox:
             ValueError: it exceeds 1 MiB.
         """
         logged = message["op"] == "log"
-        if logged:
+        if logged or "id" in message:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
         body = jsonform.encode(message)
@@ -116,6 +115,7 @@ class OrderedStream(io.TextIOWrapper):
     """
 
     settle: Callable[[], None] | None = None  #: waits; None as long as there is no run
+    muted: Callable[[], bool] | None = None  #: whether what is printed was printed before
 
     def __init__(self, fd: int, errors: str) -> None:
         raw = io.FileIO(fd, "w", closefd=False)
@@ -123,7 +123,9 @@ class OrderedStream(io.TextIOWrapper):
         super().__init__(io.BufferedWriter(raw), "utf-8", errors, line_buffering=True)
 
     def write(self, text: str, /) -> int:
-        """Write after what was logged before."""
+        """Write after what was logged before; nothing while the code runs again, up to where it was."""
+        if self.muted is not None and self.muted():
+            return len(text)
         if self.settle is not None:
             self.settle()
         return super().write(text)

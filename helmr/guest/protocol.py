@@ -61,6 +61,7 @@ SEND = 3  #: a JSON object for the task
 CANCEL = 4  #: {grace}
 ACK = 5  #: no body; everything up to the sequence has been taken
 STOP = 6  #: {grace}; end everything, then exit
+LIMIT = 7  #: {deadline, grace}; a new deadline, in seconds from now
 
 # From the supervisor.
 WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, taken}]}

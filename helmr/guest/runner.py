@@ -19,7 +19,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
-from helmr import jsonform, logger, metadata, registry, runtime, streams
+from helmr import jsonform, logger, metadata, registry, runtime, steps, streams, timers, tokens
 from helmr.context import TaskContext
 from helmr.convert import from_builtins
 from helmr.errors import PayloadInvalid, ProjectError
@@ -35,7 +35,7 @@ OUTPUT_LIMIT = 16 * 1024 * 1024
 LEFTOVER_GRACE = 1.0
 
 #: Imported here so that the fork server has them before it forks.
-PRELOADED = (metadata, streams)
+PRELOADED = (metadata, steps, streams, timers, tokens)
 
 
 def main(task: dict[str, Any], sock: socket.socket) -> int:
@@ -48,14 +48,23 @@ def main(task: dict[str, Any], sock: socket.socket) -> int:
     ============= ============================================================================================
     started       the function is about to be called
     log           ``level, message, fields, at``
-    metadata      ``metadata`` (the whole new document), ``changed`` (keys)
-    output        ``stream, data`` and perhaps ``correlation_id``
+    metadata      ``metadata`` (the whole new document), ``changed`` (keys), ``n`` (changes so far that a replay repeats)
+    output        ``stream, data`` and perhaps ``correlation_id``; ``n, main``: see below
+    step          ``id, name, n, main, call`` and ``result`` or ``error``: a step is over, and to be recorded
+    wait          ``id, name, n, main, kind`` and what is waited for: ``stream, token, correlation_id, timeout, due``
+    peek          ``id, name, n, main, stream`` and perhaps ``correlation_id``
+    token         ``id, name, n, main, timeout, tags, metadata``: make one
+    secret        ``id, token``: make a secret for it
     result_part   ``data``: a piece of a long output's JSON text
     result        ``output``, or ``parts``: how many pieces to join and parse. The last message
     error         ``code`` (a failure code), ``message``, and for ``task_error`` ``type, traceback, where, hint``; for
                   ``task_exit`` ``exit_code``. The last message
     cancelled     the function ended because it was asked to. The last message
     ============= ============================================================================================
+
+    What has an ``id`` is answered with it (``op`` ``answer``). ``name``, ``n`` and ``main`` are the key of a durable call;
+    what is recorded of earlier ones comes with ``task``: ``journal`` (entries as :class:`helmr.replay.Journal` takes them),
+    ``metadata`` (the document the run began with) and ``metadata_calls``.
     """
     own = os.getpid()
     interruption = Interruption()
@@ -96,16 +105,29 @@ def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -
     facts: dict[str, Any] = spec.get("ctx") or {}
     # Only here it is known: the engine decides where the workspace is, and starts us in it.
     facts = facts | {"workspace": {"path": os.getcwd(), **facts.get("workspace", {})}}
-    context = TaskContext(facts, lambda: interruption.requested)
+    run = runtime.Runtime(
+        outbox.send,
+        spec.get("metadata", facts.get("run", {}).get("metadata")),
+        entries=spec.get("journal", ()),
+        metadata_calls=spec.get("metadata_calls", 0),
+        ask=outbox.ask,
+    )
+    context = TaskContext(facts, lambda: interruption.requested, lambda: run.replaying)
     _set_up(spec["source_path"])
-    outbox.order_streams()
-    runtime.install(runtime.Runtime(outbox.send, context.run.get("metadata")))
+    outbox.order_streams(lambda: run.replaying)
+    runtime.install(run)
     task = _load(spec)
     arguments = task.arguments(_payload(task, spec.get("payload")), context)
     outbox.send({"op": "started"})
-    result = task.fn(*arguments.args, **arguments.kwargs)
-    if inspect.iscoroutine(result):
-        result = _await(result, interruption)
+    try:
+        result = task.fn(*arguments.args, **arguments.kwargs)
+        if inspect.iscoroutine(result):
+            result = _await(run, result, interruption)
+    except Exception:
+        if run.broken is not None:  # whatever the task made of it
+            raise run.broken from None
+        raise
+    run.finish()
     return _output(task, result)
 
 
@@ -159,12 +181,12 @@ def _payload(task: Task[Any, Any], value: Any) -> Any:
         raise PayloadInvalid(f"the payload does not fit the task {task.id!r}: {failure}") from None
 
 
-def _await(result: Coroutine[Any, Any, Any], interruption: Interruption) -> Any:
+def _await(run: runtime.Runtime, result: Coroutine[Any, Any, Any], interruption: Interruption) -> Any:
     import asyncio
 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    main = loop.create_task(result)
+    run.main_task = main = loop.create_task(result)
     # A signal handler runs between any two instructions of the loop: only this call is safe there, and it wakes the loop.
     interruption.redirect = lambda: loop.call_soon_threadsafe(main.cancel)
     try:

@@ -202,16 +202,22 @@ class Supervisor:
                 self.hello(link, json.loads(body))
             elif link is not self.client:
                 raise protocol.ProtocolError("no hello")
-            elif kind == protocol.ACK:
-                self.acknowledge(number, sequence)
-            elif kind == protocol.START:
-                self.start(number, body)
-            elif kind == protocol.SEND:
-                self.send(number, body)
-            elif kind == protocol.CANCEL:
-                self.cancel(number, json.loads(body)["grace"])
-            elif kind == protocol.STOP:
-                self.stop(json.loads(body)["grace"])
+            else:
+                self.obey(kind, number, sequence, body)
+
+    def obey(self, kind: int, number: int, sequence: int, body: bytes) -> None:
+        if kind == protocol.ACK:
+            self.acknowledge(number, sequence)
+        elif kind == protocol.START:
+            self.start(number, body)
+        elif kind == protocol.SEND:
+            self.send(number, body)
+        elif kind == protocol.CANCEL:
+            self.cancel(number, json.loads(body)["grace"])
+        elif kind == protocol.LIMIT:
+            self.limit(number, json.loads(body))
+        elif kind == protocol.STOP:
+            self.stop(json.loads(body)["grace"])
 
     def hello(self, link: Link, body: dict[str, Any]) -> None:
         """Take over from an earlier client, from where this one says it got to."""
@@ -293,6 +299,11 @@ class Supervisor:
         child = self.children.get(number)
         if child is not None:
             child.cancel(grace)
+
+    def limit(self, number: int, order: dict[str, Any]) -> None:
+        child = self.children.get(number)
+        if child is not None:
+            child.limit(order["deadline"], order["grace"])
 
     def acknowledge(self, number: int, sequence: int) -> None:
         child = self.children.get(number)

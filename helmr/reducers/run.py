@@ -17,6 +17,7 @@ from helmr.errors import Conflict
 from helmr.events import (
     CancelRequest,
     Cause,
+    Consumed,
     Draft,
     Failure,
     Hold,
@@ -28,8 +29,9 @@ from helmr.events import (
     Status,
     Wait,
 )
+from helmr.reducers import consumption
 
-#: Leases of one attempt after which a run fails with ``dispatch_exhausted``.
+#: Leases lost in a row after which a run fails with ``dispatch_exhausted``.
 MAX_DISPATCH_ATTEMPTS = 5
 #: Failure codes a retry policy may act on.
 RETRYABLE = frozenset({"task_error", "task_exit", "out_of_memory", "max_duration", "worker_lost"})
@@ -88,6 +90,7 @@ def _opened(run_id: str, spec: RunSpec, at: datetime) -> RunState:
         task_id=spec.task_id,
         turn=spec.turn,
         metadata=spec.metadata,
+        consumed=spec.consumed,
         queue=spec.queue,
         priority=spec.priority,
         concurrency_key=spec.concurrency_key,
@@ -116,7 +119,6 @@ def _held(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
 
 
 def _queued(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
-    keeps_count = data["cause"] == "redispatch"
     granted = state.hold is not None and state.hold.limit == "queue"
     return msgspec.structs.replace(
         state,
@@ -125,7 +127,6 @@ def _queued(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
         hold=None,
         slot=state.hold.cursor if state.hold is not None and granted else state.slot,
         queued_at=state.queued_at or at,
-        dispatch_attempt=state.dispatch_attempt if keeps_count else 0,
     )
 
 
@@ -151,7 +152,19 @@ def _released(state: RunState, at: datetime) -> RunState:
 
 def _waiting(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
     wait = msgspec.convert({**data, "since": at}, Wait)
-    return msgspec.structs.replace(_released(state, at), status="waiting", wait=wait, dispatch=None, slot=None)
+    return msgspec.structs.replace(
+        _released(state, at), status="waiting", wait=wait, dispatch=None, slot=None, losses=0
+    )
+
+
+def _completed(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    """The wait has what it waited for; a record of a stream is consumed by that, for this run and all that continue it."""
+    stream = state.wait.stream if state.wait else None
+    woken = _woken(state, data, at)
+    if stream is None:
+        return woken
+    taken = consumption.take(state.consumed.get(stream, Consumed()), data["sequence"], data["seq"])
+    return msgspec.structs.replace(woken, consumed={**state.consumed, stream: taken})
 
 
 def _woken(state: RunState, _data: dict[str, Any], _at: datetime) -> RunState:
@@ -169,7 +182,7 @@ def _cancel_requested(state: RunState, data: dict[str, Any], _at: datetime) -> R
 
 
 def _lease_lost(state: RunState, _data: dict[str, Any], at: datetime) -> RunState:
-    return msgspec.structs.replace(_released(state, at), status="queued")
+    return msgspec.structs.replace(_released(state, at), status="queued", losses=state.losses + 1)
 
 
 def _retry_scheduled(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
@@ -181,6 +194,7 @@ def _retry_scheduled(state: RunState, data: dict[str, Any], at: datetime) -> Run
         slot=None,
         dispatch_attempt=0,
         next_attempt=data["attempt"],
+        losses=0,
     )
 
 
@@ -205,7 +219,7 @@ _FOLDS: dict[str, _Fold] = {
     "queued": _queued,
     "leased": _leased,
     "waiting": _waiting,
-    "wait_completed": _woken,
+    "wait_completed": _completed,
     "wait_timed_out": _woken,
     "wait_cancelled": _woken,
     "metadata": _metadata,
@@ -277,8 +291,8 @@ def lease(state: RunState, *, worker: str, dispatch: int) -> Draft:
     _require(state, "queued")
     if state.dispatch != dispatch:
         raise Conflict(f"run {state.id}: this dispatch message is stale", details={"dispatch": state.dispatch})
-    if state.dispatch_attempt >= MAX_DISPATCH_ATTEMPTS:
-        raise Conflict(f"run {state.id} was dispatched {state.dispatch_attempt} times", details={"exhausted": True})
+    if state.losses >= MAX_DISPATCH_ATTEMPTS:
+        raise Conflict(f"run {state.id} was lost {state.losses} times", details={"exhausted": True})
     attempt, again = state.next_attempt, state.dispatch_attempt + 1
     data = {"worker": worker, "attempt": attempt, "dispatch_attempt": again}
     return Draft(kind="leased", data=data, message=f"leased by {worker}", source="worker")
@@ -311,9 +325,65 @@ def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: dat
     return lose_lease(state, reason=reason)
 
 
+def wait(state: RunState, wanted: Wait, **data: Any) -> Draft:
+    """The task waits; the lease ends here. ``data`` is kept with the event.
+
+    Raises:
+        Conflict: somebody wants the run's end: then there is nothing to wait for.
+    """
+    _require(state, "running")
+    if state.cancel is not None:
+        raise Conflict(f"run {state.id} is being cancelled")
+    body = {**msgspec.to_builtins(wanted), **data}
+    body.pop("since", None)
+    return Draft(kind="waiting", data=body, message=f"waits for {describe(wanted)}", source="worker")
+
+
+def describe(wanted: Wait) -> str:
+    """What a run waits for, in a few words."""
+    match wanted.kind:
+        case "stream":
+            whose = f" with correlation id {wanted.correlation_id}" if wanted.correlation_id is not None else ""
+            return f"a record of stream {wanted.stream}{whose}"
+        case "token":
+            return f"token {wanted.token}"
+        case "timer":
+            return f"{wanted.due:%Y-%m-%d %H:%M:%S} UTC" if wanted.due else "a timer"
+
+
+def complete_wait(state: RunState, **result: Any) -> Draft:
+    """What the run waits for is there; of a stream's record ``result`` has ``sequence``, ``seq`` and ``data``."""
+    _require(state, "waiting")
+    kept = {"kind": state.wait.kind, **result} if state.wait else result
+    return Draft(kind="wait_completed", data=kept, message="the wait is over")
+
+
+def time_out_wait(state: RunState, *, at: datetime) -> Draft | None:
+    """The time of the wait is up: a timer has what it waited for, anything else has timed out. None: not yet."""
+    _require(state, "waiting")
+    wanted = state.wait
+    if wanted is None or wanted.due is None or wanted.due > at:
+        return None
+    return complete_wait(state) if wanted.kind == "timer" else expire_wait(state)
+
+
+def expire_wait(state: RunState) -> Draft:
+    """What the run waits for did not come in time."""
+    _require(state, "waiting")
+    wanted = state.wait or Wait(kind="timer")
+    return Draft(kind="wait_timed_out", data={"kind": wanted.kind}, message=f"{describe(wanted)} did not come in time")
+
+
+def cancel_wait(state: RunState, *, reason: str) -> Draft:
+    """What the run waits for will never come; the task hears of it."""
+    _require(state, "waiting")
+    kind = state.wait.kind if state.wait else "token"
+    return Draft(kind="wait_cancelled", data={"kind": kind, "reason": reason}, message=reason)
+
+
 def exhausted(state: RunState) -> Draft:
     """The run has been dispatched too often."""
-    message = f"dispatched {state.dispatch_attempt} times without an end; the last worker was lost each time"
+    message = f"dispatched {state.losses} times without an end; the last worker was lost each time"
     return fail(Failure(code="dispatch_exhausted", message=message))
 
 

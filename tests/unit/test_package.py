@@ -24,7 +24,7 @@ def test_importing_loads_nothing_heavy() -> None:
 def test_authoring_stays_within_the_standard_library() -> None:
     code = (
         "import sys; before = set(sys.modules)\n"
-        "from helmr import Image, Queue, Retry, Sandbox, Secret, logger, metadata, streams, task\n"
+        "from helmr import Image, Queue, Retry, Sandbox, Secret, logger, metadata, step, streams, task, timers, tokens\n"
         "import helmr.guest.runner\n"
         "roots = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(sorted(roots - set(sys.stdlib_module_names) - {'helmr'}))"
@@ -40,7 +40,7 @@ def test_every_listed_name_exists(name: str) -> None:
 def test_the_list_is_sorted_and_complete() -> None:
     assert sorted(helmr.__all__) == helmr.__all__
     # A task that imports everything by star must not need what the clients need.
-    assert dir(helmr) == sorted([*helmr.__all__, "AsyncClient", "Client"])
+    assert dir(helmr) == sorted([*helmr.__all__, "AsyncClient", "Client", "now", "random", "uuid4"])
 
 
 def test_the_decorator_stays_itself_whatever_is_imported() -> None:

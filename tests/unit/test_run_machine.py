@@ -13,13 +13,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bus.log import RUN
 from helmr.errors import Conflict
-from helmr.events import TERMINAL, Draft, Failure, RetryPolicy, RunEvent, RunSpec, RunState
+from helmr.events import TERMINAL, Consumed, Draft, Failure, RetryPolicy, RunEvent, RunSpec, RunState, Wait
+from helmr.reducers import consumption
 from helmr.reducers import run as rules
 from tests.unit.runs import START, spec
 
 _WORKERS = st.sampled_from(["wrk_a", "wrk_b", "wrk_c"])
 _JOURNAL = st.sampled_from(["step", "output", "token_created", "log"])
-_WAITS = st.sampled_from(["wait_completed", "wait_timed_out", "wait_cancelled"])
 _CODES = st.sampled_from(["task_error", "task_exit", "max_duration", "output_invalid", "image_error"])
 _LANES = st.sampled_from(["default", "@wrk_a", "~host_1"])
 _POLICIES = st.none() | st.builds(RetryPolicy, max_attempts=st.integers(1, 4), jitter=st.booleans())
@@ -36,6 +36,7 @@ class RunMachine(RuleBasedStateMachine):
         self.events: list[RunEvent] = []
         self.now = START
         self.spent = timedelta()
+        self.consumed: set[int] = set()
 
     def _append(self, draft: Draft | None) -> None:
         """What a deciding function returns is always accepted; running time is added up beside it."""
@@ -59,8 +60,7 @@ class RunMachine(RuleBasedStateMachine):
         assert (after.attempt or 0) >= (before.attempt or 0)
         assert after.attempt is None or (after.attempt or 0) - (before.attempt or 0) in {0, 1}
         if after.attempt == before.attempt and after.next_attempt == before.next_attempt:
-            # Only waking from a wait begins the count anew: that lease was not lost.
-            assert after.dispatch_attempt >= before.dispatch_attempt or after.dispatch != before.dispatch
+            assert after.dispatch_attempt >= before.dispatch_attempt
 
     def _try(self, decide: Any, *args: Any, **kwargs: Any) -> None:
         """Ask for something that may be refused; a refusal must not come from ``apply``."""
@@ -126,15 +126,41 @@ class RunMachine(RuleBasedStateMachine):
         self._append(Draft(kind="metadata", data={"metadata": {"value": value}}))
         assert self.state.metadata == {"value": value}
 
-    @precondition(lambda self: self.state.status == "running")
-    @rule()
-    def wait(self) -> None:
-        self._append(Draft(kind="waiting", data={"kind": "token", "token": "tok_1"}))
+    @rule(kind=st.sampled_from(["stream", "token", "timer"]), seconds=st.none() | st.integers(0, 500))
+    def wait(self, kind: Any, seconds: int | None) -> None:
+        due = None if seconds is None else self.now + timedelta(seconds=seconds)
+        what: dict[str, Any] = {"stream": {"stream": "notes"}, "token": {"token": "tok_1"}, "timer": {}}[kind]
+        before = self.state
+        self._try(rules.wait, Wait(kind=kind, due=due, **what), n=1, main=True)
+        if before.status == "running" and before.cancel is None:
+            assert self.state.status == "waiting"
+        else:
+            assert self.state == before, "who is to end does not begin to wait"
 
     @precondition(lambda self: self.state.status == "waiting")
-    @rule(kind=_WAITS)
-    def wake(self, kind: str) -> None:
-        self._append(Draft(kind=kind))
+    @rule(ahead=st.integers(0, 3))
+    def complete(self, ahead: int) -> None:
+        wanted = self.state.wait
+        assert wanted is not None
+        record = {}
+        if wanted.kind == "stream":
+            sequence = ahead + next(n for n in range(1, 1000) if n not in self.consumed)
+            record = {"sequence": sequence, "seq": sequence + 100, "data": {"n": sequence}}
+            self.consumed.add(sequence)
+        self._append(rules.complete_wait(self.state, **record))
+        assert self.state.status == "queued"
+
+    @rule()
+    def time_out(self) -> None:
+        wanted = self.state.wait
+        self._try(rules.time_out_wait, at=self.now)
+        if wanted is not None:
+            over = wanted.due is not None and wanted.due <= self.now
+            assert (self.state.status == "queued") == over
+
+    @rule()
+    def cancel_wait(self) -> None:
+        self._try(rules.cancel_wait, reason="the token was cancelled")
 
     @precondition(lambda self: self.state.status == "running")
     @rule()
@@ -149,7 +175,7 @@ class RunMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.state.terminal)
     @rule()
     def give_up(self) -> None:
-        if self.state.dispatch_attempt >= rules.MAX_DISPATCH_ATTEMPTS:
+        if self.state.losses >= rules.MAX_DISPATCH_ATTEMPTS:
             self._append(rules.exhausted(self.state))
 
     @rule(kind=st.sampled_from(["started", "leased", "queued", "cancelled", "failed", "metadata", "unheard_of"]))
@@ -174,8 +200,16 @@ class RunMachine(RuleBasedStateMachine):
         assert (self.state.lease is not None) == (self.state.status == "running")
         assert (self.state.wait is not None) == (self.state.status == "waiting")
         assert sum(event.kind in TERMINAL for event in self.events) == self.state.terminal
-        assert self.state.dispatch_attempt <= rules.MAX_DISPATCH_ATTEMPTS
+        assert self.state.losses <= rules.MAX_DISPATCH_ATTEMPTS
+        assert self.state.losses <= self.state.dispatch_attempt
         assert (self.state.finished_at is not None) == self.state.terminal
+
+    @invariant()
+    def what_was_consumed_stays_consumed(self) -> None:
+        if self.events:
+            taken = self.state.consumed.get("notes", Consumed())
+            assert sum(last - first + 1 for first, last in taken.ranges) == len(self.consumed)
+            assert all(consumption.has(taken, n) for n in self.consumed)
 
     @invariant()
     def running_time_adds_up(self) -> None:

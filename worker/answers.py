@@ -1,0 +1,135 @@
+"""Answers what a task asks of its run (to record a step, for a token or a secret, what a stream holds), and registers waits."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from bus import timers, tokens, waits
+from bus.log import Log
+from bus.records import StreamWriter
+from helmr import events, ids, subjects
+from helmr.errors import Conflict, NotFound
+from helmr.events import Draft, RunSpec, Wait
+from helmr.reducers import run as rules
+from helmr.subjects import Scope
+from worker import messages
+from worker.run_journal import RunJournal
+
+Answer = dict[str, Any]
+
+
+class Answers:
+    """The answers for one leased run."""
+
+    def __init__(self, log: Log, scope: Scope, run_id: str, spec: RunSpec, journal: RunJournal) -> None:
+        self.log = log
+        self.scope = scope
+        self.run_id = run_id
+        self._spec = spec
+        self._journal = journal
+
+    async def answer(self, question: messages.Question) -> Answer:
+        """What to tell the task; an error that is the task's to know of is part of the answer, under ``failed``."""
+        return await self._find(question) | {"op": "answer", "id": question.id}
+
+    async def _find(self, question: messages.Question) -> Answer:
+        match question:
+            case messages.StepOver():
+                return await self._record(question)
+            case messages.Peek():
+                return await self._peek(question)
+            case messages.NewToken():
+                return await self._token(question)
+            case messages.NewSecret():
+                return await self._secret(question)
+
+    async def _append(self, kind: str, data: dict[str, Any], message: str) -> None:
+        """Have an event appended, after those put before it, and wait until it is."""
+        await self._journal.put(Draft(kind=kind, data=data, message=message, source="task"))
+        await self._journal.flush()
+
+    async def _record(self, step: messages.StepOver) -> Answer:
+        data = _key(step) | {"call": step.call}
+        data |= {"error": step.error} if step.error is not None else {"result": step.result}
+        if step.metadata is not None:
+            data["metadata"] = step.metadata
+        message = f"{step.call} {step.name}".rstrip() + (" failed" if step.error else "")
+        await self._append("step", data, message)
+        return {}
+
+    async def _peek(self, look: messages.Peek) -> Answer:
+        await self._journal.flush()
+        state = self._journal.state
+        stored = await waits.next_record(self.log, self.scope, state, look.stream, look.correlation_id)
+        answer = {"found": stored is not None, "result": stored.record.data if stored else None}
+        await self._append("step", _key(look) | {"call": "peek", **answer}, f"peek {look.name}")
+        return answer
+
+    async def _token(self, wanted: messages.NewToken) -> Answer:
+        place = f"{wanted.n}{'' if wanted.main else '-aside'}"
+        token_id = ids.derive("tok", *self.scope, self.run_id, place, at_ms=ids.time_ms(self.run_id))
+        made = await tokens.create(
+            self.log,
+            self.scope,
+            token_id,
+            timeout=wanted.timeout,
+            tags=wanted.tags,
+            metadata=wanted.metadata,
+            run_id=self.run_id,
+            session_id=self._spec.session_id,
+        )
+        told = {"token": token_id, "expires_at": made.event.state.expires_at.isoformat()}
+        await self._append("token_created", _key(wanted) | told, f"token {token_id}")
+        return told
+
+    async def _secret(self, wanted: messages.NewSecret) -> Answer:
+        try:
+            return {"secret": await tokens.add_secret(self.log, self.scope, wanted.token)}
+        except (NotFound, Conflict) as error:
+            return {"failed": error.to_dict()}
+
+    async def register(self, wanted: messages.Wait, **data: Any) -> bool:
+        """Have the run wait: its lease ends. False: somebody wants its end, and the task's with it."""
+        due = wanted.due
+        if wanted.timeout is not None:
+            due = events.now() + timedelta(seconds=wanted.timeout)
+        wait = Wait(
+            kind=wanted.kind,
+            name=wanted.name,
+            stream=wanted.stream,
+            token=wanted.token,
+            correlation_id=wanted.correlation_id,
+            due=due,
+        )
+        await self._journal.flush()
+        await self._prepare(wait)
+        try:
+            await self._journal.append(lambda s: rules.wait(s, wait, n=wanted.n, main=wanted.main, **data))
+        except Conflict:
+            return False
+        self._journal.release()
+        return True
+
+    async def _prepare(self, wait: Wait) -> None:
+        """What has to be there before the run waits."""
+        if wait.stream is not None:
+            subjects.io(self.scope, self._spec.session_id, "in", wait.stream)  # refuses what is no name
+        if wait.token is not None:
+            await tokens.await_token(self.log, self.scope, wait.token, self.run_id)
+        if wait.due is not None:
+            await timers.arm(self.log.js, self.scope, self.run_id, waits.TIMER, wait.due)
+
+
+def _key(message: messages.StepOver | messages.Peek | messages.NewToken) -> dict[str, Any]:
+    return {"name": message.name, "n": message.n, "main": message.main}
+
+
+async def append_record(message: messages.Record, writer: StreamWriter, journal: RunJournal) -> None:
+    """Store a record for an output stream, and say so in the run's log."""
+    number = None if message.n is None else f"{message.n}{'' if message.main else '-aside'}"
+    record = await writer.append(message.stream, message.data, message.correlation_id, number=number)
+    told: dict[str, Any] = {"stream": record.stream, "sequence": record.sequence, "record_id": record.id}
+    if message.n is not None:
+        told |= {"n": message.n, "main": message.main}
+    await journal.put(Draft(kind="output", data=told, source="task"))
