@@ -32,6 +32,7 @@ from bus.services.runs import Runs
 from bus.services.secrets import Secrets
 from bus.services.sessions import Sessions
 from bus.services.streams import Streams
+from bus.services.tokens import Tokens
 from bus.services.workspaces import Workspaces
 from bus.setup import ensure_topology
 from bus.starts import Planner
@@ -68,6 +69,7 @@ class Control:
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
         self.streams = Streams(self.log, self.deployments)
         self.queues = Queues(self.log, self.deployments, self.admission)
+        self.tokens = Tokens(self.log)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate)
@@ -93,6 +95,7 @@ class Control:
         services: list[Any] = [
             self.sessions,
             self.streams,
+            self.tokens,
             self.runs,
             self.workspaces,
             self.queues,

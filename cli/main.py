@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "session": ("cli.session:session", "Start, list, show, close and cancel sessions; their streams."),
     "run": ("cli.run:run", "List, show, follow, wait for and cancel runs."),
     "queue": ("cli.queue:queue", "List and show queues: limits, slots, who waits."),
+    "token": ("cli.token:token", "Create, show, list, complete and cancel tokens."),
     "workspace": ("cli.workspace:workspace", "List, show and stop workspaces."),
     "secret": ("cli.secret:secret", "Store secrets for tasks; values are never printed."),
     "query": ("cli.query:query", "Ask the history a question in SQL."),

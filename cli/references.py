@@ -73,8 +73,13 @@ async def _queues(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.name, f"{each.in_use} in use, {each.waiting} waiting") for each in await client.queues.list()]
 
 
+async def _tokens(client: AsyncClient) -> list[tuple[str, str]]:
+    return [(each.id, each.status) for each in await client.tokens.list(limit=_LIMIT)]
+
+
 RUN = Reference("run", _runs)
 SESSION = Reference("session", _sessions)
+TOKEN = Reference("token", _tokens)
 WORKSPACE = Reference("workspace", _workspaces)
 DEPLOYMENT = Reference("deployment", _deployments)
 TASK = Reference("task", _tasks)

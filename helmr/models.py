@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 import msgspec
 
-from helmr.events import CancelRequest, Failure, RunEvent, RunSpec, RunState, SessionState, Status, Wait, WorkspaceState
+from helmr.events import (
+    CancelRequest,
+    Failure,
+    RunEvent,
+    RunSpec,
+    RunState,
+    SessionState,
+    Status,
+    TokenEvent,
+    Wait,
+    WorkspaceState,
+)
 from helmr.reducers.session import Activity, activity
 
 
@@ -279,6 +290,53 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
     run_id: str | None = None
     at: datetime
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A one-shot completion; ``data`` is what it was completed with."""
+
+    id: str
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    project: str
+    environment: str
+    run_id: str | None
+    session_id: str | None
+    tags: tuple[str, ...]
+    metadata: dict[str, Any]
+    data: Any
+    reason: str | None
+    created_at: datetime
+    expires_at: datetime
+    finished_at: datetime | None
+    cursor: int
+
+
+def token_record(project: str, environment: str, event: TokenEvent) -> Token:
+    """The token record, from its latest event."""
+    state = event.state
+    return Token(
+        id=state.id,
+        status=state.status,
+        project=project,
+        environment=environment,
+        run_id=state.run_id,
+        session_id=state.session_id,
+        tags=state.tags,
+        metadata=state.metadata,
+        data=event.data.get("data") if state.status == "completed" else None,
+        reason=state.reason,
+        created_at=state.created_at,
+        expires_at=state.expires_at,
+        finished_at=state.finished_at,
+        cursor=state.cursor,
+    )
+
+
+class NewToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that was just made, and the secret that completes it over HTTP; None when it was made by an earlier try."""
+
+    token: Token
+    secret: str | None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from helmr.client.queues import Queues
 from helmr.client.runs import Runs
 from helmr.client.secrets import Secrets
 from helmr.client.sessions import Sessions
+from helmr.client.tokens import Tokens
 from helmr.client.wire import Wire
 from helmr.client.workspaces import Workspaces
 from helmr.config import load
@@ -52,6 +53,7 @@ class AsyncClient:
         self._wire: Wire | None = None
         self.sessions = Sessions(self)
         self.runs = Runs(self)
+        self.tokens = Tokens(self)
         self.workspaces = Workspaces(self)
         self.queues = Queues(self)
         self.deployments = Deployments(self)

@@ -21,7 +21,7 @@ from helmr.client.streams import Output as AioOutput
 from helmr.durations import Duration
 from helmr.errors import UsageError
 from helmr.explanation import Explanation
-from helmr.models import Deployment, Event, Queue, Run, Session, StoredSecret, StreamRecord, Workspace
+from helmr.models import Deployment, Event, NewToken, Queue, Run, Session, StoredSecret, StreamRecord, Token, Workspace
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ class Client(AbstractContextManager["Client"]):
         self._portal: BlockingPortal | None = None
         self.sessions = Sessions(self)
         self.runs = Runs(self)
+        self.tokens = Tokens(self)
         self.workspaces = Workspaces(self)
         self.queues = Queues(self)
         self.deployments = Deployments(self)
@@ -261,6 +262,33 @@ class Events:
     def subscribe(self, run: AnyRun, *, after: int = 0) -> Iterator[Event]:
         """The run's events until the terminal one."""
         return self._client.iterate(self._client.aio.runs.events.subscribe(_ref(run), after=after))
+
+
+class Tokens:
+    """``client.tokens``"""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, **options: Any) -> NewToken:
+        """Make a token that no run made; see :meth:`helmr.client.tokens.Tokens.create`, which lists the options."""
+        return self._client.call(self._client.aio.tokens.create, **options)
+
+    def get(self, token: str | Token) -> Token:
+        """One token."""
+        return self._client.call(self._client.aio.tokens.get, token)
+
+    def list(self, *, status: str | None = None, tag: str | None = None, limit: int = 50) -> list[Token]:
+        """Tokens, newest first."""
+        return self._client.call(self._client.aio.tokens.list, status=status, tag=tag, limit=limit)
+
+    def complete(self, token: str | Token, data: Any = None) -> Token:
+        """Complete a token; the same data again changes nothing."""
+        return self._client.call(self._client.aio.tokens.complete, token, data)
+
+    def cancel(self, token: str | Token, *, reason: str | None = None) -> Token:
+        """Cancel a token."""
+        return self._client.call(self._client.aio.tokens.cancel, token, reason=reason)
 
 
 class Workspaces:

@@ -12,7 +12,7 @@ from bus.log import RUN
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 from tests.integration.platform import Platform, history, kinds, running, until, written
-from worker.execution import Execution
+from worker.conversation import Conversation
 
 pytestmark = pytest.mark.anyio
 
@@ -186,7 +186,7 @@ async def test_a_worker_that_fails_on_a_run_gives_up_after_five_dispatches(
     async def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr(Execution, "_act", broken)
+    monkeypatch.setattr(Conversation, "_act", broken)
     async with running(tmp_path) as platform:
         helmr = await platform.project("acme", TASKS)
         started = await helmr.sessions.start("sleep", {"seconds": 30})
