@@ -121,6 +121,7 @@ class Admission:
             try:
                 if not known:
                     await self._learn(self._queues())
+                    await self._tidy()
                     known = True
                 await self._round()
             except (HelmrError, nats.errors.Error) as error:
@@ -145,6 +146,13 @@ class Admission:
         """Read who has slots: the events may be older than anything that was followed."""
         for queue in queues:
             self.live.put_queue(queue, await self.log.last(QUEUE, *queue))
+
+    async def _tidy(self) -> None:
+        """Delete the events that the latest one of each queue made superfluous, and whose writer died before doing so."""
+        for scope, name in self.live.queues():
+            last = self.live.queue((scope, name)).seq
+            for seq in await self.log.sequences(QUEUE, scope, name, before=last):
+                await self.log.delete(seq)
 
     async def _round(self) -> None:
         self._wake.clear()
@@ -255,6 +263,8 @@ class Admission:
         draft = rules.change(turn.position.state, turn.bounds, admit=wanted, release=turn.release, others=turn.others)
         if draft is not None:
             self.live.put_queue(queue, await self.log.append(QUEUE, *queue, turn.position, draft))
+            if turn.position.seq:  # the new event says all that this one did
+                await self.log.delete(turn.position.seq)
 
     async def _dispatch(self, pool: PoolKey, run: LiveRun) -> bool:
         """Queue one run in its lane; whether there was no need to because it is gone, or it was us who did."""

@@ -14,7 +14,7 @@ from bus.live import LiveRun
 from bus.presence import Presence, WorkerInfo
 
 #: Runs that may wait in a lane however few slots its workers have.
-MIN_BACKLOG = 64
+MIN_BACKLOG = 16
 #: Seconds after which a run that was let in and is not heard of is taken for one that never was: its start failed.
 _HEARD_WITHIN = 5.0
 

@@ -9,6 +9,8 @@ other filters, or none, slip through the check.
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,11 +43,15 @@ from helmr.reducers import token as token_rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Entity, Scope
 
+log = logging.getLogger(__name__)
+
 _EXPECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
 _EXPECT_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
 #: "wrong last sequence", as the stream's leader and as its in-flight check put it.
 _CONFLICTS = frozenset({10071, 10164})
 _MAX_PAYLOAD = 10054
+#: Where answers go that nobody waits for.
+_NOBODY = "_INBOX.nobody"
 _PUBLISH_TIMEOUT = 5.0
 #: Seconds an append is retried while the server is away, unless told otherwise.
 _PATIENCE = 60.0
@@ -194,6 +200,15 @@ class Log:
                 found.append(event)
         return found
 
+    async def sequences(self, kind: Kind[S, E], scope: Scope, entity_id: str, *, before: int) -> list[int]:
+        """Where the entity's events stand in the stream, those before a sequence, oldest first."""
+        found: list[int] = []
+        while True:
+            message = await self._get(subjects.history(scope, kind.name, entity_id), after=found[-1] if found else 0)
+            if message is None or message[0] >= before:
+                return found
+            found.append(message[0])
+
     async def append(
         self,
         kind: Kind[S, E],
@@ -264,6 +279,15 @@ class Log:
                 return await self.append(kind, scope, entity_id, position, draft, headers=headers)
             except Superseded:
                 continue
+
+    async def delete(self, seq: int) -> None:
+        """Have the message at ``seq`` deleted, which means nothing any more; that it does not work now does not matter."""
+        body = json.dumps({"seq": seq, "no_erase": True}).encode()
+        try:
+            # An answer is asked for, because the server heeds no request without, and not waited for.
+            await self.nc.publish(f"$JS.API.STREAM.MSG.DELETE.{topology.RUNS}", body, reply=_NOBODY)
+        except nats.errors.Error as error:
+            log.debug("message #%s stays: %s", seq, error)
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
         try:

@@ -74,12 +74,13 @@ async def redispatch(log: Log, scope: Scope, run_id: str, *, dispatch: int | Non
 async def admit(log: Log, scope: Scope, run_id: str, *, held: int, lane: str, alive: set[str]) -> bool:
     """Dispatch a run that is held since its event ``held``; False when somebody else has done it before.
 
-    ``lane`` is where it was bound for then. Any worker of a group may still have it; a worker may be gone by now.
+    ``lane`` is where it was bound for then. Any worker of a group may still have it, and so may a worker that is alive; else
+    it is looked up again.
 
     Raises:
         NotFound: there is no such run.
     """
-    if not is_group(lane):
+    if not is_group(lane) and lane[1:] not in alive:
         lane = await lane_of(log, scope, run_id, group=DEFAULT_GROUP, alive=alive)
     late = False
 

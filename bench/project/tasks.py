@@ -6,7 +6,12 @@ import subprocess
 import sys
 import time
 
-from helmr import task
+from helmr import Queue, task
+
+# Named at the start, by bench.queues.
+one = Queue("one", concurrency=1)
+four = Queue("four", concurrency=4)
+fair = Queue("fair", concurrency=8, concurrency_per_key=4)
 
 _SLEEP = "import time; time.sleep(3600)"
 _DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); {_SLEEP}"

@@ -164,7 +164,7 @@ ROWS: list[tuple[str, str, float]] = [
     ("tags", "128 characters", starts.MAX_TAG_LENGTH),
     ("limit of a queue", "1,000", declarations.MAX_CONCURRENCY),
     ("limit of a queue", "1,000", queue_rules.MAX_HOLDERS),
-    ("runs that wait in a lane", "64,", lane_loads.MIN_BACKLOG),
+    ("runs that wait in a lane", "16,", lane_loads.MIN_BACKLOG),
     ("external id", "512 characters", starts.MAX_KEY_LENGTH),
     ("record of", "256 KiB", streams.RECORD_LIMIT / KIB),
     ("line of", "64 KiB", logger.LINE_LIMIT / KIB),

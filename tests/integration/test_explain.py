@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bus.lane_loads import MIN_BACKLOG
 from helmr.client import AsyncClient
 from helmr.errors import NotFound
 from helmr.explanation import Explanation
@@ -105,7 +106,7 @@ async def test_a_backlog_says_so(tmp_path: Path) -> None:
         states = [(await client.runs.explain(run)).state for run in runs]
         assert "held_by_backlog" in states
         told = await explained(client, runs[states.index("held_by_backlog")], "held_by_backlog")
-        assert told.facts["waiting"] >= told.facts["most"] == 64
+        assert told.facts["waiting"] >= told.facts["most"] == MIN_BACKLOG
 
 
 async def test_on_the_command_line(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ class MemoryLog(Log):
         self.messages.append((subject, body))
         return len(self.messages)
 
+    async def delete(self, seq: int) -> None:
+        """What was stored here stays."""
+
     async def _get(self, subject: str, *, after: int | None = None) -> tuple[int, bytes] | None:
         prefix = subject.removesuffix(">")
         assert prefix.startswith(subjects.ALL_EVENTS.removesuffix(">"))
