@@ -26,7 +26,7 @@ from bus.reactors import Reactors
 from bus.requests import api
 from bus.rescue import Rescue
 from bus.services.deployments import DeploymentService, NoArguments
-from bus.services.endpoint import Endpoint, serve
+from bus.services.endpoint import Endpoint, Tally, serve
 from bus.services.queues import Queues
 from bus.services.runs import Runs
 from bus.services.secrets import Secrets
@@ -57,6 +57,7 @@ class Control:
     def __init__(self, nc: Nats, ring: KeyRing) -> None:
         self.nc = nc
         self.log = Log(nc)
+        self.tally = Tally()
         self.presence = Presence(nc)
         self.live = LiveRuns()
         self.live_follower = LiveFollower(nc, self.live)
@@ -85,7 +86,7 @@ class Control:
         tasks.create_task(self.admission.run())
         tasks.create_task(self.rescue.run(self.live_follower.ready))
         await self.reactors.start(tasks)
-        await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks)
+        await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks, tally=self.tally)
 
     def close(self) -> None:
         """Remove scratch files."""

@@ -9,7 +9,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from helmr.errors import Conflict, Unavailable
 if TYPE_CHECKING:
     from nats.aio.client import Client as Nats
 
+    from bus.control import Control
+    from bus.exposition import Address
     from bus.keyring import KeyRing
     from bus.server import EmbeddedServer
 
@@ -47,6 +50,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     pid: int
     home: str
+    metrics: str | None = None  #: where Prometheus finds them, with --metrics
 
 
 @click.command(cls=Command)
@@ -65,7 +69,12 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     metavar="FILE",
     help="Keys that secrets are encrypted with, one a line, the current one first; HELMR_SECRET_KEY holds them, too.",
 )
-def server(host: str, port: int | None, durability: str, secret_key_file: Path | None) -> None:
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Serve metrics to Prometheus there; without a host, on 127.0.0.1. Needs helmr[metrics].",
+)
+def server(host: str, *, port: int | None, durability: str, secret_key_file: Path | None, metrics: str | None) -> None:
     """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM.
 
     Without --secret-key-file and HELMR_SECRET_KEY the key of secrets is made when the first one is stored, and kept in
@@ -78,22 +87,27 @@ def server(host: str, port: int | None, durability: str, secret_key_file: Path |
     url = given.url or os.environ.get("HELMR_URL") or None
     key_text = os.environ.pop("HELMR_SECRET_KEY", None) or None  # for nobody whom this process starts
     ring = KeyRing.find(given.settings().home, file=secret_key_file, text=key_text)
-    asyncio.run(_Server(given, url, ring, host=host, port=port, durability=durability).run())
+    options = {"host": host, "port": port, "durability": durability}
+    asyncio.run(_Server(given, url, ring, metrics=metrics, embedded=options).run())
 
 
 class _Server:
     """The life of one server."""
 
     def __init__(
-        self, given: Flags, url: str | None, ring: KeyRing, *, host: str, port: int | None, durability: str
+        self, given: Flags, url: str | None, ring: KeyRing, *, metrics: str | None, embedded: dict[str, Any]
     ) -> None:
+        from bus.exposition import Address
+
         settings = given.settings()
         self.home: Path = settings.home
         self.token = settings.api_key
         self.json = given.json
         self._url = settings.url if url else None
         self._ring = ring
-        self._embedded_options: dict[str, Any] = {"host": host, "port": port, "durability": durability}
+        self._embedded_options = embedded
+        self._metrics = Address.parse(metrics) if metrics else None
+        self._metrics_url: str | None = None
         self._verbose = given.verbose or given.debug
         self._stop = Stop(last_resort=_LAST_RESORT)
         self._lost = asyncio.Event()
@@ -150,7 +164,7 @@ class _Server:
             def launch(part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
                 return tasks.create_task(part)
 
-            parts = [launch(_control(nc, self._ring, control_ready))]
+            parts = [launch(self._control(nc, control_ready))]
             if embedded is not None:
                 parts.append(launch(embedded.supervise()))
             try:
@@ -166,6 +180,20 @@ class _Server:
                 await asyncio.shield(projector.stop(_PROJECTOR_GRACE))
                 for part in parts:
                     part.cancel()
+
+    async def _control(self, nc: Nats, ready: asyncio.Event) -> None:
+        from bus.control import Control
+
+        control = Control(nc, self._ring)
+        try:
+            async with asyncio.TaskGroup() as tasks, AsyncExitStack() as beside:
+                await control.start(tasks)
+                if self._metrics is not None:
+                    self._metrics_url = await beside.enter_async_context(_metrics_of(control, self._metrics))
+                ready.set()
+                await asyncio.Event().wait()
+        finally:
+            control.close()
 
     def _projector(self, url: str) -> Part:
         command = [sys.executable, "-m", "store.main", "--url", url, "--home", str(self.home / "history")]
@@ -195,21 +223,22 @@ class _Server:
 
     def _say_ready(self, url: str) -> None:
         if self.json:
-            json_line(Ready(url=url, pid=os.getpid(), home=str(self.home)))
-        else:
-            note(f"Helmr server at {url} (home {self.home}); Ctrl-C stops it")
+            json_line(Ready(url=url, pid=os.getpid(), home=str(self.home), metrics=self._metrics_url))
+            return
+        note(f"Helmr server at {url} (home {self.home}); Ctrl-C stops it")
+        if self._metrics_url:
+            note(f"metrics at {self._metrics_url}")
 
 
-async def _control(nc: Nats, ring: KeyRing, ready: asyncio.Event) -> None:
-    from bus.control import Control
+@asynccontextmanager
+async def _metrics_of(control: Control, address: Address) -> AsyncIterator[str]:
+    from bus.exposition import serving
+    from bus.metrics import ServerMetrics
 
-    control = Control(nc, ring)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            await control.start(tasks)
-            ready.set()
-    finally:
-        control.close()
+    metrics = ServerMetrics(control.nc, control.live, control.presence, control.tally)
+    await metrics.start()
+    async with serving(address, metrics.read) as url:
+        yield url
 
 
 def _use_scratch(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from helmr.durations import format_seconds
 from helmr.errors import Unavailable
 
 if TYPE_CHECKING:
+    from bus.exposition import Address
     from worker.engine import Engine, EngineInfo
     from worker.worker import Worker
 
@@ -70,20 +73,27 @@ def default_slots() -> int:
     metavar="D",
     help="How long its runs may go on after a signal before they are handed back; 0: not at all.",
 )
-def worker(engine: str, slots: int | None, group: str, drain: float) -> None:
+@click.option(
+    "--metrics",
+    metavar="[HOST:]PORT",
+    help="Serve metrics to Prometheus there; without a host, on 127.0.0.1. Needs helmr[metrics].",
+)
+def worker(engine: str, *, slots: int | None, group: str, drain: float, metrics: str | None) -> None:
     """Run a worker until SIGINT or SIGTERM.
 
     Then it takes nothing new, lets its runs end for a while, and hands back to the queue what is left. A second signal hands
     back at once, a third one ends the worker on the spot.
     """
-    asyncio.run(_run(flags(), engine, slots or default_slots(), group, drain))
+    asyncio.run(_run(flags(), engine, slots=slots or default_slots(), group=group, drain=drain, metrics=metrics))
 
 
-async def _run(given: Flags, engine_name: str, slots: int, group: str, drain: float) -> None:
+async def _run(given: Flags, engine_name: str, *, slots: int, group: str, drain: float, metrics: str | None) -> None:
     from bus.connection import connect
+    from bus.exposition import Address
     from helmr import local
     from helmr.config import ensure_home
 
+    address = Address.parse(metrics) if metrics else None
     stop = Stop(last_resort=drain + _LAST_RESORT)
     stop.listen()
     settings = given.settings()
@@ -101,11 +111,26 @@ async def _run(given: Flags, engine_name: str, slots: int, group: str, drain: fl
         from worker.worker import Worker
 
         working = Worker(nc, engine, info, home=home, slots=slots, group=group)
-        gone = await _work(working, info, stop, lost, drain=drain, as_json=given.json)
+        async with _metrics_of(working, address):
+            gone = await _work(working, info, stop, lost, drain=drain, as_json=given.json)
     finally:
         await nc.close()
     if gone:
         raise Unavailable(f"the connection to {url} was closed for good", hint="start the worker again")
+
+
+@asynccontextmanager
+async def _metrics_of(worker: Worker, address: Address | None) -> AsyncIterator[None]:
+    """Serve the worker's metrics for the length of a block, if an address was given."""
+    if address is None:
+        yield
+        return
+    from bus.exposition import serving
+    from worker.metrics import WorkerMetrics
+
+    async with serving(address, WorkerMetrics(worker).read) as url:
+        note(f"metrics at {url}")
+        yield
 
 
 def _engine(name: str, home: Path) -> Engine:

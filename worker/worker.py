@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._machines_gone = asyncio.Event()
         self._engine_lost = asyncio.Event()
+        #: Dispatch messages settled so far, by what came of them.
+        self.dispatches: Counter[str] = Counter()
         self._started_at = events.now()
         self._beats = 0
         self.machines = Machines(
@@ -218,6 +221,10 @@ class Worker:
             beat=self._beats,
         )
 
+    def executing(self) -> Counter[tuple[str, ...]]:
+        """How many runs are being executed, by project, environment and task."""
+        return Counter((*each.scope, each.spec.task_id) for each in self._executions.values())
+
     async def _remove_leftovers(self) -> None:
         """Remove what dead workers of this home left running."""
         for ref in await self.engine.collect(self._liveness.neighbours()):
@@ -237,26 +244,33 @@ class Worker:
         """See the run of one dispatch message to its end, and settle the message."""
         self._messages[item.msg.reply] = item.msg
         entered = False
+        result = "failed"
         try:
             await self.slots.enter()
             entered = True
             await self._serve(item)
         except Stale:
+            result = "stale"
             await item.msg.ack()
         except Held as held:
+            result = "held"
             log.info("%s is %s", item.msg.subject, held)
             await item.msg.nak(delay=LOOK_AGAIN)
         except Stopping:
+            result = "returned"
             await item.msg.nak()
         except Fenced as fenced:  # the message is the new holder's now: our ack would take it away
+            result = "fenced"
             log.info("%s: %s", item.msg.subject, fenced)
         except (Unavailable, nats.errors.Error) as error:
             log.warning("%s: %s; it will be delivered again", item.msg.subject, error)
         except Exception:
             log.exception("%s: it will be delivered again", item.msg.subject)
         else:
+            result = "executed"
             await item.msg.ack()
         finally:
+            self.dispatches[result] += 1
             del self._messages[item.msg.reply]
             self.slots.leave(entered=entered)
 

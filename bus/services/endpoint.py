@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -39,15 +40,35 @@ class Endpoint(NamedTuple):
     handler: Handler
 
 
-async def serve(nc: Nats, name: str, version: str, endpoints: list[Endpoint], tasks: asyncio.TaskGroup) -> Service:
+class Tally:
+    """How often each verb was answered, and with which code: ``ok``, or that of the error."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, ...]] = Counter()
+
+    def note(self, endpoint: Endpoint, code: str) -> None:
+        """Count an answer."""
+        self.answers[endpoint.noun, endpoint.verb, code] += 1
+
+
+async def serve(
+    nc: Nats,
+    name: str,
+    version: str,
+    endpoints: list[Endpoint],
+    tasks: asyncio.TaskGroup,
+    *,
+    tally: Tally | None = None,
+) -> Service:
     """Answer ``endpoints`` for every scope, sharing the load with other processes that serve the same name."""
+    counted = tally or Tally()
     service = await add_service(nc, name=name, version=version, description="Helmr")
     limit = asyncio.Semaphore(_MAX_CONCURRENT)
     for endpoint in endpoints:
         config = EndpointConfig(
             name=f"{endpoint.noun}-{endpoint.verb}",
             subject=subjects.api_endpoint(endpoint.noun, endpoint.verb),
-            handler=_spawner(endpoint, tasks, limit),
+            handler=_spawner(endpoint, tasks, limit, counted),
             queue_group=name,
         )
         await service.add_endpoint(config)
@@ -55,30 +76,33 @@ async def serve(nc: Nats, name: str, version: str, endpoints: list[Endpoint], ta
 
 
 def _spawner(
-    endpoint: Endpoint, tasks: asyncio.TaskGroup, limit: asyncio.Semaphore
+    endpoint: Endpoint, tasks: asyncio.TaskGroup, limit: asyncio.Semaphore, tally: Tally
 ) -> Callable[[Request], Awaitable[None]]:
     """nats-py calls handlers one after the other: each request gets a task of its own, so that a slow one blocks nobody."""
 
     async def spawn(request: Request) -> None:
         await limit.acquire()
-        task = tasks.create_task(_answer(endpoint, request))
+        task = tasks.create_task(_answer(endpoint, request, tally))
         task.add_done_callback(lambda _: limit.release())
 
     return spawn
 
 
-async def _answer(endpoint: Endpoint, request: Request) -> None:
+async def _answer(endpoint: Endpoint, request: Request, tally: Tally) -> None:
     try:
         scope, _, _ = subjects.parse_api(request.subject)
         reply = msgspec.json.encode(await endpoint.handler(scope, _body(endpoint, request)))
     except HelmrError as error:
+        tally.note(endpoint, error.code)
         await _refuse(request, error)
     except Exception:
+        tally.note(endpoint, "failure")
         log.exception("%s %s", endpoint.noun, endpoint.verb)
         await _refuse(
             request, HelmrError("Helmr's control failed", hint="its log says more: see `helmr server`'s stderr")
         )
     else:
+        tally.note(endpoint, "ok")
         await _reply(request, reply, None)
 
 
