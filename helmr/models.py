@@ -278,6 +278,20 @@ class StoredSecret(msgspec.Struct, frozen=True, kw_only=True):
     updated_by: str | None = None  #: ``user@host``, as the client that stored it put it; nobody checks that
 
 
+class LogMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of a log that was searched for, with the lines around it; ``line`` counts the lines of its chunk from 1."""
+
+    seq: int
+    run_id: str
+    attempt: int
+    stream: str
+    at: datetime
+    line: int
+    text: str
+    before: list[str] = []
+    after: list[str] = []
+
+
 class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One record of a session stream; ``sequence`` counts the records of the stream from 1 without a gap."""
 

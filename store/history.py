@@ -7,10 +7,12 @@ its deadline: a reader that stays open would keep the database from checkpointin
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import duckdb
@@ -19,12 +21,13 @@ import msgspec
 from bus.services.endpoint import Endpoint
 from helmr.chunks import LogChunk
 from helmr.errors import HelmrError, TimedOut, Unavailable, UsageError
-from helmr.models import Event
+from helmr.models import Event, LogMatch
 from helmr.subjects import Scope
 from helmr.version import __version__
-from store import reads
+from store import reads, search
 from store.projector import FRESHNESS_DEADLINE, Projector
 from store.reads import LOG_PAGE_BYTES, NOUNS, Cursor
+from store.search import Wanted
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -147,6 +150,27 @@ class LogsPage(msgspec.Struct, kw_only=True):
     more: bool
 
 
+class SearchRequest(Request, kw_only=True):
+    """Lines of logs; ``after`` is the last reply's ``next``, ``since`` a time or a duration, ``context`` lines around each."""
+
+    pattern: str
+    regex: bool = False
+    ignore_case: bool = False
+    since: str | float = "24h"
+    task: str | None = None
+    run_id: str | None = None
+    stream: str | None = None
+    context: int = 0
+    after: str | None = None
+
+
+class SearchPage(msgspec.Struct, kw_only=True):
+    """Matches in the order the log stored them, maybe none; ``next``: go on from there; None: that was all."""
+
+    matches: list[LogMatch]
+    next: str | None
+
+
 class ResolveRequest(Request, kw_only=True):
     """Ids by prefix, or the last one."""
 
@@ -197,6 +221,7 @@ class History:
             "deployments": (DeploymentsRequest, self.deployments),
             "events": (EventsRequest, self.events),
             "logs": (LogsRequest, self.logs),
+            "search": (SearchRequest, self.search),
             "resolve": (ResolveRequest, self.resolve),
             "status": (Request, self.status),
         }
@@ -270,6 +295,23 @@ class History:
             if room <= 0 or len(found) >= request.limit:
                 return LogsPage(chunks=found, more=True)
         return LogsPage(chunks=found, more=False)
+
+    async def search(self, scope: Scope, request: SearchRequest) -> SearchPage:
+        """A piece of a search through the daily log files, oldest first."""
+        since = reads.point_in_time(request.since)
+        names = ("pattern", "regex", "ignore_case", "task", "run_id", "stream", "context")
+        wanted = Wanted(**{name: getattr(request, name) for name in names}, since=since)
+        await asyncio.to_thread(search.require, wanted)
+        await self._fresh(request, logs=True)
+        begin, after = _place(request.after, since)
+        days = [day for day in self.store.logs.days() if day >= begin]
+        for day, following in itertools.zip_longest(days, days[1:]):
+            found, seq = await self.read(search.piece(scope, wanted, after=after if day == begin else 0), day=day)
+            if seq is not None:
+                return SearchPage(matches=found, next=f"{day}:{seq}")
+            if found:
+                return SearchPage(matches=found, next=f"{following}:0" if following else None)
+        return SearchPage(matches=[], next=None)
 
     async def resolve(self, scope: Scope, request: ResolveRequest) -> Resolved:
         """Ids by prefix."""
@@ -346,6 +388,16 @@ class History:
             raise Unavailable(f"the history cannot answer: {error}") from error
         finally:
             cursor.close()
+
+
+def _place(after: str | None, since: datetime) -> tuple[str, int]:
+    """The day a search goes on in, and the sequence it goes on after."""
+    if after is None:
+        return since.strftime("%Y%m%d"), 0
+    day, _, seq = after.partition(":")
+    if not (day.isdigit() and seq.isdigit()):
+        raise UsageError(f"after is {after!r}, not the next of a reply")
+    return day, int(seq)
 
 
 def _late() -> TimedOut:

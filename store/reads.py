@@ -63,7 +63,7 @@ def _quote(name: str) -> str:
     return f'"{name}"'
 
 
-def rows(cursor: Cursor, sql: str, parameters: list[Any]) -> list[Row]:
+def rows(cursor: Cursor, sql: str, parameters: list[Any] | dict[str, Any]) -> list[Row]:
     """The rows of a small result, through Arrow: a hundred times quicker than ``fetchall`` is with times and lists."""
     found: list[Row] = cursor.sql(sql, params=parameters).to_arrow_table().to_pylist()
     return found

@@ -18,7 +18,7 @@ from helmr.durations import Duration, seconds
 from helmr.errors import NotFound, RunFailed, TimedOut
 from helmr.events import TERMINAL
 from helmr.explanation import Explanation, ended
-from helmr.models import Event, Run
+from helmr.models import Event, LogMatch, Run
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -34,6 +34,11 @@ _PAGE = 500
 class _EventsPage(msgspec.Struct):
     events: list[Event]
     terminal: bool
+
+
+class _SearchPage(msgspec.Struct):
+    matches: list[LogMatch]
+    next: str | None
 
 
 class _LogsPage(msgspec.Struct):
@@ -106,6 +111,37 @@ class Runs:
             return await self._wire.call("run", "explain", {"id": run_id}, Explanation)
         except NotFound:
             return ended(await self._get(run_id), events.now())
+
+    async def search(
+        self,
+        pattern: str,
+        *,
+        regex: bool = False,
+        ignore_case: bool = False,
+        since: Duration = "24h",
+        task: str | None = None,
+        run: str | Run | RunHandle | None = None,
+        stream: str | None = None,
+        context: int = 0,
+    ) -> AsyncIterator[LogMatch]:
+        """Lines in the logs of all runs that contain ``pattern``, oldest first, as they are found.
+
+        ``regex``: it is a regular expression in the syntax of RE2. ``since``: how far back to look. ``context``: how many lines
+        around each to bring along, at most 50. A match across two chunks of output is not found.
+
+        Raises:
+            UsageError: the pattern is empty, has a line break, or is no regular expression.
+        """
+        body: dict[str, Any] = {"pattern": pattern, "regex": regex, "ignore_case": ignore_case, "task": task}
+        body |= {"since": seconds(since), "stream": stream, "context": context, "fresh": True}
+        body["run_id"] = await self._client.resolve("run", run_id_of(run)) if run is not None else None
+        while True:
+            page = await self._wire.call("history", "search", body, _SearchPage)
+            for match in page.matches:
+                yield match
+            if page.next is None:
+                return
+            body |= {"after": page.next, "fresh": False}
 
     async def cancel(self, run: str | Run | RunHandle, *, reason: str | None = None, force: bool = False) -> Run:
         """Ask for the end of a run; one that nothing executes ends at once."""

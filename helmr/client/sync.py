@@ -21,7 +21,19 @@ from helmr.client.streams import Output as AioOutput
 from helmr.durations import Duration
 from helmr.errors import UsageError
 from helmr.explanation import Explanation
-from helmr.models import Deployment, Event, NewToken, Queue, Run, Session, StoredSecret, StreamRecord, Token, Workspace
+from helmr.models import (
+    Deployment,
+    Event,
+    LogMatch,
+    NewToken,
+    Queue,
+    Run,
+    Session,
+    StoredSecret,
+    StreamRecord,
+    Token,
+    Workspace,
+)
 
 T = TypeVar("T")
 
@@ -247,6 +259,10 @@ class Runs:
     def logs(self, run: AnyRun, *, follow: bool = False, stream: str | None = None) -> Iterator[LogChunk]:
         """What the run has written."""
         return self._client.iterate(self._aio.logs(_ref(run), follow=follow, stream=stream))
+
+    def search(self, pattern: str, **filters: Any) -> Iterator[LogMatch]:
+        """Lines in the logs of all runs; see :meth:`helmr.client.runs.Runs.search` for the filters."""
+        return self._client.iterate(self._aio.search(pattern, **filters))
 
 
 class Events:
