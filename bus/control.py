@@ -73,7 +73,7 @@ class Control:
         self.tokens = Tokens(self.log)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
-        self.reactors = Reactors(self.log, self.presence, self.admission.gate)
+        self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments)
         self.rescue = Rescue(self.log, self.presence, self.live)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:

@@ -12,6 +12,8 @@ from datetime import datetime
 import nats.errors
 
 from bus import timers, tokens, topology, waits
+from bus.continuations import Continuations
+from bus.deployments import Deployments
 from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
@@ -32,11 +34,12 @@ _RETRY_DELAY = 1.0
 class Reactors:
     """All reactors of one control process."""
 
-    def __init__(self, event_log: Log, presence: Presence, gate: Gate) -> None:
+    def __init__(self, event_log: Log, presence: Presence, gate: Gate, deployments: Deployments) -> None:
         self.log = event_log
         self.presence = presence
         self._gate = gate
-        self.wakeups = Wakeups(event_log, presence, gate)
+        self.continuations = Continuations(event_log, deployments, presence, gate)
+        self.wakeups = Wakeups(event_log, presence, gate, self.continuations)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the consumers and start following them."""
@@ -44,7 +47,7 @@ class Reactors:
             Reaction("due", [subjects.ALL_DUE], self._due),
             Reaction("retry", [subjects.of_kind("run", "retry_scheduled")], self._retry_scheduled),
         ]
-        for reaction in (*own, *self.wakeups.reactions()):
+        for reaction in (*own, *self.wakeups.reactions(), *self.continuations.reactions()):
             config = topology.reactor_consumer(reaction.name, reaction.filters)
             await ensure_consumer(self.log.nc, reaction.stream, config.as_dict())
             tasks.create_task(self._follow(reaction))

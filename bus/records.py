@@ -124,8 +124,18 @@ class StreamWriter:
 
 async def end_of(js: JetStreamContext, subject: str) -> tuple[int, int]:
     """Where a stream ends: the message sequence and the record sequence of its last record, zeros when it is empty."""
+    found = await last(js, subject)
+    return (0, 0) if found is None else (found.seq, found.record.sequence)
+
+
+async def last(js: JetStreamContext, subject: str) -> Stored | None:
+    """The last record of a stream, if it has any.
+
+    Raises:
+        Unavailable: the server does not answer.
+    """
     found = await get_message(js, topology.SESSIONS, subject)
-    return (0, 0) if found is None else (found[0], decode(found[1]).sequence)
+    return None if found is None else Stored(found[0], decode(found[1]))
 
 
 def decode(body: bytes) -> StreamRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bus import topology, waits
+from bus.continuations import Continuations
 from bus.log import RUN, SESSION, TOKEN, Log
 from bus.presence import Presence
 from bus.pull import Delivery
@@ -18,10 +19,11 @@ _TOKEN_ENDS = ("completed", "cancelled", "expired")
 class Wakeups:
     """The reactions that end waits, and queue the runs that are awake."""
 
-    def __init__(self, log: Log, presence: Presence, gate: Gate) -> None:
+    def __init__(self, log: Log, presence: Presence, gate: Gate, continuations: Continuations) -> None:
         self.log = log
         self.presence = presence
         self._gate = gate
+        self._continuations = continuations
 
     def reactions(self) -> list[Reaction]:
         """What is reacted to, and how."""
@@ -65,8 +67,11 @@ class Wakeups:
             await self.wake(scope, run_id)
 
     async def _record(self, item: Delivery) -> None:
-        """A record was sent: wake the run of its session if it waits for one of this stream."""
+        """A record was sent: wake the run of its session if it waits for that, or start the next one."""
         place = subjects.parse_io(item.msg.subject)
         session: SessionState | None = (await self.log.last(SESSION, place.scope, place.session_id)).state
-        if session is not None:
-            await self.wake(place.scope, session.run_id)
+        if session is None:
+            return
+        run = await self.wake(place.scope, session.run_id)
+        if run is None or run.terminal:
+            await self._continuations.check(place.scope, session.id)

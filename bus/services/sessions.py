@@ -19,7 +19,7 @@ from bus.services.endpoint import Endpoint
 from bus.starts import Plan, Planner, StartRequest
 from helmr import events
 from helmr.errors import Conflict, HelmrError
-from helmr.events import Draft, RunEvent, SessionEvent
+from helmr.events import Draft, RunEvent, SessionEvent, Status
 from helmr.models import Session, Started, run_record, session_record
 from helmr.reducers import session as rules
 from helmr.subjects import Scope
@@ -123,7 +123,8 @@ class Sessions:
         """Take no more input; refused while a run is active."""
         session = await self.get(scope, request)
         run = await self.log.last(RUN, scope, session.run_id)
-        status = run.state.status if run.event else None
+        # A turn without a run is about to get one.
+        status: Status | None = run.state.status if run.event else "queued" if session.turn else None
         position = await self.log.transact(SESSION, scope, request.id, lambda s: rules.close(s, run_status=status))
         return session_record(*scope, position.state, status)
 

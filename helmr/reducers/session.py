@@ -65,6 +65,19 @@ def close(state: SessionState, *, run_status: Status | None) -> Draft | None:
     return Draft(kind="closed", message="closed")
 
 
+def go_on(state: SessionState, *, run_id: str, input_seq: int) -> Draft:
+    """The next run follows the latest one, because of the input that the log holds at ``input_seq``.
+
+    Raises:
+        Conflict: the session is not open.
+    """
+    if state.status != "open":
+        raise Conflict(f"session {state.id} is {state.status}", details={"status": state.status})
+    turn = state.turn + 1
+    data = {"run_id": run_id, "turn": turn, "previous": state.run_id, "input_seq": input_seq}
+    return Draft(kind="turn", data=data, message=f"turn {turn}: input came")
+
+
 def cancel(state: SessionState, *, reason: str | None) -> Draft | None:
     """End the session; its current run is cancelled separately. None: it is cancelled already."""
     if state.status == "cancelled":
