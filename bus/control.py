@@ -17,6 +17,7 @@ from bus.artifacts import ArtifactStore
 from bus.connection import server_version
 from bus.deployments import Deployments
 from bus.explainer import Explainer
+from bus.half_starts import HalfStarts
 from bus.keyring import KeyRing
 from bus.live import LiveRuns
 from bus.live_follower import LiveFollower
@@ -75,6 +76,7 @@ class Control:
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments)
         self.rescue = Rescue(self.log, self.presence, self.live)
+        self.half_starts = HalfStarts(self.log, self.live, self.sessions)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""
@@ -85,6 +87,7 @@ class Control:
         await asyncio.gather(self.presence.ready.wait(), self.deployments.ready.wait())
         tasks.create_task(self.admission.run())
         tasks.create_task(self.rescue.run(self.live_follower.ready))
+        tasks.create_task(self.half_starts.run(self.live_follower.ready))
         await self.reactors.start(tasks)
         await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks, tally=self.tally)
 

@@ -34,7 +34,12 @@ KINDS = (
     *sorted(TERMINAL),
 )
 #: What of the log is followed, as filters over RUNS.
-FILTERS = (subjects.lane("*"), *(subjects.of_kind("run", kind) for kind in KINDS), subjects.of_kind("queue", "*"))
+FILTERS = (
+    subjects.lane("*"),
+    *(subjects.of_kind("run", kind) for kind in KINDS),
+    subjects.of_kind("queue", "*"),
+    subjects.of_kind("session", "opened"),
+)
 
 
 class LiveState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -108,6 +113,26 @@ class LiveRun(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.state.lane if self.state.status == "queued" and self.state.dispatch is not None else None
 
 
+class HalfStart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A session that was opened (by the event at ``seq``), and whose first run has not been seen yet."""
+
+    scope: Scope
+    seq: int
+    session_id: str
+    run_id: str
+    at: datetime
+
+
+class _Opening(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    run_id: str
+
+
+class _Opened(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    session_id: str
+    at: datetime
+    data: _Opening
+
+
 #: Called with a run before and after an event; None before its first one, and after its end.
 Listener = Callable[[LiveRun | None, LiveRun | None], None]
 QueueKey = tuple[Scope, str]
@@ -130,6 +155,9 @@ class LiveRuns:
         self._listeners: list[Listener] = []
         self._queue_listeners: list[QueueListener] = []
         self._decode = msgspec.json.Decoder(_Event).decode
+        self._decode_opened = msgspec.json.Decoder(_Opened).decode
+        #: Starts of which only the session is known, by the id of the run to come, oldest first.
+        self.half_starts: dict[str, HalfStart] = {}
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -175,6 +203,10 @@ class LiveRuns:
             if parsed.entity == "queue":
                 self._take_queue((parsed.scope, parsed.id), Position(seq, QUEUE.decode(body)))
                 return
+            if parsed.entity == "session":
+                self._take_opened(parsed.scope, seq, body)
+                return
+            self.half_starts.pop(parsed.id, None)
             after = None if parsed.kind in TERMINAL else self._read(parsed.scope, seq, body)
         except (ValueError, msgspec.DecodeError) as error:
             log.warning("%s (#%s) cannot be understood: %s", subject, seq, error)
@@ -185,6 +217,13 @@ class LiveRuns:
         self._put(parsed.id, before, after)
         for listener in self._listeners:
             listener(before, after)
+
+    def _take_opened(self, scope: Scope, seq: int, body: bytes) -> None:
+        """The run follows in the log, if all goes well."""
+        opened = self._decode_opened(body)
+        self.half_starts[opened.data.run_id] = HalfStart(
+            scope=scope, seq=seq, session_id=opened.session_id, run_id=opened.data.run_id, at=opened.at
+        )
 
     def _take_queue(self, queue: QueueKey, position: Position[QueueEvent]) -> None:
         self.put_queue(queue, position)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import logging
 
 import msgspec
@@ -43,7 +44,9 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 def checkpoint(runs: LiveRuns, created: str | None, *, most: int = MAX_NAMED) -> Checkpoint:
     """A checkpoint of the present. With more than ``most`` live runs it begins before the events of the others."""
-    named = heapq.nsmallest(most + 1, (run.seq for run in runs))
+    named = heapq.nsmallest(
+        most + 1, itertools.chain((run.seq for run in runs), (s.seq for s in runs.half_starts.values()))
+    )
     position = runs.position if len(named) <= most else named.pop() - 1
     return Checkpoint(created=created, position=position, named=named)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import msgspec
@@ -19,7 +19,7 @@ from bus.queueing import DEFAULT_GROUP, Gate
 from bus.vault import Vault, hint_to_set
 from helmr import events, ids
 from helmr.errors import NotFound, PayloadInvalid, TooLarge, UsageError
-from helmr.events import Draft, RetryPolicy, RunSpec, WorkspaceState
+from helmr.events import Draft, RetryPolicy, RunSpec, SessionEvent, WorkspaceState
 from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -64,17 +64,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     run: Draft
     ttl: float | None
 
-    def with_ids(self, *, run_id: str, workspace_id: str) -> Plan:
-        """The same start, with the ids that its first try chose."""
-        spec = msgspec.structs.replace(self.spec, workspace_id=workspace_id)
-        data = self.run.data | {"spec": msgspec.to_builtins(spec)}
-        run = msgspec.structs.replace(self.run, data=data)
-        return msgspec.structs.replace(self, run_id=run_id, workspace_id=workspace_id, spec=spec, run=run)
-
     def session_preview(self, scope: Scope) -> Session:
         """The session record before its event is stored."""
         state = session_rules.apply(None, "opened", self.session.data, events.now(), session_id=self.session_id)
         return session_record(*scope, state, "queued")
+
+
+class _Names(NamedTuple):
+    """The ids of what a start makes."""
+
+    session: str
+    workspace: str
+    run: str
 
 
 class Planner:
@@ -101,35 +102,61 @@ class Planner:
         check_declarations(deployment, request)
         check_payload(deployment, task, request.payload)
         await self._check_secrets(scope, task)
-        sandbox = find_sandbox(deployment, task)
-        at_ms = ids.time_ms(request.request_id)
-        if request.external_id is None:
-            session_id = ids.derive("ses", *scope, request.request_id, at_ms=at_ms)
-        else:
-            session_id = ids.derive("ses", *scope, "external", request.external_id)
-        run_id = ids.derive("run", *scope, request.request_id, at_ms=at_ms)
-        workspace_id, workspace, lane = await self._workspace(scope, request, deployment, sandbox, at_ms)
-        spec = run_spec(request, deployment, task, session_id=session_id, workspace_id=workspace_id)
-        mark = fingerprint(request)
+        named = _names(scope, request)
         opened = {
             "task_id": task["id"],
-            "workspace_id": workspace_id,
+            "workspace_id": named.workspace,
             "deployment_id": deployment.id,
-            "run_id": run_id,
+            "run_id": named.run,
             "external_id": request.external_id,
-            "fingerprint": mark,
+            "fingerprint": fingerprint(request),
             "tags": request.tags,
             "metadata": request.metadata,
+            "start": _rest_of(request),
         }
+        session = Draft(kind="opened", data=opened, message=f"opened for task {task['id']}")
+        return await self._assemble(scope, request, deployment, task, named=named, session=session)
+
+    async def again(self, scope: Scope, opened: SessionEvent) -> Plan:
+        """The plan that a session was opened by, whoever made it: same ids, same deployment, same run.
+
+        Raises:
+            NotFound: the deployment, or the workspace it was started on, is gone; or an older version opened the session.
+        """
+        state = opened.state
+        if "start" not in opened.data:
+            raise NotFound(f"session {state.id} does not say how its run was to be started")
+        deployment = await self.deployments.load(scope, state.deployment_id)
+        known = {name: opened.data.get(name) for name in ("external_id", "tags", "metadata")}
+        body = {"task": state.task_id, "request_id": "", **known, **opened.data["start"]}
+        request = msgspec.convert(body, StartRequest)
+        named = _Names(session=state.id, workspace=state.workspace_id, run=state.run_id)
+        session = Draft(kind="opened", data=opened.data, message=opened.message)
+        task = find_task(deployment, state.task_id)
+        return await self._assemble(scope, request, deployment, task, named=named, session=session)
+
+    async def _assemble(
+        self,
+        scope: Scope,
+        request: StartRequest,
+        deployment: Deployment,
+        task: dict[str, Any],
+        *,
+        named: _Names,
+        session: Draft,
+    ) -> Plan:
+        workspace, lane = await self._workspace(scope, request, deployment, task)
+        spec = run_spec(request, deployment, task, session_id=named.session, workspace_id=named.workspace)
+        limit = self._gate(scope, named.run, spec, lane)
         return Plan(
-            session_id=session_id,
-            workspace_id=workspace_id,
-            run_id=run_id,
-            fingerprint=mark,
+            session_id=named.session,
+            workspace_id=named.workspace,
+            run_id=named.run,
+            fingerprint=session.data["fingerprint"],
             spec=spec,
-            session=Draft(kind="opened", data=opened, message=f"opened for task {task['id']}"),
+            session=session,
             workspace=workspace,
-            run=run_rules.create(spec, cause="start", lane=lane, limit=self._gate(scope, run_id, spec, lane)),
+            run=run_rules.create(spec, cause="start", lane=lane, limit=limit),
             ttl=spec.ttl,
         )
 
@@ -144,21 +171,26 @@ class Planner:
             )
 
     async def _workspace(
-        self, scope: Scope, request: StartRequest, deployment: Deployment, sandbox: dict[str, Any], at_ms: int
-    ) -> tuple[str, Draft | None, str]:
+        self,
+        scope: Scope,
+        request: StartRequest,
+        deployment: Deployment,
+        task: dict[str, Any],
+    ) -> tuple[Draft | None, str]:
+        """The event that makes the workspace, unless it exists, and the lane of its run."""
+        sandbox = find_sandbox(deployment, task)
         if request.workspace is None:
-            workspace_id = ids.derive("ws", *scope, request.request_id, at_ms=at_ms)
             draft = workspace_rules.create(
                 sandbox=sandbox["name"],
                 fingerprint=sandbox["fingerprint"],
                 deployment_id=deployment.id,
                 mount_path=sandbox["mount_path"],
             )
-            return workspace_id, draft, DEFAULT_GROUP
+            return draft, DEFAULT_GROUP
         state = (await self.log.present(WORKSPACE, scope, request.workspace)).state
         attachment.check(state, request.task, await self._made_from(scope, state, sandbox), sandbox)
         lane = workspace_rules.lane(state, group=DEFAULT_GROUP, alive=set(self.presence.alive()))
-        return state.id, None, lane
+        return None, lane
 
     async def _made_from(self, scope: Scope, state: WorkspaceState, sandbox: dict[str, Any]) -> dict[str, Any]:
         """The sandbox that a workspace was made from, as it was deployed then."""
@@ -288,6 +320,27 @@ def run_spec(
         external_id=request.external_id,
         park_after=task.get("park_after", 60.0),
     )
+
+
+def _names(scope: Scope, request: StartRequest) -> _Names:
+    """Derived from the request, so that the same request sent again is the same start."""
+    at_ms = ids.time_ms(request.request_id)
+    if request.external_id is None:
+        session = ids.derive("ses", *scope, request.request_id, at_ms=at_ms)
+    else:
+        session = ids.derive("ses", *scope, "external", request.external_id)
+    workspace = request.workspace or ids.derive("ws", *scope, request.request_id, at_ms=at_ms)
+    return _Names(session=session, workspace=workspace, run=ids.derive("run", *scope, request.request_id, at_ms=at_ms))
+
+
+#: Of a start request, what the event ``opened`` says in words of its own, and what concerns that one request only.
+_SAID_ELSEWHERE = ("task", "request_id", "external_id", "metadata", "tags")
+
+
+def _rest_of(request: StartRequest) -> dict[str, Any]:
+    """What else is needed to make the session's first run, should control die before it has."""
+    body: dict[str, Any] = msgspec.to_builtins(request)
+    return {name: value for name, value in body.items() if value is not None and name not in _SAID_ELSEWHERE}
 
 
 def fingerprint(request: StartRequest) -> str:

@@ -101,13 +101,16 @@ class Sessions:
             raise Conflict(
                 f"external id {state.external_id!r} belongs to session {state.id}, started differently", hint=hint
             )
-        same = plan.with_ids(run_id=state.run_id, workspace_id=state.workspace_id)
-        if state.turn > 0:
+        run = await self.log.last(RUN, scope, state.run_id)
+        if run.event is not None or existing.kind != "opened":
             return Started(
                 session=await self.get(scope, Ref(id=state.id)), run=await self._run(scope, state.run_id), reused=True
             )
-        done = await self._append_rest(scope, same, existing)
-        return msgspec.structs.replace(done, reused=True)
+        return msgspec.structs.replace(await self.complete(scope, existing), reused=True)
+
+    async def complete(self, scope: Scope, opened: SessionEvent) -> Started:
+        """Make what an opened session lacks: a start may have been interrupted after its first event. Repeating it is fine."""
+        return await self._append_rest(scope, await self.planner.again(scope, opened), opened)
 
     async def _run(self, scope: Scope, run_id: str) -> Any:
         first, last = await asyncio.gather(self.log.first(RUN, scope, run_id), self.log.present(RUN, scope, run_id))

@@ -1,4 +1,4 @@
-"""One part of Helmr as a process of its own, for tests that kill it: ``control URL`` or ``worker URL HOME``.
+"""One part of Helmr as a process of its own, for tests that kill it: ``control URL [APPENDS]`` or ``worker URL HOME``.
 
 Prints one line when it is ready: the worker's id, or ``control``. SIGTERM stops it in good order.
 """
@@ -6,10 +6,13 @@ Prints one line when it is ready: the worker's id, or ``control``. SIGTERM stops
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from bus.connection import connect
 from bus.control import Control
@@ -31,15 +34,30 @@ async def _worker(url: str, home: Path, stop: asyncio.Event) -> None:
     await nc.close()
 
 
-async def _control(url: str, stop: asyncio.Event) -> None:
+async def _control(url: str, stop: asyncio.Event, appends: str = "") -> None:
     nc = await connect(url, name="control")
     control = Control(nc, KeyRing())
+    if appends:
+        _die_after(control, int(appends))
     async with asyncio.TaskGroup() as tasks:
         inner = tasks.create_task(_serve(control))
         await stop.wait()
         inner.cancel()
     control.close()
     await nc.close()
+
+
+def _die_after(control: Control, appends: int) -> None:
+    """Have the process end like one that is killed when that many events have been appended."""
+    append, count = control.log.append, itertools.count(1)
+
+    async def mortal(*args: Any, **options: Any) -> Any:
+        position = await append(*args, **options)
+        if next(count) >= appends:
+            os._exit(9)
+        return position
+
+    control.log.append = mortal  # type: ignore[method-assign]
 
 
 async def _serve(control: Control) -> None:
@@ -54,7 +72,7 @@ async def main(part: str, url: str, *rest: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     if part == "control":
-        await _control(url, stop)
+        await _control(url, stop, *rest)
     else:
         await _worker(url, Path(rest[0]), stop)
 
