@@ -50,6 +50,7 @@ class StatusReply(msgspec.Struct, kw_only=True):
     streams: dict[str, dict[str, int]]
     workers: list[WorkerInfo]
     current: str | None
+    runs: dict[str, int]  #: live runs of the project and environment: ``held``, ``queued``, ``running``, ``waiting``
 
 
 class Control:
@@ -124,4 +125,5 @@ class Control:
             streams=streams,
             workers=sorted(self.presence.alive().values(), key=lambda w: w.id),
             current=current[0] if current else None,
+            runs=self.live.count(scope),
         )

@@ -170,6 +170,14 @@ class LiveRuns:
         """A run, if it is live."""
         return self._runs.get(run_id)
 
+    def count(self, scope: Scope) -> dict[str, int]:
+        """How many runs of a scope are held, queued, running and waiting."""
+        found = {"held": 0, "queued": 0, "running": 0, "waiting": 0}
+        for run in self._runs.values():
+            if run.scope == scope:
+                found["held" if run.state.hold is not None else run.state.status] += 1
+        return found
+
     def leased(self) -> dict[str, list[LiveRun]]:
         """The runs that are being executed, by the worker that has the lease."""
         return {worker: list(runs.values()) for worker, runs in self._leased.items()}

@@ -141,7 +141,9 @@ def _control(control: dict[str, Any] | None) -> Part:
         return Part(up=False, detail="does not answer")
     current = control["current"]
     detail = f"helmr {control['version']}, " + (f"deployment {current}" if current else "nothing is deployed here")
-    return Part(up=True, detail=detail, facts={"version": control["version"], "current": current})
+    runs: dict[str, int] = control.get("runs", {})  # an older control does not count them
+    detail += "".join(f", {number} {name}" for name, number in runs.items() if number)
+    return Part(up=True, detail=detail, facts={"version": control["version"], "current": current, "runs": runs})
 
 
 def _projector(history: dict[str, Any] | None) -> Part:

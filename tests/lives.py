@@ -9,7 +9,7 @@ import msgspec
 
 from bus.reader import Message
 from helmr import ids, subjects
-from helmr.events import RunEvent, RunSpec, RunState, SessionEvent, WorkspaceEvent
+from helmr.events import Limit, RunEvent, RunSpec, RunState, SessionEvent, WorkspaceEvent
 from helmr.models import Run, StreamRecord, run_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -70,6 +70,11 @@ class Life:
             data["spec"] = msgspec.to_builtins(self.spec)
         return self.add("queued", data)
 
+    def held(self, limit: Limit = "queue", lane: str = "default") -> Self:
+        """Held back, and admitted at once."""
+        self.add("held", run_rules.create(self.spec, cause="start", lane=lane, limit=limit).data)
+        return self.add("queued", {"cause": "start", "lane": lane})
+
     def leased(self, worker: str = "wrk_1") -> Self:
         state = self.state
         attempt = state.next_attempt if state else 1
@@ -116,7 +121,7 @@ def lives(number: int, *, scope: Scope = SCOPE, start: datetime = START) -> list
 
     fates = (
         lambda at: life(at).queued().leased().succeeds({"n": at}),
-        lambda at: life(at).queued().leased().waits().succeeds(),
+        lambda at: life(at).held().leased().waits().succeeds(),
         lambda at: life(at).queued().leased().retries().fails("out_of_memory"),
         lambda at: life(at).queued().leased().add("step", {"name": "fetch", "result": [at]}),
         lambda at: life(at).queued().leased().add("waiting", {"kind": "token", "token": "tok_1"}),

@@ -11,6 +11,7 @@ from bus.live_follower import checkpoint
 from helmr import subjects
 from helmr.events import TERMINAL, Draft
 from helmr.reducers import run as rules
+from helmr.subjects import Scope
 from tests.lives import Life, lives
 
 
@@ -56,6 +57,17 @@ def test_it_holds_the_runs_that_have_not_ended_with_their_states() -> None:
         assert state is not None
         for name in ("status", "attempt", "dispatch", "lane", "lease", "wait", "queue", "priority", "created_at"):
             assert getattr(run.state, name) == getattr(state, name), name
+
+
+def test_runs_are_counted_by_scope() -> None:
+    held = Life(scope=Scope("acme", "prod"))
+    held.add("held", rules.create(held.spec, cause="start", lane="default", limit="queue").data)
+    waiting = Life().queued().leased().add("waiting", {"kind": "timer"})
+    runs = fold(
+        interleaved([held, waiting, Life().queued(), Life().queued().leased(), Life().queued().leased().succeeds()])
+    )
+    assert runs.count(Scope("acme", "prod")) == {"held": 1, "queued": 0, "running": 0, "waiting": 0}
+    assert runs.count(Scope("acme", "dev")) == {"held": 0, "queued": 1, "running": 1, "waiting": 1}
 
 
 def test_leases_are_found_by_worker() -> None:

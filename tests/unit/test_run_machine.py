@@ -22,6 +22,7 @@ _WORKERS = st.sampled_from(["wrk_a", "wrk_b", "wrk_c"])
 _JOURNAL = st.sampled_from(["step", "output", "token_created", "log"])
 _CODES = st.sampled_from(["task_error", "task_exit", "max_duration", "output_invalid", "image_error"])
 _LANES = st.sampled_from(["default", "@wrk_a", "~host_1"])
+_LIMITS = st.sampled_from([None, "queue", "backlog"])
 _POLICIES = st.none() | st.builds(RetryPolicy, max_attempts=st.integers(1, 4), jitter=st.booleans())
 
 
@@ -70,10 +71,10 @@ class RunMachine(RuleBasedStateMachine):
             return
         self._append(draft)
 
-    @initialize(policy=_POLICIES, lane=_LANES, on_worker_lost=st.sampled_from(["redispatch", "fail"]))
-    def start(self, policy: RetryPolicy | None, lane: str, on_worker_lost: Any) -> None:
-        self.spec = spec(retry=policy, on_worker_lost=on_worker_lost)
-        self._append(rules.create(self.spec, cause="start", lane=lane))
+    @initialize(policy=_POLICIES, lane=_LANES, limit=_LIMITS, on_worker_lost=st.sampled_from(["redispatch", "fail"]))
+    def start(self, policy: RetryPolicy | None, lane: str, limit: Any, on_worker_lost: Any) -> None:
+        self.spec = spec(retry=policy, on_worker_lost=on_worker_lost, queue="reviews", ttl=5.0)
+        self._append(rules.create(self.spec, cause="start", lane=lane, limit=limit))
 
     @rule(seconds=st.floats(0, 1000))
     def time_passes(self, seconds: float) -> None:
@@ -103,9 +104,20 @@ class RunMachine(RuleBasedStateMachine):
         self._try(rules.requeue, cause="redispatch", lane=lane)
 
     @precondition(lambda self: self.state.status == "queued" and self.state.dispatch is None)
-    @rule(cause=st.sampled_from(["retry", "resume"]))
-    def requeue(self, cause: Any) -> None:
-        self._try(rules.requeue, cause=cause, lane="default")
+    @rule(cause=st.sampled_from(["retry", "resume"]), limit=_LIMITS)
+    def requeue(self, cause: Any, limit: Any) -> None:
+        before = self.state
+        self._try(rules.requeue, cause=cause, lane="default", limit=limit)
+        assert before.hold is None or self.state == before, "nobody gets around a limit"
+
+    @precondition(lambda self: self.state.hold is not None)
+    @rule(older=st.booleans())
+    def admit(self, older: bool) -> None:
+        hold = self.state.hold
+        assert hold is not None
+        self._append(rules.admit(self.state, held=hold.cursor - older, lane="default"))
+        assert (self.state.hold is None) is not older
+        assert older or self.state.slot == (hold.cursor if hold.limit == "queue" else None)
 
     @rule(force=st.booleans(), alive=st.booleans())
     def cancel(self, force: bool, alive: bool) -> None:
@@ -210,6 +222,22 @@ class RunMachine(RuleBasedStateMachine):
             taken = self.state.consumed.get("notes", Consumed())
             assert sum(last - first + 1 for first, last in taken.ranges) == len(self.consumed)
             assert all(consumption.has(taken, n) for n in self.consumed)
+
+    @invariant()
+    def a_slot_is_used_from_admission_to_the_end_of_execution(self) -> None:
+        if not self.events:
+            return
+        state = self.state
+        assert state.hold is None or (state.status == "queued" and state.dispatch is None and state.slot is None)
+        assert (
+            state.slot is None or state.status == "running" or (state.status == "queued" and state.dispatch is not None)
+        )
+        assert state.ttl is None or state.attempt is None
+        for event in self.events:
+            if event.kind == "held":
+                uses = state.slot == event.cursor
+                granted = state.hold is not None and state.hold.cursor == event.cursor
+                assert rules.has_left(state, held=event.cursor) is not (uses or granted)
 
     @invariant()
     def running_time_adds_up(self) -> None:
