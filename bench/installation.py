@@ -8,36 +8,68 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from bench.cpu import Account
 from helmr.client import AsyncClient
 
 PROJECT = Path(__file__).parent / "project"
 
 
+class Installation(NamedTuple):
+    """A client of what runs, and the two processes that make it run."""
+
+    client: AsyncClient
+    server: int
+    worker: int
+
+    def account(self, workspaces: list[str]) -> Account:
+        """The processor time of its parts; ``workspaces`` are those whose machines count."""
+        return Account(self.server, self.worker, workspaces)
+
+    @contextlib.contextmanager
+    def paused_projector(self) -> Iterator[None]:
+        """Have the projector do nothing for the length of a block."""
+        pid = self.account([]).projector
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+class Server(NamedTuple):
+    """An installation without workers: the environment for them, a client, and the server's process."""
+
+    environment: dict[str, str]
+    client: AsyncClient
+    pid: int
+
+
 @asynccontextmanager
-async def installation(engine: str, slots: int) -> AsyncIterator[AsyncClient]:
-    """A client of a running installation with the benchmark's project deployed."""
+async def installation(engine: str, slots: int) -> AsyncIterator[Installation]:
+    """A running installation with the benchmark's project deployed."""
     words = ("worker", "--engine", engine, "--slots", str(slots), "--drain", "0")
-    async with server() as (environment, client), part(environment, *words):
+    async with server() as (environment, client, pid), part(environment, *words) as worker:
         await ready(environment)
-        yield client
+        yield Installation(client, pid, worker.pid)
 
 
 @asynccontextmanager
-async def server() -> AsyncIterator[tuple[dict[str, str], AsyncClient]]:
-    """An installation without workers: the environment for them, and a client, with the benchmark's project deployed."""
+async def server() -> AsyncIterator[Server]:
+    """An installation without workers, with the benchmark's project deployed."""
     with tempfile.TemporaryDirectory(prefix="helmr-bench-") as home:
         environment = os.environ | {"HELMR_HOME": home, "HELMR_PROJECT": "bench"}
         for name in ("HELMR_URL", "HELMR_API_KEY", "HELMR_ENV"):
             environment.pop(name, None)
-        async with part(environment, "server"):
+        async with part(environment, "server") as process:
             await ready(environment, "--part", "control", "--part", "projector")
             async with AsyncClient(project="bench", home=home) as client:
                 await client.deployments.deploy(PROJECT)
-                yield environment, client
+                yield Server(environment, client, process.pid)
 
 
 @asynccontextmanager

@@ -1,25 +1,30 @@
-"""How long a no-op task takes from the client's ``sessions.start`` to its first output byte and to its end.
+"""How long a no-op task takes from the client's ``sessions.start`` to its body, its first output byte and its end.
 
-    .venv/bin/python -m bench.start --engine docker --runs 50
+    .venv/bin/python -m bench.start --engine process --runs 200 --throughput 1000 --in-flight 16
+    .venv/bin/python -m bench.start --engine docker --runs 50 --raw
 
-Measured in one interleaved loop: a fresh workspace, a live workspace and, on Docker, raw ``docker run`` and ``docker exec`` of
-the same image. The first byte is taken at a live subscriber of the run's log subject. After that, runs per second end to end
-over ``--live`` live workspaces.
+First one run after the other on a live workspace. The moment of the body is the task's own (the monotonic clock is the same
+for all processes of a machine); the first byte is taken at a live subscriber of the run's log subject. With ``--raw`` all of it
+in one interleaved loop with a fresh workspace and, on Docker, ``docker run`` and ``docker exec`` of the same image. After that,
+runs per second end to end over ``--live`` live workspaces, with the processor time of each part: a figure that holds on a busy
+machine, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.installation import installation
+from nats.aio.msg import Msg
+
+from bench.installation import Installation, installation
 from helmr import subjects
 from helmr.client import AsyncClient
 from worker.docker_engine import DockerEngine
@@ -29,8 +34,16 @@ from worker.engine import ImageSpec
 class Sample(NamedTuple):
     """Milliseconds from the start."""
 
+    body: float
     first_byte: float
     end: float
+
+
+class Heard(NamedTuple):
+    """When something was heard, and what, in seconds of the monotonic clock."""
+
+    at: float
+    said: bytes
 
 
 class Follower:
@@ -38,36 +51,39 @@ class Follower:
 
     def __init__(self, client: AsyncClient) -> None:
         self._wire = client.wire
-        self._heard: dict[tuple[str, str], asyncio.Future[float]] = {}
+        self._heard: dict[tuple[str, str], asyncio.Future[Heard]] = {}
 
     async def listen(self) -> None:
         """Subscribe, before anything is started."""
         scope = self._wire.scope
-        await self._wire.nc.subscribe(subjects.log(scope, "*", "*", "stdout"), cb=self._note("byte", 5))
-        await self._wire.nc.subscribe(subjects.live(scope, "run", "*", "succeeded"), cb=self._note("end", 5))
+        await self._wire.nc.subscribe(subjects.log(scope, "*", "*", "stdout"), cb=self._note_byte)
+        await self._wire.nc.subscribe(subjects.live(scope, "run", "*", "succeeded"), cb=self._note_end)
         await self._wire.nc.flush()
 
-    def _note(self, what: str, token: int) -> Callable[..., Awaitable[None]]:
-        async def note(msg: object) -> None:
-            run_id = str(getattr(msg, "subject", "")).split(".")[token]
-            heard = self.when(run_id, what)
-            if not heard.done():
-                heard.set_result(time.perf_counter())
+    async def _note_byte(self, msg: Msg) -> None:
+        self._note(msg, "byte")
 
-        return note
+    async def _note_end(self, msg: Msg) -> None:
+        self._note(msg, "end")
 
-    def when(self, run_id: str, what: str) -> asyncio.Future[float]:
+    def _note(self, msg: Msg, what: str) -> None:
+        heard = self.when(msg.subject.split(".")[5], what)
+        if not heard.done():
+            heard.set_result(Heard(time.monotonic(), msg.data))
+
+    def when(self, run_id: str, what: str) -> asyncio.Future[Heard]:
         """The moment something was heard of a run."""
         return self._heard.setdefault((run_id, what), asyncio.get_running_loop().create_future())
 
 
 async def helmr(client: AsyncClient, follower: Follower, workspace: str | None) -> tuple[Sample, str]:
     """One run; also tells its workspace."""
-    began = time.perf_counter()
+    began = time.monotonic()
     started = await client.sessions.start("noop", workspace=workspace)
     first = await asyncio.wait_for(follower.when(started.run.id, "byte"), 60)
     end = await asyncio.wait_for(follower.when(started.run.id, "end"), 60)
-    return Sample((first - began) * 1e3, (end - began) * 1e3), started.session.workspace_id
+    moments = (int(first.said) / 1e9, first.at, end.at)
+    return Sample(*((moment - began) * 1e3 for moment in moments)), started.session.workspace_id
 
 
 async def command(*argv: str) -> Sample:
@@ -76,15 +92,19 @@ async def command(*argv: str) -> Sample:
     process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     await process.stdout.read(1)
-    first = time.perf_counter()
+    first = (time.perf_counter() - began) * 1e3
     await process.wait()
-    return Sample((first - began) * 1e3, (time.perf_counter() - began) * 1e3)
+    return Sample(first, first, (time.perf_counter() - began) * 1e3)
 
 
-async def interleaved(client: AsyncClient, engine: str, runs: int) -> dict[str, list[Sample]]:
+async def alone(client: AsyncClient, follower: Follower, runs: int) -> dict[str, list[Sample]]:
+    """One run after the other on a live workspace."""
+    _, live = await helmr(client, follower, None)
+    return {"live workspace": [(await helmr(client, follower, live))[0] for _ in range(runs)]}
+
+
+async def interleaved(client: AsyncClient, follower: Follower, engine: str, runs: int) -> dict[str, list[Sample]]:
     """All variants, one after the other, ``runs`` times."""
-    follower = Follower(client)
-    await follower.listen()
     _, live = await helmr(client, follower, None)
     samples: dict[str, list[Sample]] = {"fresh workspace": [], "live workspace": []}
     image, container = await raw_container() if engine == "docker" else ("", "")
@@ -117,29 +137,39 @@ async def output(*argv: str) -> str:
     return data.decode()
 
 
-async def throughput(client: AsyncClient, runs: int, live: int) -> float:
-    """Runs per second, from the first start to the last end."""
-    follower = Follower(client)
-    await follower.listen()
+class Throughput(NamedTuple):
+    """Runs per second from the first start to the last end, and milliseconds of processor time per run by part."""
+
+    rate: float
+    cpu: dict[str, float]
+
+
+async def throughput(place: Installation, follower: Follower, runs: int, live: int, in_flight: int) -> Throughput:
+    """Start runs as fast as ``in_flight`` unfinished ones at a time allow."""
+    client = place.client
     workspaces = [(await helmr(client, follower, None))[1] for _ in range(live)]
-    began = time.perf_counter()
-    limit = asyncio.Semaphore(64)
+    for number in range(2 * live):
+        await helmr(client, follower, workspaces[number % live])
+    account = place.account(workspaces)
+    before, began = account.read(), time.monotonic()
+    numbers = iter(range(runs))
 
-    async def one(number: int) -> float:
-        async with limit:
+    async def starter() -> None:
+        for number in numbers:
             started = await client.sessions.start("noop", workspace=workspaces[number % live])
-        return await follower.when(started.run.id, "end")
+            await follower.when(started.run.id, "end")
 
-    ends = await asyncio.gather(*(one(number) for number in range(runs)))
-    return runs / (max(ends) - began)
+    await asyncio.gather(*(starter() for _ in range(in_flight)))
+    took = time.monotonic() - began
+    return Throughput(runs / took, {name: (used - before[name]) / runs * 1e3 for name, used in account.read().items()})
 
 
 def report(samples: dict[str, list[Sample]]) -> None:
     """A table of medians and 99th percentiles."""
-    print(f"{'':18}{'first byte p50':>16}{'p99':>9}{'end p50':>10}{'p99':>9}   ms")
+    print(f"{'ms from start to':18}{'body p50':>10}{'p99':>9}{'byte p50':>11}{'p99':>9}{'end p50':>10}{'p99':>9}")
     for name, taken in samples.items():
-        row = [*spread([s.first_byte for s in taken]), *spread([s.end for s in taken])]
-        print(f"{name:18}{row[0]:>16.1f}{row[1]:>9.1f}{row[2]:>10.1f}{row[3]:>9.1f}")
+        row = [value for column in zip(*taken, strict=True) for value in spread(list(column))]
+        print(f"{name:18}{row[0]:>10.1f}{row[1]:>9.1f}{row[2]:>11.1f}{row[3]:>9.1f}{row[4]:>10.1f}{row[5]:>9.1f}")
 
 
 def spread(values: list[float]) -> tuple[float, float]:
@@ -148,21 +178,37 @@ def spread(values: list[float]) -> tuple[float, float]:
     return statistics.median(ordered), ordered[min(int(len(ordered) * 0.99), len(ordered) - 1)]
 
 
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("docker", "process"), default="docker")
+    parser.add_argument("--runs", type=int, default=100, help="runs one after the other")
+    parser.add_argument("--raw", action="store_true", help="beside fresh workspaces and the engine's own commands")
+    parser.add_argument("--throughput", type=int, default=600, help="runs in the throughput measurement; 0: none")
+    parser.add_argument("--live", type=int, default=4, help="live workspaces in the throughput measurement")
+    parser.add_argument("--in-flight", type=int, default=16, help="unfinished runs at a time")
+    parser.add_argument("--slots", type=int, default=8, help="of the worker")
+    parser.add_argument("--no-projector", action="store_true", help="measure while the projector stands still")
+    return parser.parse_args()
+
+
 async def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--engine", choices=("docker", "process"), default="docker")
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--throughput", type=int, default=500, help="runs in the throughput measurement; 0: none")
-    parser.add_argument("--live", type=int, default=4, help="live workspaces in the throughput measurement")
-    options = parser.parse_args()
-    async with installation(options.engine, slots=8) as client:
-        samples = await interleaved(client, options.engine, options.runs)
-        print(f"{options.engine} engine, {options.runs} runs each, {platform.platform()}")
-        report(samples)
-        if options.throughput:
-            rate = await throughput(client, options.throughput, options.live)
-            print(f"{rate:.0f} runs/s end to end ({options.throughput} runs over {options.live} live workspaces)")
+    options = arguments()
+    async with installation(options.engine, options.slots) as place:
+        with place.paused_projector() if options.no_projector else contextlib.nullcontext():
+            follower = Follower(place.client)
+            await follower.listen()
+            print(f"{options.engine} engine, {options.runs} runs each, {platform.platform()}")
+            if options.raw:
+                report(await interleaved(place.client, follower, options.engine, options.runs))
+            else:
+                report(await alone(place.client, follower, options.runs))
+            if options.throughput:
+                done = await throughput(place, follower, options.throughput, options.live, options.in_flight)
+                print(f"{done.rate:.0f} runs/s end to end: {options.throughput} runs, {options.in_flight} in flight")
+                parts = ", ".join(f"{name} {used:.2f}" for name, used in done.cpu.items())
+                print(f"ms of processor time per run: {parts}; together {sum(done.cpu.values()):.2f}")
 
 
 if __name__ == "__main__":

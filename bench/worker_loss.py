@@ -76,7 +76,7 @@ async def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     options = parser.parse_args()
     began = time.monotonic()
-    async with server() as (environment, client), AsyncExitStack() as stack:
+    async with server() as (environment, client, _), AsyncExitStack() as stack:
         workers = Workers(environment, stack)
         for _ in range(2):
             await workers.add()

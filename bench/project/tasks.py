@@ -19,8 +19,8 @@ _DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x
 
 @task("noop")
 def noop() -> None:
-    """Say one word."""
-    print("x", flush=True)
+    """Say when the task's body was reached, on the clock that all processes of a machine share."""
+    print(time.monotonic_ns(), flush=True)
 
 
 @task("sleep")
