@@ -25,9 +25,11 @@ __all__ = ["Channel", "ChannelProcess"]
 
 #: Seconds between attempts to connect while a machine boots; nothing tells us when a socket in a container appears.
 _RETRY = 0.002
+#: Bytes read at once, into memory that is there already.
+_BUFFER = 64 * 1024
 
 
-class Channel(asyncio.Protocol):
+class Channel(asyncio.BufferedProtocol):
     """A connection to a supervisor; made by :meth:`connect`, useless once :attr:`lost` is set.
 
     The supervisor may run on an image's own Python, so what comes from it is not trusted: whatever does not fit the format, or
@@ -49,6 +51,8 @@ class Channel(asyncio.Protocol):
         self._welcomed: asyncio.Future[None] = loop.create_future()
         self._ended: asyncio.Future[str] = loop.create_future()
         self._unacknowledged: dict[int, ChannelProcess] = {}
+        self._acknowledging = False
+        self._buffer = memoryview(bytearray(_BUFFER))
         self._reason = ""
 
     @classmethod
@@ -151,19 +155,23 @@ class Channel(asyncio.Protocol):
         self._transport.write(frame)
 
     def acknowledge(self, process: ChannelProcess) -> None:
-        """Tell the supervisor what has been taken; once for all that is taken in one turn of the event loop."""
+        """Tell the supervisor what has been taken, when it is much or the end: each time would wake it for nothing."""
         if self.lost:
             return
-        if not self._unacknowledged:
-            asyncio.get_running_loop().call_soon(self._send_acknowledgements)
         self._unacknowledged[process.number] = process
+        if process.owing and not self._acknowledging:
+            self._acknowledging = True
+            asyncio.get_running_loop().call_soon(self._send_acknowledgements)
         if process.over:
             self._processes.pop(process.number, None)
 
     def _send_acknowledgements(self) -> None:
+        self._acknowledging = False
         if self._unacknowledged and not self.lost:
             frames = [protocol.frame(protocol.ACK, p.number, p.taken) for p in self._unacknowledged.values()]
             self.write(b"".join(frames))
+            for process in self._unacknowledged.values():
+                process.acknowledged()
         self._unacknowledged.clear()
 
     # Called by the event loop
@@ -178,9 +186,12 @@ class Channel(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  (the buffer is what it is)
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for kind, number, sequence, body in self._reader.feed(data):
+            for kind, number, sequence, body in self._reader.feed(self._buffer[:nbytes]):
                 self._receive(kind, number, sequence, body)
         except (protocol.ProtocolError, ValueError, LookupError, TypeError, RecursionError, struct.error) as error:
             self.close(f"the supervisor broke the protocol: {error!r}")

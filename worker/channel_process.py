@@ -16,6 +16,9 @@ from worker.engine import Exited, Frame
 if TYPE_CHECKING:
     from worker.channel import Channel
 
+#: Bytes, and frames, that may go unacknowledged: a part of the window that the supervisor keeps, so that it never has to wait.
+_LAZY_BYTES = journal.WINDOW_BYTES // 4
+_LAZY_FRAMES = journal.WINDOW_FRAMES // 4
 #: Bytes of one process that an honest supervisor never exceeds: its window, and what it reads past it at most (at the exit of
 #: a process that enlarged its pipes).
 _BUFFER_LIMIT = journal.WINDOW_BYTES + 8 * 1024 * 1024
@@ -39,6 +42,8 @@ class ChannelProcess:
         self._received = taken
         self._frames: deque[tuple[int, Frame, int]] = deque()
         self._buffered = 0
+        self._acknowledged = taken
+        self._news = 0  # bytes since the last acknowledgement
         self._handed_out = taken
         self._finished = False
         self._waiter: asyncio.Future[None] | None = None
@@ -50,12 +55,22 @@ class ChannelProcess:
         """Whether nothing is to be expected of it any more, here or there."""
         return self.ended and self.taken == self._received
 
+    @property
+    def owing(self) -> bool:
+        """Whether what was taken should be acknowledged now."""
+        return self.over or self._news >= _LAZY_BYTES or self.taken - self._acknowledged >= _LAZY_FRAMES
+
+    def acknowledged(self) -> None:
+        """Take note that the supervisor has been told what was taken."""
+        self._acknowledged = self.taken
+        self._news = 0
+
     def frames(self) -> AsyncIterator[Frame]:
         """Everything the tree says; a second call goes on where the first one stopped."""
         return _Frames(self)
 
     async def next_frame(self) -> Frame | None:
-        """Acknowledge the frame before and wait for the next; None after :class:`Exited`."""
+        """Be done with the frame before and wait for the next; None after :class:`Exited`."""
         self._acknowledge(self._handed_out)
         if self._finished:
             return None
@@ -119,6 +134,7 @@ class ChannelProcess:
         if self._buffered > _BUFFER_LIMIT:
             raise protocol.ProtocolError(f"it sends more of process {self.id} than its window allows")
         self._received = sequence
+        self._news += size
         self._put(sequence, frame, size)
 
     def lose(self, reason: str) -> None:

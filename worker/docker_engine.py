@@ -45,17 +45,17 @@ class DockerMachine:
         self.ref = ref
         self._engine = engine
         self._channel = channel
-        self._folder = folder
+        self.folder = folder
         self._stopping: asyncio.Task[None] | None = None
 
     @property
     def folder_name(self) -> str:
         """The name of its folder below ``<home>/machines``."""
-        return self._folder.path.name
+        return self.folder.path.name
 
     async def put_source(self, name: str, tree: Path) -> None:
         """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""
-        await self._folder.put_source(name, tree)
+        await self.folder.put_source(name, tree)
 
     async def start(self, spec: ProcessSpec) -> ChannelProcess:
         """Start a process tree; see :meth:`worker.engine.Machine.start`."""
@@ -81,7 +81,7 @@ class DockerMachine:
             self._channel.close("the machine was stopped")
             self._engine.forget(self)
             await self._engine.remove(self.ref)
-            await asyncio.to_thread(self._folder.remove)
+            await asyncio.to_thread(self.folder.remove)
 
 
 class DockerEngine:

@@ -60,6 +60,7 @@ def main(given: Files, connection: socket.socket, settings: Settings) -> NoRetur
         if "template" in order:
             # Dup'ed, because the template's own output is not the task's.
             given = Files(given.control, os.dup(1), os.dup(2))
+            _enter({}, settings)  # also as a rehearsal: what was done once is quicker after the fork
             given = template.serve(_plan(order["template"], settings), given, hatch, settings)
             order = _receive(given.control)
         if settings.uid is not None:

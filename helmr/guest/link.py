@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Bytes handed to one system call at most, and of one process in a row, so that all of them get their turn.
 _BATCH = 256 * 1024
 _TURN = 64 * 1024
+#: Bytes read at once: for more the C library would map and unmap memory each time.
+_READ = 64 * 1024
 #: Buffers in one system call (IOV_MAX is 1024).
 _VECTOR = 512
 
@@ -58,7 +60,7 @@ class Link:
     def _on_ready(self) -> None:
         # Whoever is ready to be written to is served by the flush at the end of the round.
         try:
-            data = self.connection.recv(_BATCH)
+            data = self.connection.recv(_READ)
         except BlockingIOError:
             return
         except OSError:

@@ -49,6 +49,11 @@ class Outbox:
         for stream in _streams:
             stream.settle, stream.muted = self.settle, muted
 
+    def leave_streams(self) -> None:
+        """Have nothing printed wait any more."""
+        for stream in _streams:
+            stream.settle = None
+
     def settle(self) -> None:
         """Return when the supervisor has taken the log lines sent so far."""
         if not self._unsettled or os.getpid() != self._pid:  # a forked child has no say on this socket

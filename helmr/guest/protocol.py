@@ -102,7 +102,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+    def feed(self, data: bytes | memoryview) -> list[tuple[int, int, int, bytes]]:
         """The frames completed by ``data``, as (kind, process, sequence, body).
 
         Raises:

@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import socket
+import time
 from typing import NamedTuple
 
 from helmr.guest import files, protocol
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from helmr.guest.child import Child, Ends
     from helmr.guest.forks import Forks
 
-#: Idle shims kept for their templates: each holds a module, and what that imports, in the machine's memory.
-_TEMPLATES = 2
+#: Idle shims kept for their templates, and how long (in seconds) all but one of them: each holds a module, and what that
+#: imports, in the machine's memory.
+_TEMPLATES = 4
+_IDLE = 10.0
 
 
 class Key(NamedTuple):
@@ -51,6 +54,7 @@ class Shim:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.key: Key | None = None  #: of its template; None: it has none
         self.child: Child | None = None
+        self.idle_since = 0.0
         self.lost = False
         self._selector = selector
         self._link, self.theirs = socket.socketpair()
@@ -125,6 +129,7 @@ class Shims:
         self._spares: list[Child] = []  #: each has a process that waits for its order
         self._resting: list[Shim] = []  #: without one; the longest rested first, as above
         self._unfit: set[Key] = set()
+        self.drop_at: float | None = None  #: when to call :meth:`drop_idle`
 
     def key_of(self, spec: dict[str, Any]) -> Key | None:
         """The template to use for a process; None: none."""
@@ -194,28 +199,41 @@ class Shims:
             shim.close()  # it has not told us that nothing of the tree is left
         if shim is not None and not shim.lost:
             shim.key = child.key if report.get("template") else None
+            shim.idle_since = time.monotonic()
             self._resting.append(shim)
             self._drop_surplus(keyed=True, limit=_TEMPLATES)
             self._drop_surplus(keyed=False, limit=1)
+            self._plan_drop()
         return True
 
+    def drop_idle(self, now: float) -> None:
+        """Let go of templates that were needed for a while only; the one used last stays."""
+        idle = self._idle(keyed=True)
+        late = [shim for shim in idle[:-1] if shim.idle_since + _IDLE <= now]
+        self._drop_surplus(keyed=True, limit=len(idle) - len(late))
+        self._plan_drop()
+
+    def _plan_drop(self) -> None:
+        idle = self._idle(keyed=True)
+        self.drop_at = idle[0].idle_since + _IDLE if len(idle) > 1 else None
+
+    def _idle(self, *, keyed: bool) -> list[Shim]:
+        """The idle ones with a template, or those without; the longest idle first."""
+        idle = [*self._resting, *(child.shim for child in self._spares if child.shim is not None)]
+        return sorted((shim for shim in idle if (shim.key is not None) == keyed), key=lambda shim: shim.idle_since)
+
     def _drop_surplus(self, *, keyed: bool, limit: int) -> None:
-        spares = [child for child in self._spares if child.shim is not None and (child.shim.key is not None) == keyed]
-        resting = [shim for shim in self._resting if (shim.key is not None) == keyed]
-        for _ in range(len(spares) + len(resting) - limit):
-            if spares:
-                self._dismiss(spares.pop(0))
-            else:
-                shim = resting.pop(0)
+        idle = self._idle(keyed=keyed)
+        for shim in idle[: max(len(idle) - limit, 0)]:
+            if shim in self._resting:
                 self._resting.remove(shim)
                 shim.close()
-
-    def _dismiss(self, child: Child) -> None:
-        child.finish({})
+            elif shim.child is not None:
+                shim.child.finish({})
 
     def close(self) -> None:
         """Let all of them end."""
         for child in list(self._spares):
-            self._dismiss(child)
+            child.finish({})
         for shim in self._resting:
             shim.close()

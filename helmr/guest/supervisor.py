@@ -122,12 +122,14 @@ class Supervisor:
         if self.spare_at is not None and now >= self.spare_at:
             self.spare_at = None
             self.shims.keep_ready()
+        if self.shims.drop_at is not None and now >= self.shims.drop_at:
+            self.shims.drop_idle(now)
         if self.client is None and not self.stopping and now >= self.deserted + self.options.orphan_timeout:
             self.stop(self.options.stop_grace)
 
     def patience(self) -> float | None:
         """Seconds until the clock demands something; None while only events do."""
-        times = [at for at in (self.farewell, self.spare_at) if at is not None]
+        times = [at for at in (self.farewell, self.spare_at, self.shims.drop_at) if at is not None]
         if self.client is None and not self.stopping:
             times.append(self.deserted + self.options.orphan_timeout)
         return max(0.0, min(times) - time.monotonic()) if times else None

@@ -22,7 +22,6 @@ import tempfile
 
 from helmr.guest import files, protocol, tree
 from helmr.guest.files import Files
-from helmr.guest.signals import DEAF
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,14 +74,12 @@ def serve(plan: dict[str, Any], given: Files, hatch: Hatch, settings: Settings) 
     if not _is_fit(plan, settings, said):
         hatch.tell(protocol.UNFIT, 0, given.numbers())
         os._exit(0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     tree.hide()
     gc.collect()
     gc.freeze()
     while True:
         pid = _fork(hatch)
         if pid == 0:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF)
             take_place(given)
             said.repeat()
             return given

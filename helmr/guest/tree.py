@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+#: Links of a folder ``/proc/PID/task`` with one folder in it.
+_ONE_THREAD = 3
 #: How often newcomers are looked for before what was found is killed anyway; a fork bomb must not keep us looking.
 _SWEEPS = 20
 
@@ -63,9 +65,12 @@ def children(pid: int) -> list[int]:
     if sys.platform != "linux":
         return _children_by_ps(pid)
     found: list[int] = []
+    threads = [str(pid)]
     try:
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children", "rb") as listing:
+        if os.stat(f"/proc/{pid}/task").st_nlink != _ONE_THREAD:
+            threads = os.listdir(f"/proc/{pid}/task")
+        for thread in threads:
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as listing:
                 found += map(int, listing.read().split())
     except (FileNotFoundError, ProcessLookupError):
         if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):

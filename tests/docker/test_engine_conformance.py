@@ -533,12 +533,12 @@ async def test_a_worker_that_comes_back_misses_no_byte(materialize: Materialize)
     while not await _take(process, seen, 500):
         # The last frame has been stored, but not acknowledged: the worker dies, and the next one knows what is stored.
         channel.close("kill -9")
-        channel = await Channel.connect(machine._folder.socket(), resume={process.id: process._handed_out})
+        channel = await Channel.connect(machine.folder.socket(), resume={process.id: process._handed_out})
         process = channel.attached[process.id]
     assert seen["stdout"].split() == [b"%d" % n for n in range(0, 300_000, 2)]
     assert seen["stderr"].split() == [b"%d" % n for n in range(1, 300_000, 2)]
     channel.close()
-    channel = await Channel.connect(machine._folder.socket(), resume={process.id: process._handed_out})
+    channel = await Channel.connect(machine.folder.socket(), resume={process.id: process._handed_out})
     assert channel.attached == {}
     channel.close()
     await machine.stop()

@@ -1,0 +1,132 @@
+"""Which shim a start gets, and which of the idle ones are kept."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from helmr.guest.child import Child
+from helmr.guest.shims import Key, Shim, Shims
+
+_SPEC = {"source": "src", "task": {"module": "tasks"}, "env": {"HELMR_RUN_ID": "run_1"}}
+
+
+class _Forks:
+    """Forks nobody."""
+
+    def __init__(self) -> None:
+        self.kept: list[socket.socket] = []
+
+    def request(self, shim: Shim) -> None:
+        self.kept.append(shim.theirs)
+
+
+class _Pool:
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.forks = _Forks()
+        self.children: list[Child] = []
+        self.shims = Shims(self.selector, self.forks, self.make_child, None, 1000)  # type: ignore[arg-type]
+        self.shims.keep_ready()
+
+    def make_child(self) -> Child:
+        self.children.append(Child(self.selector, self.ended, lambda *_: None))
+        return self.children[-1]
+
+    def ended(self, child: Child, report: dict[str, Any]) -> None:
+        self.shims.ended(child, report)
+
+    def close(self) -> None:
+        for child in self.children:
+            child.finish({})
+        self.shims.close()
+        for end in self.forks.kept:
+            end.close()
+        self.selector.close()
+
+    def start(self, key: Key | None) -> Child:
+        child = self.shims.take(key)
+        child.key = key
+        self.shims.prepare(child)
+        self.shims.keep_ready()
+        return child
+
+    def end(self, child: Child, **report: Any) -> Shim:
+        shim = child.shim
+        assert shim is not None
+        shim.child = None
+        child.finish(report)
+        return shim
+
+    def many(self, key: Key, count: int) -> list[Shim]:
+        return [self.end(child, template=True) for child in [self.start(key) for _ in range(count)]]
+
+
+@pytest.fixture
+def pool() -> Iterator[_Pool]:
+    pool = _Pool()
+    yield pool
+    pool.close()
+
+
+def _key(module: str = "tasks") -> Key:
+    return Key("src", module, ("HELMR_RUN_ID",))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({}, _key()),
+        ({"env": {}}, Key("src", "tasks", ())),
+        ({"kind": "argv"}, None),
+        ({"source": None}, None),
+        ({"task": {}}, None),
+        ({"secrets": {"TOKEN": "x"}}, None),
+        ({"secret_files": [{"path": "/run/x"}]}, None),
+    ],
+)
+def test_only_tasks_without_secrets_are_forked_from_templates(change: dict[str, Any], key: Key | None) -> None:
+    assert Key.of({**_SPEC, **change}) == key
+
+
+def test_a_start_gets_the_template_of_its_module_and_nobody_elses(pool: _Pool) -> None:
+    (shim,) = pool.many(_key(), 1)
+    assert pool.start(_key("others")).shim is not shim
+    assert pool.start(None).shim is not shim
+    assert pool.start(_key()).shim is shim
+
+
+def test_a_module_that_is_unfit_is_not_tried_again(pool: _Pool) -> None:
+    shim = pool.end(pool.start(_key()), unfit=True)
+    assert shim.key is None
+    assert pool.shims.key_of(_SPEC) is None
+    assert pool.shims.key_of({**_SPEC, "task": {"module": "others"}}) == _key("others")
+
+
+def test_a_shim_that_has_not_reported_is_let_go(pool: _Pool) -> None:
+    child = pool.start(None)
+    shim = child.shim
+    assert shim is not None
+    child.finish({})
+    assert shim.lost
+
+
+def test_only_the_templates_used_last_are_kept(pool: _Pool) -> None:
+    shims = pool.many(_key(), 6)
+    assert [shim.lost for shim in shims] == [True, True, False, False, False, False]
+
+
+def test_all_templates_but_one_go_after_a_while(pool: _Pool) -> None:
+    shims = pool.many(_key(), 3)
+    pool.shims.keep_ready()
+    assert pool.shims.drop_at is not None
+    pool.shims.drop_idle(time.monotonic())
+    assert not any(shim.lost for shim in shims)
+    pool.shims.drop_idle(time.monotonic() + 60)
+    assert [shim.lost for shim in shims] == [True, True, False]
+    assert pool.shims.drop_at is None
