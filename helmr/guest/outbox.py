@@ -50,9 +50,9 @@ class Outbox:
             stream.settle, stream.muted = self.settle, muted
 
     def leave_streams(self) -> None:
-        """Have nothing printed wait any more."""
+        """Have what is printed neither wait nor be dropped any more."""
         for stream in _streams:
-            stream.settle = None
+            stream.settle = stream.muted = None
 
     def settle(self) -> None:
         """Return when the supervisor has taken the log lines sent so far."""

@@ -151,7 +151,7 @@ def _rehearse() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         outbox = Outbox(theirs, Interruption())
-        outbox.order_streams()
+        outbox.order_streams(lambda: False)
         context = TaskContext({}, lambda: False)
         for task in list(registry.tasks.values())[:1]:
             task.arguments(from_builtins(None, Any), context)
