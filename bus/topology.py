@@ -19,6 +19,7 @@ from nats.js.api import (
 )
 
 from helmr import subjects
+from helmr.events import TERMINAL
 
 RUNS = "RUNS"
 SESSIONS = "SESSIONS"
@@ -118,5 +119,17 @@ def reactor_consumer(name: str, kinds: list[str]) -> ConsumerConfig:
         deliver_policy=DeliverPolicy.ALL,
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=30.0,
+        max_ack_pending=1000,
+    )
+
+
+def trace_consumer() -> ConsumerConfig:
+    """The ends of runs, for the export of traces: from the first time it is made, not from the beginning of the log."""
+    return ConsumerConfig(
+        durable_name="traces",
+        filter_subjects=[subjects.of_kind("run", kind) for kind in sorted(TERMINAL)],
+        deliver_policy=DeliverPolicy.NEW,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=60.0,
         max_ack_pending=1000,
     )

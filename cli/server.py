@@ -74,7 +74,20 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     metavar="[HOST:]PORT",
     help="Serve metrics to Prometheus there; without a host, on 127.0.0.1. Needs helmr[metrics].",
 )
-def server(host: str, *, port: int | None, durability: str, secret_key_file: Path | None, metrics: str | None) -> None:
+@click.option(
+    "--otlp",
+    metavar="URL",
+    help="Tell an OpenTelemetry collector there of every run that ends, e.g. http://127.0.0.1:4318. Needs helmr[otel].",
+)
+def server(
+    host: str,
+    *,
+    port: int | None,
+    durability: str,
+    secret_key_file: Path | None,
+    metrics: str | None,
+    otlp: str | None,
+) -> None:
     """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM.
 
     Without --secret-key-file and HELMR_SECRET_KEY the key of secrets is made when the first one is stored, and kept in
@@ -88,16 +101,24 @@ def server(host: str, *, port: int | None, durability: str, secret_key_file: Pat
     key_text = os.environ.pop("HELMR_SECRET_KEY", None) or None  # for nobody whom this process starts
     ring = KeyRing.find(given.settings().home, file=secret_key_file, text=key_text)
     options = {"host": host, "port": port, "durability": durability}
-    asyncio.run(_Server(given, url, ring, metrics=metrics, embedded=options).run())
+    asyncio.run(_Server(given, url, ring, metrics=metrics, otlp=otlp, embedded=options).run())
 
 
 class _Server:
     """The life of one server."""
 
     def __init__(
-        self, given: Flags, url: str | None, ring: KeyRing, *, metrics: str | None, embedded: dict[str, Any]
+        self,
+        given: Flags,
+        url: str | None,
+        ring: KeyRing,
+        *,
+        metrics: str | None,
+        otlp: str | None,
+        embedded: dict[str, Any],
     ) -> None:
         from bus.exposition import Address
+        from bus.trace_export import exporter
 
         settings = given.settings()
         self.home: Path = settings.home
@@ -107,6 +128,7 @@ class _Server:
         self._ring = ring
         self._embedded_options = embedded
         self._metrics = Address.parse(metrics) if metrics else None
+        self._traces = exporter(otlp) if otlp else None
         self._metrics_url: str | None = None
         self._verbose = given.verbose or given.debug
         self._stop = Stop(last_resort=_LAST_RESORT)
@@ -183,11 +205,14 @@ class _Server:
 
     async def _control(self, nc: Nats, ready: asyncio.Event) -> None:
         from bus.control import Control
+        from bus.trace_export import TraceExport
 
         control = Control(nc, self._ring)
         try:
             async with asyncio.TaskGroup() as tasks, AsyncExitStack() as beside:
                 await control.start(tasks)
+                if self._traces is not None:
+                    tasks.create_task(TraceExport(control.log, self._traces).run())
                 if self._metrics is not None:
                     self._metrics_url = await beside.enter_async_context(_metrics_of(control, self._metrics))
                 ready.set()

@@ -12,7 +12,7 @@ import msgspec
 from bus import waits
 from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
-from helmr import chunks, events
+from helmr import chunks, events, trace_ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
@@ -333,7 +333,11 @@ class Execution:
             task=body,
             deadline=left,
             grace=spec.cancel_grace,
-            env={"HELMR_RUN_ID": self.run_id, "HELMR_TASK_ID": spec.task_id},
+            env={
+                "HELMR_RUN_ID": self.run_id,
+                "HELMR_TASK_ID": spec.task_id,
+                "TRACEPARENT": trace_ids.traceparent(self.run_id, lease),
+            },
             secrets=self.secrets.env,
             secret_files=self.secrets.files,
         )
