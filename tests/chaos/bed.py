@@ -21,7 +21,7 @@ from tests.chaos import evidence, faults
 from tests.chaos.checker import Case, Violation, check
 from tests.chaos.evidence import Evidence, Stored
 from tests.chaos.installation import Installation, installation
-from tests.chaos.load import Load
+from tests.chaos.load import LIMITS, Load
 
 PROJECT = Path(__file__).parent / "project"
 #: Seconds after the last fault in which every run must have ended.
@@ -106,6 +106,7 @@ async def _collect(running: Installation, load: Load, before: dict[int, str]) ->
         marks=evidence.read_marks([running.folder / "host-a", running.folder / "host-b"]),
         starts=tuple(load.starts),
         cancels=frozenset(load.cancels),
+        limits=LIMITS,
         differences=tuple(differences),
         leaks=tuple(left),
         crashes=(*crashes, *load.surprises),

@@ -15,13 +15,14 @@ from typing import Any
 
 import msgspec
 
-from bus.log import RUN, SESSION, WORKSPACE
+from bus.log import QUEUE, RUN, SESSION, WORKSPACE
 from helmr import chunks, subjects
 from helmr.chunks import LogChunk
 from helmr.errors import Conflict
-from helmr.events import TERMINAL, RunEvent, RunSpec, RunState
+from helmr.events import TERMINAL, Grant, QueueEvent, RunEvent, RunSpec, RunState
 from helmr.models import StreamRecord
 from helmr.reducers import run as rules
+from helmr.reducers.queue import Limits
 from tests.chaos.evidence import Evidence, Mark, Start, Stored
 from tests.chaos.lines import expected
 from tests.chaos.part_process import WRITER
@@ -68,6 +69,15 @@ class Case:
                 event = RUN.decode(message.data)
                 found[event.run_id].append(Entry(message=message, event=event))
         return dict(found)
+
+    @cached_property
+    def queues(self) -> list[tuple[int, str, QueueEvent]]:
+        """The events of queues: where they stand in the log, which queue, and what."""
+        return [
+            (message.seq, subjects.parse_event(message.subject).id, QUEUE.decode(message.data))
+            for message in self.evidence.runs
+            if message.subject.startswith("helmr.ev.") and subjects.parse_event(message.subject).entity == "queue"
+        ]
 
     @cached_property
     def starts(self) -> dict[str, Start]:
@@ -267,25 +277,52 @@ def success_was_executed(case: Case) -> Found:
 
 @rule
 def limits_hold(case: Case) -> Found:
-    """At every point of the log no more runs of a queue are running, per concurrency key, than its limit says."""
-    running: dict[tuple[str, str | None], set[str]] = defaultdict(set)
-    for run_id, event in _in_order(case):
-        limit = case.evidence.limits.get(event.state.queue or "")
-        if limit is None:
+    """At no point of the log more runs are running, or have a slot, than their queue allows, in all and per concurrency key."""
+    running: dict[str, dict[str, str | None]] = defaultdict(dict)
+    for about, event in _in_order(case):
+        queue, state = (about, None) if isinstance(event, QueueEvent) else (event.state.queue or "", event.state)
+        if queue not in case.evidence.limits:
             continue
-        holders = running[event.state.queue or "", event.state.concurrency_key]
-        if event.state.status != "running":
-            holders.discard(run_id)
-        elif run_id not in holders:
-            holders.add(run_id)
-            if len(holders) > limit:
-                text = f"{len(holders)} run at once, {limit} may: {sorted(holders)}"
-                yield _violation(limits_hold, f"queue {event.state.queue}, key {event.state.concurrency_key}", text)
+        if isinstance(event, QueueEvent):
+            used = {run_id: grant.key for run_id, grant in event.state.holders.items()}
+        else:
+            used = running[queue]
+            used.pop(about, None)
+            if state is not None and state.status == "running":
+                used[about] = state.concurrency_key
+        for text in _exceeded(case.evidence.limits[queue], used):
+            yield _violation(limits_hold, f"queue {queue}", f"{text} after {event.kind} of {about}: {sorted(used)}")
 
 
-def _in_order(case: Case) -> list[tuple[str, RunEvent]]:
-    entries = [(entry.message.seq, run_id, entry.event) for run_id, events in case.runs.items() for entry in events]
-    return [(run_id, event) for _, run_id, event in sorted(entries, key=lambda each: each[0])]
+def _exceeded(limits: Limits, used: dict[str, str | None]) -> Iterator[str]:
+    counts = Counter(used.values())
+    if limits.total is not None and counts.total() > limits.total:
+        yield f"{counts.total()} at once, {limits.total} may"
+    for key, count in counts.items():
+        limit = limits.of(key)
+        if limit is not None and count > limit:
+            yield f"{count} of key {key} at once, {limit} may"
+
+
+@rule
+def a_slot_is_granted(case: Case) -> Found:
+    """A run of a limited queue runs only while the queue says that it has a slot, given for the very time it was held."""
+    granted: dict[str, dict[str, Grant]] = defaultdict(dict)
+    for about, event in _in_order(case):
+        if isinstance(event, QueueEvent):
+            granted[about] = event.state.holders
+        elif event.kind == "leased" and event.state.queue in case.evidence.limits:
+            grant = granted[event.state.queue].get(about)
+            if grant is None or grant.held != event.state.slot:
+                text = f"leased on the slot of its event {event.state.slot}, granted is {grant}"
+                yield _violation(a_slot_is_granted, about, f"{text}: {_story(case.runs[about])}")
+
+
+def _in_order(case: Case) -> list[tuple[str, RunEvent | QueueEvent]]:
+    """The events of runs and queues, as the log has them."""
+    found: list[tuple[int, str, RunEvent | QueueEvent]] = [*case.queues]
+    found += [(entry.message.seq, run_id, entry.event) for run_id, events in case.runs.items() for entry in events]
+    return [(about, event) for _, about, event in sorted(found, key=lambda each: each[0])]
 
 
 @rule
@@ -406,10 +443,10 @@ def records_are_whole(case: Case) -> Found:
 
 
 @rule
-def sessions_and_workspaces_follow_their_rules(case: Case) -> Found:
-    """Their states are the fold of their events as well."""
+def other_entities_follow_their_rules(case: Case) -> Found:
+    """The states of sessions, workspaces and queues are the fold of their events as well."""
     states: dict[str, Any] = {}
-    kinds: dict[str, Any] = {"session": SESSION, "workspace": WORKSPACE}
+    kinds: dict[str, Any] = {"session": SESSION, "workspace": WORKSPACE, "queue": QUEUE}
     for message in case.evidence.runs:
         if not message.subject.startswith("helmr.ev."):
             continue
@@ -420,11 +457,11 @@ def sessions_and_workspaces_follow_their_rules(case: Case) -> Found:
         try:
             states[place.id] = kinds[place.entity].fold(states.get(place.id), event, event.at, place.id)
         except Conflict as error:
-            yield _violation(sessions_and_workspaces_follow_their_rules, place.id, error.message)
+            yield _violation(other_entities_follow_their_rules, place.id, error.message)
             continue
         if states[place.id] != event.state:
             text = f"event {event.cursor} ({event.kind}) was appended to another past"
-            yield _violation(sessions_and_workspaces_follow_their_rules, place.id, text)
+            yield _violation(other_entities_follow_their_rules, place.id, text)
 
 
 @rule

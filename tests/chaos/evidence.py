@@ -14,6 +14,7 @@ from nats.js import JetStreamContext
 
 from bus import topology
 from bus.connection import connected
+from helmr.reducers.queue import Limits
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything there is to judge. ``limits``: how many runs of a queue may run at once, per concurrency key."""
+    """Everything there is to judge."""
 
     runs: tuple[Stored, ...] = ()
     logs: tuple[Stored, ...] = ()
@@ -69,7 +70,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     starts: tuple[Start, ...] = ()
     #: Runs that somebody may have asked to cancel, whatever came of the request.
     cancels: frozenset[str] = frozenset()
-    limits: dict[str, int] = {}
+    #: How many runs of a queue may run at once.
+    limits: dict[str, Limits] = {}
     #: How the history differs from a fresh fold of the log, table by table.
     differences: tuple[str, ...] = ()
     #: What is still there and should not be.

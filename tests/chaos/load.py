@@ -14,6 +14,7 @@ from helmr import ids
 from helmr.client import AsyncClient
 from helmr.client.sessions import Started
 from helmr.errors import Conflict, HelmrError, NotFound, TimedOut, Unavailable
+from helmr.reducers.queue import limits
 from tests.chaos.evidence import Start
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ _EVERY = 0.2
 _AT_ONCE = 24
 #: How many of the latest workspaces and external ids may be used again.
 _RECENT = 12
+
+
+#: The queues of the project, and what they allow.
+LIMITS = {"narrow": limits(1, None), "wide": limits(4, 2)}
 
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +78,13 @@ KINDS: tuple[Kind, ...] = (
     Kind(task="leaves-daemon", weight=2, payload=_seconds(0, 1)),
     Kind(task="keeps-records", weight=2, payload=lambda rng: {"records": rng.randint(1, 30), "pause": 0.02}),
     Kind(task="once", weight=2, outcomes=frozenset({"succeeded", "worker_lost"}), payload=_seconds(0, 3)),
+    Kind(task="narrow", weight=2, payload=_seconds(0, 0.5), options=_limited),
+    Kind(
+        task="wide",
+        weight=3,
+        payload=lambda rng: {"seconds": round(rng.uniform(0, 2), 2), "fails": rng.random() < 0.3},
+        options=_limited,
+    ),
     Kind(task="noop", weight=2, options=lambda rng: {"ttl": rng.choice([1.0, 3.0, 600.0])}),
 )
 

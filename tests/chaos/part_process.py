@@ -17,6 +17,7 @@ from typing import Any
 
 import worker.leasing
 from bus.log import _EXPECT_FILTER, _EXPECT_SEQ, Log
+from helmr.reducers.queue import Room
 from tests.integration import worker_process
 from worker.log_pump import LogPump
 from worker.process_engine import ProcessEngine
@@ -88,12 +89,27 @@ def leftovers() -> None:
     ProcessEngine._remove_leftover = spare  # type: ignore[method-assign]
 
 
+def one_too_many() -> None:
+    """A queue has one slot more than it says."""
+    fits = Room.fits
+
+    def lax(self: Room, key: str | None) -> bool:
+        self.take(key, -1)
+        try:
+            return fits(self, key)
+        finally:
+            self.take(key)
+
+    Room.fits = lax  # type: ignore[method-assign]
+
+
 #: What can be broken: name, and how.
 MUTATIONS: dict[str, Callable[[], None]] = {
     "fence": no_fence,
     "ttl-cancel": no_ttl_cancel,
     "log-chunks": lost_chunks,
     "leftovers": leftovers,
+    "admission": one_too_many,
 }
 
 

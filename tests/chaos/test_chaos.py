@@ -18,6 +18,7 @@ _LONG = "HELMR_CHAOS_LONG"
 _MUTATIONS = {
     "fence": (["2 pause worker-1 8", "2.5 pause worker-3 8"], "only the holder writes"),
     "ttl-cancel": ([], "a leased run has no time to live"),
+    "admission": ([], "limits hold"),
     "log-chunks": ([], "logs are whole"),
 }
 

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from helmr import chunks, subjects
-from helmr.events import RunEvent
+from helmr.events import TERMINAL, Grant, QueueEvent, QueueState, RunEvent
 from helmr.models import StreamRecord
+from helmr.reducers import queue as queue_rules
+from helmr.reducers.queue import limits
 from tests.chaos.checker import check
 from tests.chaos.evidence import Evidence, Mark, Start, Stored
 from tests.chaos.lines import expected
@@ -215,22 +217,46 @@ def test_a_success_that_nobody_executed() -> None:
     assert _broken(_replaced(evidence, marks=(evidence.marks[0], evidence.marks[2]))) == {"success was executed"}
 
 
-def _limited(*lives: Life) -> Evidence:
+def _limited(*lives: Life, granted: bool = True) -> Evidence:
+    """Runs of the queue ``narrow``; ``granted``: the queue gave each its slot as soon as it was held."""
     events = sorted((pair for life in lives for pair in _told(life)), key=lambda pair: pair[0].at)
-    marks = tuple(mark for life in lives for mark in _marks(life, (1.5, 1.6)))
-    return Evidence(runs=_messages(events), marks=marks, limits={"narrow": 1})
+    messages: list[Stored] = []
+    queue: QueueState | None = None
+    for message, (event, _) in zip(_messages(events), events, strict=True):
+        messages.append(message)
+        change: dict[str, Any] = {"released": {event.run_id: 1}} if event.kind in TERMINAL else {}
+        if event.kind == "held":
+            grant = Grant(held=event.cursor, seq=1, key=event.data["key"], at=event.at)
+            change = {"admitted": {event.run_id: msgspec.to_builtins(grant)}}
+        if change and granted:
+            queue = queue_rules.apply(queue, "admitted", change, event.at, queue_id="narrow")
+            told = QueueEvent(
+                cursor=1, id="evt_1", queue_id="narrow", kind="admitted", at=event.at, data=change, state=queue
+            )
+            subject = subjects.event(SCOPE, "queue", "narrow", "admitted")
+            messages.append(Stored(seq=0, subject=subject, at=event.at, data=msgspec.json.encode(told)))
+    ordered = [msgspec.structs.replace(message, seq=seq) for seq, message in enumerate(messages, 1)]
+    marks = tuple(mark for life in lives for mark in _marks(life, (2.5, 2.6)))
+    return Evidence(runs=tuple(ordered), marks=marks, limits={"narrow": limits(1, None)})
 
 
 def _in_queue(start: datetime, key: str | None = None) -> Life:
-    return _ended(Life(start=start, queue="narrow", concurrency_key=key).queued().leased(), 0)
+    life = Life(start=start, queue="narrow", concurrency_key=key)
+    spec = msgspec.to_builtins(life.spec)
+    life.add("held", {"cause": "start", "lane": "default", "limit": "queue", "key": key, "spec": spec})
+    return _ended(life.queued().leased(), 0)
 
 
 def test_more_runs_at_once_than_the_queue_allows() -> None:
     first = _in_queue(Life().at)
     assert _broken(_limited(first, _in_queue(first.at + timedelta(seconds=1)))) == set()
-    overlapping = _in_queue(first.at - timedelta(seconds=3))
+    overlapping = _in_queue(first.at - timedelta(seconds=4))
     assert _broken(_limited(first, overlapping)) == {"limits hold"}
-    assert _broken(_limited(first, _in_queue(first.at - timedelta(seconds=3), key="other"))) == set()
+    assert _broken(_limited(first, _in_queue(first.at - timedelta(seconds=4), key="other"))) == set()
+
+
+def test_a_run_that_nobody_gave_a_slot() -> None:
+    assert _broken(_limited(_in_queue(Life().at), granted=False)) == {"a slot is granted"}
 
 
 @pytest.mark.parametrize(("prefix", "after", "fine"), [("due", 0.5, True), ("due", 2.0, False), ("timer", -1.0, False)])
@@ -297,6 +323,4 @@ def test_a_workspace_that_was_appended_to_another_past() -> None:
         Stored(seq=90 + seq, subject=subject, at=life.at, data=data) for seq, (subject, data) in enumerate(published)
     ]
     assert _broken(_replaced(evidence, runs=(*evidence.runs, *stored))) == set()
-    assert _broken(_replaced(evidence, runs=(*evidence.runs, stored[1]))) == {
-        "sessions and workspaces follow their rules"
-    }
+    assert _broken(_replaced(evidence, runs=(*evidence.runs, stored[1]))) == {"other entities follow their rules"}

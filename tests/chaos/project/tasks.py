@@ -26,7 +26,7 @@ Output = dict[str, Any]
 _TICK = 0.05
 records = streams.output("records")
 narrow = Queue("narrow", concurrency=1)
-wide = Queue("wide", concurrency=3)
+wide = Queue("wide", concurrency=4, concurrency_per_key=2)
 
 
 def mark(what: str, ctx: TaskContext, *, key: str) -> None:
