@@ -22,6 +22,7 @@ from tests.chaos.checker import Case, Violation, check
 from tests.chaos.evidence import Evidence, Stored
 from tests.chaos.installation import Installation, installation
 from tests.chaos.load import LIMITS, Load
+from tests.chaos.machines import gone
 
 PROJECT = Path(__file__).parent / "project"
 #: Seconds after the last fault in which every run must have ended.
@@ -74,7 +75,7 @@ async def run(options: Options, folder: Path, say: Callable[[str], None] = lambd
         found = await _collect(running, load, before)
     left = [f"process {pid}: {command}" for pid, command in leaks.left_running(before).items()]
     found = msgspec.structs.replace(found, leaks=(*found.leaks, *left))
-    return Report(violations=check(found), figures=_figures(found, load, len(plan), calm), evidence=found)
+    return Report(violations=check(found), figures=_figures(found, running, load, len(plan), calm), evidence=found)
 
 
 async def _calm_down(running: Installation, load: Load) -> None:
@@ -97,13 +98,14 @@ async def _collect(running: Installation, load: Load, before: dict[int, str]) ->
     left += await evidence.leaked_consumers(running.nats.url, set())
     tasks = leaks.left_running(before | _infrastructure(running))
     left += [f"process {pid}: {command}" for pid, command in tasks.items()]
+    left += [f"machine {machine}" for machine in await gone(running.machines)]
     left += [f"folder {path}" for path in running.folder.glob("host-*/processes/*/*")]
     crashes = [f"{member.name}: {crash}" for member in running.members.values() for crash in member.crashes]
     return Evidence(
         runs=streams[topology.RUNS],
         logs=streams[topology.LOGS],
         records=streams[topology.SESSIONS],
-        marks=evidence.read_marks([running.folder / "host-a", running.folder / "host-b"]),
+        marks=evidence.read_marks(running.homes),
         starts=tuple(load.starts),
         cancels=frozenset(load.cancels),
         limits=LIMITS,
@@ -144,7 +146,9 @@ async def _differences(running: Installation) -> list[str]:
     ]
 
 
-def _figures(found: Evidence, load: Load, faults_done: int, calm: float) -> dict[str, int | float]:
+def _figures(
+    found: Evidence, running: Installation, load: Load, faults_done: int, calm: float
+) -> dict[str, int | float]:
     case = Case(found)
     kinds = Counter(entry.event.kind for entries in case.runs.values() for entry in entries)
     ends = Counter(entries[-1].event.kind for entries in case.runs.values())
@@ -157,6 +161,7 @@ def _figures(found: Evidence, load: Load, faults_done: int, calm: float) -> dict
         "retries": kinds["retry_scheduled"],
         **{f"ended {kind}": count for kind, count in sorted(ends.items())},
         **{f"unanswered {name}": count for name, count in sorted(load.failures.items())},
+        "starts given up": sum(member.gave_up for member in running.members.values()),
         "log bytes": sum(len(message.data) for message in found.logs),
         "marks": len(found.marks),
         "seconds to calm": round(calm, 1),

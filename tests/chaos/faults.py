@@ -18,6 +18,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 WORKERS = ("worker-1", "worker-2", "worker-3")
 #: Who may be hit, and how often in relation to the others.
 _PROCESSES = {"nats": 2, "server": 2, "control": 2, "projector": 2, **dict.fromkeys(WORKERS, 3)}
+#: Who can only be killed.
+_KILLED = {"machine": 5}
 _CONNECTED = {"client": 1, "server": 1, "control": 1, **dict.fromkeys(WORKERS, 2)}
 #: Seconds without a fault at first, and mean seconds between two.
 _CALM, _EVERY = 3.0, 2.5
@@ -45,8 +47,9 @@ def parse(text: str) -> Fault:
         ValueError: it is written otherwise, or names what there is not.
     """
     at, kind, target, *lasts = text.split()
-    if kind not in KINDS or target not in {*_PROCESSES, *_CONNECTED}:
-        raise ValueError(f"{text!r}: there are {', '.join(KINDS)}, of {', '.join(sorted({*_PROCESSES, *_CONNECTED}))}")
+    targets = {*_PROCESSES, *_KILLED, *_CONNECTED}
+    if kind not in KINDS or target not in targets:
+        raise ValueError(f"{text!r}: there are {', '.join(KINDS)}, of {', '.join(sorted(targets))}")
     return Fault(at=float(at), kind=msgspec.convert(kind, Kind), target=target, lasts=float(lasts[0]) if lasts else 0.0)
 
 
@@ -61,7 +64,7 @@ def plan(rng: random.Random, *, seconds: float, kinds: tuple[str, ...] = KINDS) 
 
 
 def _fault(rng: random.Random, at: float, kind: str) -> Fault:
-    targets = _PROCESSES if kind in {"kill", "pause"} else _CONNECTED
+    targets = {"kill": _PROCESSES | _KILLED, "pause": _PROCESSES}.get(kind, _CONNECTED)
     target = rng.choices(list(targets), list(targets.values()))[0]
     span = rng.uniform(*(_LONG if rng.random() < 0.3 else _SHORT))
     if target == "nats":  # a whole installation that stands still shows little
@@ -84,7 +87,7 @@ async def carry_out(faults: list[Fault], running: Installation, say: Callable[[s
 async def _inflict(fault: Fault, running: Installation) -> None:
     match fault.kind:
         case "kill":
-            running.kill(fault.target)
+            await running.kill(fault.target)
         case "pause":
             await _pause(fault, running)
         case _:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,12 +19,18 @@ from pathlib import Path
 
 from bus.server import EmbeddedServer
 from cli.process import Part
+from helmr.errors import HelmrError, Unavailable
 from tests import leaks
 from tests.chaos import part_process
+from tests.chaos.machines import machines
 from tests.chaos.proxy import Proxy, proxied
+
+log = logging.getLogger(__name__)
 
 #: Seconds a part gets to come up, and to end in good order.
 _READY, _GRACE = 60.0, 40.0
+#: How the end of a part is told that found no NATS: with the exit code that says so, and whoever started it tries again.
+_GAVE_UP = f"{{}} ended (exit code {Unavailable.exit_code})"
 #: Heartbeats and deadlines come that much quicker than users have them: see ``bus.topology``.
 PACE = "0.4"
 _ROOT = Path(__file__).parents[2]
@@ -40,6 +48,8 @@ class Member:
         self.ids: list[str] = []
         #: Ends that were not asked for by a signal of ours.
         self.crashes: list[str] = []
+        #: Starts that came to nothing because NATS was not there.
+        self.gave_up = 0
         self._killed = 0
         self.part = Part(
             name,
@@ -75,6 +85,8 @@ class Member:
     def _died(self, words: str) -> None:
         if self._killed and "SIGKILL" in words:
             self._killed -= 1
+        elif words.startswith(_GAVE_UP.format(self.name)):
+            self.gave_up += 1
         else:
             self.crashes.append(words)
 
@@ -82,9 +94,11 @@ class Member:
 class Installation:
     """Everything that runs; made by :func:`installation`."""
 
-    def __init__(self, folder: Path, nats: EmbeddedServer, client: Proxy) -> None:
+    def __init__(self, folder: Path, nats: EmbeddedServer, client: Proxy, engine: str) -> None:
         self.folder = folder
         self.nats = nats
+        self.homes = [folder / "host-a", folder / "host-b"]
+        self.machines = machines(engine, self.homes)
         #: What clients connect to.
         self.client = client
         self.members: dict[str, Member] = {}
@@ -114,12 +128,22 @@ class Installation:
             return [self.nats.pid] if self.nats.pid else []
         return self.projector() if target == "projector" else self.members[target].pids
 
-    def kill(self, target: str) -> None:
-        """SIGKILL what the name means; whoever looks after it starts it again."""
-        if target in self.members:
+    async def kill(self, target: str) -> None:
+        """SIGKILL what the name means; whoever looks after it starts it again. ``machine`` is any one of a workspace."""
+        if target == "machine":
+            await self._kill_machine()
+        elif target in self.members:
             self.members[target].kill()
         else:
             self.send(target, signal.SIGKILL)
+
+    async def _kill_machine(self) -> None:
+        living = await self.machines.living()
+        if living:
+            try:
+                await self.machines.kill(random.choice(living))
+            except (ProcessLookupError, HelmrError) as error:
+                log.info("it has ended by itself: %s", error)
 
     def send(self, target: str, number: signal.Signals) -> None:
         """Send a signal to what the name means, if it lives."""
@@ -167,6 +191,7 @@ class Installation:
         for life in self._lives:
             life.cancel()
         await asyncio.gather(*self._lives, return_exceptions=True)
+        await self.machines.close()
 
 
 def _environment(home: Path, url: str) -> dict[str, str]:
@@ -185,7 +210,7 @@ async def installation(folder: Path, *, engine: str = "process", slots: int = 4)
     try:
         async with AsyncExitStack() as stack:
             port = nats.port or 0
-            running = Installation(folder, nats, await stack.enter_async_context(proxied(port)))
+            running = Installation(folder, nats, await stack.enter_async_context(proxied(port)), engine)
             stack.push_async_callback(running.close)
             (folder / "logs").mkdir()
 

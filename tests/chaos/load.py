@@ -39,6 +39,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     weight: int
     outcomes: frozenset[str] = frozenset({"succeeded"})
     payload: Callable[[Random], dict[str, Any]] = lambda _: {}
+    #: Starts at a time.
+    burst: int = 1
     #: Options of the start.
     options: Callable[[Random], dict[str, Any]] = lambda _: {}
 
@@ -52,7 +54,7 @@ def _lines(low: int, high: int, width: int) -> Callable[[Random], dict[str, Any]
 
 
 def _limited(rng: Random) -> dict[str, Any]:
-    return {"concurrency_key": rng.choice([None, "a", "b"]), "priority": rng.randint(0, 9)}
+    return {"concurrency_key": rng.choice([None, None, "a", "b"]), "priority": rng.randint(0, 9)}
 
 
 KINDS: tuple[Kind, ...] = (
@@ -78,10 +80,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(task="leaves-daemon", weight=2, payload=_seconds(0, 1)),
     Kind(task="keeps-records", weight=2, payload=lambda rng: {"records": rng.randint(1, 30), "pause": 0.02}),
     Kind(task="once", weight=2, outcomes=frozenset({"succeeded", "worker_lost"}), payload=_seconds(0, 3)),
-    Kind(task="narrow", weight=2, payload=_seconds(0, 0.5), options=_limited),
+    Kind(task="narrow", weight=1, burst=5, payload=_seconds(0, 0.3), options=_limited),
     Kind(
         task="wide",
-        weight=3,
+        weight=2,
+        burst=6,
         payload=lambda rng: {"seconds": round(rng.uniform(0, 2), 2), "fails": rng.random() < 0.3},
         options=_limited,
     ),
@@ -124,7 +127,7 @@ class Load:
             kind = self._rng.choices(KINDS, [kind.weight for kind in KINDS])[0]
             n, payload = number, kind.payload(self._rng) | {"n": number}
             options = kind.options(self._rng) | self._common()
-        copies = 2 if "external_id" in options and self._rng.random() < 0.5 else 1
+        copies = 2 if "external_id" in options and self._rng.random() < 0.5 else kind.burst
         fate = self._rng.random(), self._rng.uniform(0, 3), self._rng.random() < 0.3
         await asyncio.gather(*(self._start(kind, n, payload, options, fate) for _ in range(copies)))
 
