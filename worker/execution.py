@@ -269,6 +269,12 @@ class Execution:
 
     async def _start(self, machine: Machine, deployment: Deployment, task: dict[str, Any], deadline: float) -> Process:
         """The process that was kept while the run waited, told the answer; or a new one, which knows what is recorded."""
+        try:
+            await self.journal.confirm()
+        except Fenced:
+            if self._hot is not None:
+                await discard(self._hot.process)
+            raise
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         if self._hot is not None and await self._go_on(self._hot, left):
             return self._hot.process

@@ -23,6 +23,7 @@ from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec
 from worker.liveness import Liveness
+from worker.run_journal import STALE
 from worker.sources import Sources
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ class Machines:
 
     async def _bring_up(self, scope: Scope, workspace_id: str, needs: Needs, entry: _Entry) -> None:
         await self._claim(scope, workspace_id)
+        claimed = asyncio.get_running_loop().time()
         try:
             image = await self._engine.ensure_image(await self._image(needs), needs.progress)
             entry.machine = await self._engine.materialize(self._spec(workspace_id, image, needs.sandbox))
@@ -173,6 +175,15 @@ class Machines:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise
         entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry.machine))
+        if asyncio.get_running_loop().time() - claimed > STALE:
+            await self._confirm_claim(scope, workspace_id, entry)
+
+    async def _confirm_claim(self, scope: Scope, workspace_id: str, entry: _Entry) -> None:
+        """Whoever was stopped while it brought a machine up may have been replaced: there must not be a second one."""
+        state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
+        if state.materialization is None or state.materialization.worker != self._worker_id:
+            await self._shut_down(scope, workspace_id, entry, "another worker has it")
+            raise Misplaced(rules.lane(state, group=self._group, alive=self._liveness.alive()))
 
     async def _claim(self, scope: Scope, workspace_id: str) -> None:
         def decide(state: WorkspaceState) -> Draft:

@@ -11,11 +11,17 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from bus import topology
 from bus.log import RUN, Log, Position, Superseded
+from helmr.errors import Unavailable
 from helmr.events import Draft, Lease, RunEvent, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 
+#: Seconds after which what was known of a lease or a claim is looked at again before it is acted upon.
+STALE = topology.HEARTBEAT
+#: Seconds between looks when the server does not answer.
+_RETRY_DELAY = 0.5
 #: Events waiting to be appended before a writer has to wait.
 _MAX_WAITING = 256
 
@@ -45,6 +51,7 @@ class RunJournal:
         self._idle.set()
         self._lock = asyncio.Lock()
         self._released = False
+        self._confirmed = asyncio.get_running_loop().time()
 
     @property
     def state(self) -> RunState:
@@ -102,11 +109,30 @@ class RunJournal:
                 except Superseded:
                     await self._reread()
                 else:
+                    self._confirmed = asyncio.get_running_loop().time()
                     return self.state
 
     def release(self) -> None:
         """The lease has ended with the last event: the run waits."""
         self._released = True
+
+    async def confirm(self) -> None:
+        """Make sure, unless that is fresh in mind, that the lease is ours: before something begins that cannot be undone.
+
+        Whoever was stopped for a while has the world as it was, and would execute what others have executed meanwhile. While
+        the server is away this waits, because nobody else can take the run then.
+
+        Raises:
+            Fenced: the lease is lost.
+        """
+        stale = asyncio.get_running_loop().time() - self._confirmed > STALE
+        while stale:
+            try:
+                await self.check()
+            except Unavailable:
+                await asyncio.sleep(_RETRY_DELAY)  # the server is away
+            else:
+                stale = False
 
     async def check(self) -> None:
         """Read the run, in case a message about it was missed.
@@ -124,4 +150,5 @@ class RunJournal:
         if state is None or not rules.holds(state, worker=self._lease.worker, cursor=self._lease.cursor):
             raise Fenced(f"run {self.state.id} is no longer leased to {self._lease.worker}")
         self._position = position
+        self._confirmed = asyncio.get_running_loop().time()
         self._on_state(state)
