@@ -216,6 +216,7 @@ def it_ends_as_its_task_does(case: Case) -> Found:
 def _excused(case: Case, run_id: str, start: Start) -> set[str]:
     kinds = Counter(entry.event.kind for entry in case.runs[run_id])
     excuses = {"cancelled"} if run_id in case.evidence.cancels else set()
+    excuses |= start.midway if kinds["cancel_requested"] else set()
     excuses |= {"expired"} if start.ttl is not None and not kinds["leased"] else set()
     excuses |= {"dispatch_exhausted"} if kinds["lease_lost"] >= rules.MAX_DISPATCH_ATTEMPTS else set()
     return excuses

@@ -45,7 +45,8 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 class Start(msgspec.Struct, frozen=True, kw_only=True):
     """A start that a client was told had happened, and what is to come of it.
 
-    ``outcomes`` are the ends that are right for the task if nobody interferes: a status, or a failure code.
+    ``outcomes`` are the ends that are right for the task if nobody interferes: a status, or a failure code; ``midway`` those
+    of an attempt that would be followed by another one, had nobody asked for the end.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     n: int
     outcomes: frozenset[str]
+    midway: frozenset[str] = frozenset()
     external_id: str | None = None
     reused: bool = False
     ttl: float | None = None

@@ -38,6 +38,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     weight: int
     outcomes: frozenset[str] = frozenset({"succeeded"})
+    midway: frozenset[str] = frozenset()
     payload: Callable[[Random], dict[str, Any]] = lambda _: {}
     #: Starts at a time.
     burst: int = 1
@@ -69,7 +70,12 @@ KINDS: tuple[Kind, ...] = (
     Kind(task="sleeps", weight=4, payload=_seconds(0, 5)),
     Kind(task="sleeps-async", weight=2, payload=_seconds(0, 5)),
     Kind(task="fails", weight=2, outcomes=frozenset({"task_error"})),
-    Kind(task="retries", weight=2, payload=lambda rng: {"succeeds_at": rng.randint(1, 3)}),
+    Kind(
+        task="retries",
+        weight=2,
+        midway=frozenset({"task_error"}),
+        payload=lambda rng: {"succeeds_at": rng.randint(1, 3)},
+    ),
     Kind(
         task="ends-by-signal",
         weight=2,
@@ -84,6 +90,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         task="wide",
         weight=2,
+        midway=frozenset({"task_error"}),
         burst=6,
         payload=lambda rng: {"seconds": round(rng.uniform(0, 2), 2), "fails": rng.random() < 0.3},
         options=_limited,
@@ -169,6 +176,7 @@ class Load:
                 kind=kind.task,
                 n=n,
                 outcomes=kind.outcomes,
+                midway=kind.midway,
                 external_id=options.get("external_id"),
                 reused=started.reused,
                 ttl=options.get("ttl"),
