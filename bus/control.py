@@ -75,7 +75,7 @@ class Control:
         self.tokens = Tokens(self.log)
         self.workspaces = Workspaces(self.log, self.presence)
         self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
-        self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments)
+        self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments, self.sessions)
         self.rescue = Rescue(self.log, self.presence, self.live)
         self.half_starts = HalfStarts(self.log, self.live, self.sessions)
 

@@ -20,6 +20,7 @@ from bus.presence import Presence
 from bus.pull import Delivery, Puller, ensure_consumer
 from bus.queueing import Gate, enqueue
 from bus.reactions import Handler, Reaction
+from bus.services.sessions import EXPIRY, Sessions
 from bus.wakeups import Wakeups
 from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
@@ -34,10 +35,13 @@ _RETRY_DELAY = 1.0
 class Reactors:
     """All reactors of one control process."""
 
-    def __init__(self, event_log: Log, presence: Presence, gate: Gate, deployments: Deployments) -> None:
+    def __init__(
+        self, event_log: Log, presence: Presence, gate: Gate, deployments: Deployments, sessions: Sessions
+    ) -> None:
         self.log = event_log
         self.presence = presence
         self._gate = gate
+        self._sessions = sessions
         self.continuations = Continuations(event_log, deployments, presence, gate)
         self.wakeups = Wakeups(event_log, presence, gate, self.continuations)
 
@@ -76,7 +80,7 @@ class Reactors:
         await item.msg.ack()
 
     async def _due(self, item: Delivery) -> None:
-        """A timer fired: a queued run or a token expires, the next attempt begins, or a wait is over."""
+        """A timer fired: a queued run, a session or a token expires, the next attempt begins, or a wait is over."""
         scope, run_id, what = subjects.parse_due(item.msg.subject)
         if what == "ttl":
             ttl = spec_of(await self.log.first(RUN, scope, run_id)).ttl or 0.0
@@ -85,6 +89,8 @@ class Reactors:
             await enqueue(self.log, scope, run_id, cause="retry", alive=set(self.presence.alive()), gate=self._gate)
         elif what == waits.TIMER:
             await self.wakeups.due(scope, run_id)
+        elif what == EXPIRY:
+            await self._sessions.expire(scope, run_id)
         elif what == tokens.TIMER:
             await tokens.expire(self.log, scope, run_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import timedelta
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from bus.queueing import DEFAULT_GROUP, Gate
 from bus.vault import Vault, hint_to_set
 from helmr import events, ids
 from helmr.errors import NotFound, PayloadInvalid, TooLarge, UsageError
-from helmr.events import Draft, RetryPolicy, RunSpec, SessionEvent, WorkspaceState
+from helmr.events import Draft, RetryPolicy, RunSpec, SessionEvent, SessionState, WorkspaceState
 from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -32,6 +33,7 @@ MAX_METADATA = 256 * 1024
 MAX_TAGS, MAX_TAG_LENGTH = 10, 128
 MIN_DURATION, MAX_DURATION = 5.0, 86_400.0
 MAX_KEY_LENGTH = 512
+MIN_EXPIRY, MAX_EXPIRY = 1.0, 365 * 86_400.0
 
 
 class StartRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +49,7 @@ class StartRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int = 0
     ttl: float | None = None
     max_duration: float | None = None
+    expires_in: float | None = None
     metadata: dict[str, Any] = {}
     tags: list[str] = []
 
@@ -64,10 +67,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     run: Draft
     ttl: float | None
 
+    @property
+    def opened(self) -> SessionState:
+        """The session's state once its event is stored."""
+        return session_rules.apply(None, "opened", self.session.data, events.now(), session_id=self.session_id)
+
     def session_preview(self, scope: Scope) -> Session:
         """The session record before its event is stored."""
-        state = session_rules.apply(None, "opened", self.session.data, events.now(), session_id=self.session_id)
-        return session_record(*scope, state, "queued")
+        return session_record(*scope, self.opened, "queued")
 
 
 class _Names(NamedTuple):
@@ -112,6 +119,7 @@ class Planner:
             "fingerprint": fingerprint(request),
             "tags": request.tags,
             "metadata": request.metadata,
+            "expires_at": _expiry(request),
             "start": _rest_of(request),
         }
         session = Draft(kind="opened", data=opened, message=f"opened for task {task['id']}")
@@ -241,6 +249,11 @@ def check_limits(request: StartRequest) -> None:
         )
     if request.ttl is not None and request.ttl <= 0:
         raise UsageError("ttl must be positive")
+    if request.expires_in is not None and not MIN_EXPIRY <= request.expires_in <= MAX_EXPIRY:
+        raise UsageError(
+            f"a session cannot expire in {request.expires_in:g} s",
+            hint=f"choose between {MIN_EXPIRY:g} s and {MAX_EXPIRY:g} s (365 d), or leave it out: then it never does",
+        )
 
 
 def _check_size(what: str, value: Any, limit: int) -> None:
@@ -334,7 +347,11 @@ def _names(scope: Scope, request: StartRequest) -> _Names:
 
 
 #: Of a start request, what the event ``opened`` says in words of its own, and what concerns that one request only.
-_SAID_ELSEWHERE = ("task", "request_id", "external_id", "metadata", "tags")
+_SAID_ELSEWHERE = ("task", "request_id", "external_id", "expires_in", "metadata", "tags")
+
+
+def _expiry(request: StartRequest) -> str | None:
+    return None if request.expires_in is None else (events.now() + timedelta(seconds=request.expires_in)).isoformat()
 
 
 def _rest_of(request: StartRequest) -> dict[str, Any]:
@@ -347,4 +364,6 @@ def fingerprint(request: StartRequest) -> str:
     """A digest of what was asked for, the same whenever the same start is asked for again."""
     body = msgspec.to_builtins(request)
     del body["request_id"]
+    if request.expires_in is None:  # it came later than fingerprints that are kept
+        del body["expires_in"]
     return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()[:32]

@@ -39,6 +39,9 @@ session.add_command(output)
 @click.option("--concurrency-key", metavar="KEY", help="What the queue's limit per key counts by.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Seconds of head start in its queue.")
 @click.option("--ttl", type=DURATION, metavar="D", help="Expire the run unless it has begun by then.")
+@click.option(
+    "--expires-in", type=DURATION, metavar="D", help="End the session, and what it runs then, after this time."
+)
 @click.option("--max-duration", type=DURATION, metavar="D", help="Instead of the task's, e.g. 15m.")
 @click.option("--metadata-json", metavar="JSON", help="Metadata the run begins with: an object.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Can be given several times.")

@@ -244,6 +244,7 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     tags: tuple[str, ...] = ()
     metadata: dict[str, Any] = {}
     created_at: datetime
+    expires_at: datetime | None = None
     finished_at: datetime | None = None
     reason: str | None = None
 

@@ -151,6 +151,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     finished_at: datetime | None
     cursor: int
+    expires_at: datetime | None = None
 
 
 def session_record(project: str, environment: str, state: SessionState, run_status: Status | None) -> Session:
@@ -173,6 +174,7 @@ def session_record(project: str, environment: str, state: SessionState, run_stat
         created_at=state.created_at,
         finished_at=state.finished_at,
         cursor=state.cursor,
+        expires_at=state.expires_at,
     )
 
 

@@ -19,10 +19,13 @@ from bus.services.endpoint import Endpoint
 from bus.starts import Plan, Planner, StartRequest
 from helmr import events
 from helmr.errors import Conflict, HelmrError
-from helmr.events import Draft, RunEvent, SessionEvent, Status
+from helmr.events import Draft, RunEvent, SessionEvent, SessionState, Status
 from helmr.models import Session, Started, run_record, session_record
 from helmr.reducers import session as rules
 from helmr.subjects import Scope
+
+#: The timer of a session, armed if it is to expire.
+EXPIRY = "session"
 
 
 class Ref(msgspec.Struct, kw_only=True):
@@ -56,12 +59,19 @@ class Sessions:
             due = events.now() + timedelta(seconds=plan.ttl)
             await timers.arm(self.log.js, scope, plan.run_id, "ttl", due)
         if request.external_id is None:
+            await self._arm_expiry(scope, plan.session_id, plan.opened)
             return await self._append_all(scope, plan)
         try:
             opened = await self.log.append(SESSION, scope, plan.session_id, Position(0, None), plan.session)
         except Superseded:
             return await self._reuse(scope, plan)
+        # Not before: the session, and its timer, may be an earlier start's. Whoever finishes a half-done start arms it, too.
+        await self._arm_expiry(scope, plan.session_id, plan.opened)
         return await self._append_rest(scope, plan, opened.event)
+
+    async def _arm_expiry(self, scope: Scope, session_id: str, state: SessionState) -> None:
+        if state.expires_at is not None:
+            await timers.arm(self.log.js, scope, session_id, EXPIRY, state.expires_at)
 
     async def _append_all(self, scope: Scope, plan: Plan) -> Started:
         """All at once: publishes of one connection are stored in their order."""
@@ -110,6 +120,7 @@ class Sessions:
 
     async def complete(self, scope: Scope, opened: SessionEvent) -> Started:
         """Make what an opened session lacks: a start may have been interrupted after its first event. Repeating it is fine."""
+        await self._arm_expiry(scope, opened.session_id, opened.state)
         return await self._append_rest(scope, await self.planner.again(scope, opened), opened)
 
     async def _run(self, scope: Scope, run_id: str) -> Any:
@@ -128,13 +139,30 @@ class Sessions:
         run = await self.log.last(RUN, scope, session.run_id)
         # A turn without a run is about to get one.
         status: Status | None = run.state.status if run.event else "queued" if session.turn else None
-        position = await self.log.transact(SESSION, scope, request.id, lambda s: rules.close(s, run_status=status))
+        position = await self.log.transact(
+            SESSION,
+            scope,
+            request.id,
+            lambda s: rules.close(s, run_status=status),
+            headers=timers.cancel_header(scope, request.id, EXPIRY),
+        )
         return session_record(*scope, position.state, status)
 
     async def cancel(self, scope: Scope, request: Ref) -> Session:
         """Cancel the session and its current run."""
-        position = await self.log.transact(SESSION, scope, request.id, lambda s: rules.cancel(s, reason=request.reason))
-        run = await self.log.last(RUN, scope, position.state.run_id)
-        if run.event is not None and not run.event.state.terminal:
-            await self._cancel_run(scope, position.state.run_id, request.reason or "session cancelled")
+        headers = timers.cancel_header(scope, request.id, EXPIRY)
+        position = await self.log.transact(
+            SESSION, scope, request.id, lambda s: rules.cancel(s, reason=request.reason), headers=headers
+        )
+        await self._end_run(scope, position.state, request.reason or "session cancelled")
         return await self.get(scope, request)
+
+    async def expire(self, scope: Scope, session_id: str) -> None:
+        """The timer of a session has fired: end it, and cancel its current run. Doing it twice is fine."""
+        position = await self.log.transact(SESSION, scope, session_id, lambda s: rules.expire(s, now=events.now()))
+        await self._end_run(scope, position.state, rules.EXPIRED)
+
+    async def _end_run(self, scope: Scope, state: SessionState, reason: str) -> None:
+        run = await self.log.last(RUN, scope, state.run_id)
+        if run.event is not None and not run.event.state.terminal:
+            await self._cancel_run(scope, state.run_id, reason)

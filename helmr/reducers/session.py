@@ -12,6 +12,9 @@ from helmr.events import Draft, SessionState, Status
 
 Activity = Literal["idle", "queued", "running", "waiting"]
 
+#: Why an expired session, and the run it had then, ended.
+EXPIRED = "session expired"
+
 _ENDS: dict[str, Literal["closed", "cancelled", "expired"]] = {
     "closed": "closed",
     "cancelled": "cancelled",
@@ -83,3 +86,18 @@ def cancel(state: SessionState, *, reason: str | None) -> Draft | None:
     if state.status == "cancelled":
         return None
     return Draft(kind="cancelled", data={"reason": reason}, message=reason or "cancelled")
+
+
+def expire(state: SessionState, *, now: datetime) -> Draft | None:
+    """End a session whose time is up; its current run is cancelled separately. None: it has expired already.
+
+    Raises:
+        Conflict: it has ended otherwise, or its time has not come.
+    """
+    if state.status == "expired":
+        return None
+    if state.status != "open":
+        raise Conflict(f"session {state.id} is {state.status} already", details={"status": state.status})
+    if state.expires_at is None or now < state.expires_at:
+        raise Conflict(f"session {state.id} is not due to expire")
+    return Draft(kind="expired", data={"reason": EXPIRED}, message=EXPIRED)

@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from bus.log import RUN, SESSION, WORKSPACE, Position
+from bus.log import RUN, SESSION, WORKSPACE, Position, get_message
 from bus.starts import StartRequest
 from helmr import ids
 from helmr.client import AsyncClient, Client
 from helmr.errors import Conflict, HelmrError, NotFound, UsageError
 from helmr.events import Draft
-from helmr.models import Started
-from helmr.subjects import Scope, api
-from tests.integration.platform import Platform, kinds, until
+from helmr.models import Session, Started
+from helmr.subjects import Scope, api, timer
+from tests.integration.platform import Platform, history, kinds, until
 
 pytestmark = pytest.mark.anyio
 
@@ -34,6 +34,10 @@ TASKS = """
     @task("slow")
     def slow():
         time.sleep(3)
+
+    @task("endless")
+    def endless():
+        time.sleep(600)
 
     @task("elsewhere", sandbox=other)
     def elsewhere():
@@ -137,6 +141,51 @@ async def test_a_session_is_closed_when_nothing_runs(helmr: AsyncClient) -> None
     closed = await helmr.sessions.close(started.session)
     assert (closed.status, closed.activity) == ("closed", "idle")
     assert (await helmr.sessions.close(started.session)).status == "closed"
+
+
+async def _ended(helmr: AsyncClient, session: Session) -> Session:
+    """The session when it is open no more."""
+    async with asyncio.timeout(20):
+        while (found := await helmr.sessions.get(session)).status == "open":  # noqa: ASYNC110  # nobody follows sessions
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def test_a_session_expires_and_its_run_with_it(helmr: AsyncClient) -> None:
+    started = await helmr.sessions.start("endless", external_id="short-lived", expires_in="1s")
+    assert started.session.expires_at is not None
+    assert (started.session.expires_at - started.session.created_at).total_seconds() == pytest.approx(1, abs=0.2)
+    run = await started.run.wait(timeout=20)
+    assert run.status == "cancelled"
+    assert (await history(helmr, run))[-1].data["reason"] == "session expired"
+    found = await _ended(helmr, started.session)
+    assert (found.status, found.activity, found.reason) == ("expired", "idle", "session expired")
+    again = await helmr.sessions.start("endless", external_id="short-lived", expires_in="1s")
+    assert (again.reused, again.run.id, again.session.status) == (True, run.id, "expired")
+    with pytest.raises(Conflict, match="expired"):
+        await helmr.sessions.close(started.session)
+
+
+async def test_an_idle_session_expires(helmr: AsyncClient) -> None:
+    started = await helmr.sessions.start("quick", {"n": 1}, expires_in="2s")
+    assert (await started.run.wait(timeout=20)).status == "succeeded"
+    assert (await _ended(helmr, started.session)).status == "expired"
+
+
+async def test_what_was_closed_does_not_expire(helmr: AsyncClient, platform: Platform) -> None:
+    started = await helmr.sessions.start("quick", {"n": 1}, expires_in="1h")
+    await started.run.wait(timeout=20)
+    await helmr.sessions.close(started.session)
+    scope = Scope(*helmr.scope)
+    assert await get_message(platform.control.log.js, "RUNS", timer(scope, started.session.id, "session")) is None
+    with pytest.raises(Conflict, match="closed already"):
+        await platform.control.sessions.expire(scope, started.session.id)
+
+
+@pytest.mark.parametrize("expires_in", [0, 0.5, "366d"])
+async def test_an_expiry_out_of_range_is_refused(helmr: AsyncClient, expires_in: Any) -> None:
+    with pytest.raises(UsageError, match="expire"):
+        await helmr.sessions.start("quick", {"n": 1}, expires_in=expires_in)
 
 
 async def test_a_workspace_that_does_not_fit_is_refused_before_anything_is_created(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -100,3 +100,20 @@ def test_what_ended_one_way_does_not_end_another() -> None:
     cancelled = _after(_opened(), rules.cancel(_opened(), reason=None))
     with pytest.raises(Conflict):
         _after(cancelled, rules.close(cancelled, run_status=None))
+
+
+def test_a_session_expires_when_its_time_has_come() -> None:
+    state = _opened(expires_at=(_AT + timedelta(hours=1)).isoformat())
+    with pytest.raises(Conflict, match="not due"):
+        rules.expire(state, now=_AT + timedelta(minutes=59))
+    expired = _after(state, rules.expire(state, now=_AT + timedelta(hours=1)))
+    assert (expired.status, expired.reason) == ("expired", rules.EXPIRED)
+    assert rules.expire(expired, now=_AT) is None
+
+
+def test_what_has_ended_or_has_no_expiry_does_not_expire() -> None:
+    with pytest.raises(Conflict, match="not due"):
+        rules.expire(_opened(), now=_AT)
+    closed = rules.apply(_opened(expires_at=_AT.isoformat()), "closed", {}, _AT)
+    with pytest.raises(Conflict, match="closed already"):
+        rules.expire(closed, now=_AT)
