@@ -53,6 +53,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     metrics: str | None = None  #: where Prometheus finds them, with --metrics
 
 
+_DAYS = click.IntRange(1, 36500)
+
+
 @click.command(cls=Command)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address the NATS server listens on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Its port; default: any free one.")
@@ -79,6 +82,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     metavar="URL",
     help="Tell an OpenTelemetry collector there of every run that ends, e.g. http://127.0.0.1:4318. Needs helmr[otel].",
 )
+@click.option("--archive-after", type=_DAYS, metavar="DAYS", help="Move older events and logs to Parquet; default: 7.")
+@click.option("--keep-logs", type=_DAYS, metavar="DAYS", help="Delete older logs from the history; default: 30.")
+@click.option("--keep-events", type=_DAYS, metavar="DAYS", help="Delete older events from the history; default: never.")
 def server(
     host: str,
     *,
@@ -87,6 +93,7 @@ def server(
     secret_key_file: Path | None,
     metrics: str | None,
     otlp: str | None,
+    **retention: int | None,
 ) -> None:
     """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM.
 
@@ -101,7 +108,9 @@ def server(
     key_text = os.environ.pop("HELMR_SECRET_KEY", None) or None  # for nobody whom this process starts
     ring = KeyRing.find(given.settings().home, file=secret_key_file, text=key_text)
     options = {"host": host, "port": port, "durability": durability}
-    asyncio.run(_Server(given, url, ring, metrics=metrics, otlp=otlp, embedded=options).run())
+    kept = [f"--{name.replace('_', '-')}={days}" for name, days in retention.items() if days is not None]
+    made = _Server(given, url, ring, metrics=metrics, otlp=otlp, embedded=options, retention=kept)
+    asyncio.run(made.run())
 
 
 class _Server:
@@ -116,6 +125,7 @@ class _Server:
         metrics: str | None,
         otlp: str | None,
         embedded: dict[str, Any],
+        retention: list[str],
     ) -> None:
         from bus.exposition import Address
         from bus.trace_export import exporter
@@ -126,6 +136,7 @@ class _Server:
         self.json = given.json
         self._url = settings.url if url else None
         self._ring = ring
+        self._retention = retention
         self._embedded_options = embedded
         self._metrics = Address.parse(metrics) if metrics else None
         self._traces = exporter(otlp) if otlp else None
@@ -222,6 +233,7 @@ class _Server:
 
     def _projector(self, url: str) -> Part:
         command = [sys.executable, "-m", "store.main", "--url", url, "--home", str(self.home / "history")]
+        command += self._retention
         if self._verbose:
             command.append("--verbose")
         env = dict(os.environ)

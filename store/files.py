@@ -117,6 +117,9 @@ def _open(
         _create(con, ddl)
     elif "schema_version" in present:
         require_version(con, path)
+        # Tables that the version has been given meanwhile.
+        for statement in (line for line in ddl if line.startswith("CREATE TABLE ")):
+            con.execute(statement.replace("CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ", 1))
     else:
         raise ConfigError(f"{path} is a DuckDB file, but not one of Helmr's", hint="move it away")
     if scan:

@@ -267,7 +267,7 @@ class History:
         """A page of a run's events."""
         _require_limit(request.limit)
         await self._fresh(request)
-        read = reads.events(scope, request.run_id, after=request.after, limit=request.limit)
+        read = reads.events(scope, request.run_id, self.store.home.archive, after=request.after, limit=request.limit)
         found, terminal = await self.read(read)
         return EventsPage(events=found, terminal=terminal)
 

@@ -41,6 +41,19 @@ class Home:
         """A marker that a write failed as if the file were damaged: the next start checks all of it."""
         return self.root / "history.suspect"
 
+    @property
+    def archive(self) -> Path:
+        """The folder of the Parquet files of closed days."""
+        return self.root / "archive"
+
+    def cold_day(self, day: str) -> Path:
+        """The archived log of a day ``YYYYMMDD``."""
+        return self.archive / f"logs-{day}.parquet"
+
+    def cold_days(self) -> list[str]:
+        """The days there are archived logs for, oldest first."""
+        return sorted(path.stem.removeprefix("logs-") for path in self.archive.glob("logs-????????.parquet"))
+
     def day(self, day: str) -> Path:
         """The log database of a day ``YYYYMMDD``."""
         return self.logs / f"logs-{day}.db"
@@ -56,7 +69,7 @@ class Home:
             ConfigError: they cannot be written to.
         """
         try:
-            for folder in (self.logs, self.snapshots, self.scratch):
+            for folder in (self.logs, self.archive, self.snapshots, self.scratch):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             message = f"cannot write to the history folder {self.root}: {error.strerror}"

@@ -25,6 +25,7 @@ from bus.services.endpoint import serve
 from helmr.errors import HelmrError, Unavailable
 from helmr.version import __version__
 from store import files
+from store.archive import Archive, Retention
 from store.history import History
 from store.home import Home
 from store.projector import Projector
@@ -48,7 +49,7 @@ def tune_interpreter() -> None:
     sys.setswitchinterval(1e-4)
 
 
-async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: int = 30) -> None:
+async def run(url: str, home: Path, *, token: str | None = None, retention: Retention) -> None:
     """Project and answer until a signal comes.
 
     Raises:
@@ -63,11 +64,11 @@ async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: 
     async def closed() -> None:
         gone.set()
 
-    store = Store(Home(home), keep_days=keep_log_days)
+    store = Store(Home(home))
     try:
         nc = await connect(url, name="helmr-history", token=token, on_closed=closed)
         try:
-            async with serving(nc, store):
+            async with serving(nc, store, retention):
                 print(f"helmr history ready (pid {os.getpid()}, {store.home.root})", file=sys.stderr, flush=True)  # noqa: T201
                 await _either(stop, gone)
         finally:
@@ -79,8 +80,8 @@ async def run(url: str, home: Path, *, token: str | None = None, keep_log_days: 
 
 
 @asynccontextmanager
-async def serving(nc: Nats, store: Store) -> AsyncIterator[Projector]:
-    """Project the log into ``store`` and answer requests, for the length of the block.
+async def serving(nc: Nats, store: Store, retention: Retention | None = None) -> AsyncIterator[Projector]:
+    """Project the log into ``store``, answer requests, and archive what ``retention`` says, for the length of the block.
 
     Raises:
         ConfigError: the log is not the one the store was made from.
@@ -90,6 +91,8 @@ async def serving(nc: Nats, store: Store) -> AsyncIterator[Projector]:
     history, queries = History(projector), Queries(projector)
     try:
         async with projector.running(), asyncio.TaskGroup() as tasks:
+            archive = Archive(store, projector.history, retention) if retention else None
+            archiving = tasks.create_task(archive.run()) if archive else None
             try:
                 await queries.start(tasks)
                 service = await serve(nc, QUERY_NAME, __version__, history.endpoints(), tasks)
@@ -97,6 +100,8 @@ async def serving(nc: Nats, store: Store) -> AsyncIterator[Projector]:
                 if nc.is_connected:
                     await service.stop()
             finally:
+                if archiving is not None:
+                    archiving.cancel()
                 await queries.close()
     finally:
         history.close()
@@ -115,7 +120,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m store.main", description="Project the log into the history.")
     parser.add_argument("--url", required=True, help="where NATS answers")
     parser.add_argument("--home", required=True, type=Path, help="folder of the history's files")
-    parser.add_argument("--keep-log-days", type=int, default=30, help="days after which logs are deleted")
+    parser.add_argument("--archive-after", type=int, default=7, help="days after which events and logs are archived")
+    parser.add_argument("--keep-logs", type=int, default=30, help="days after which logs are deleted")
+    parser.add_argument("--keep-events", type=int, help="days after which archived events are deleted")
     parser.add_argument("--verbose", action="store_true", help="say more on stderr")
     return parser.parse_args()
 
@@ -135,7 +142,8 @@ def main() -> int:
     tune_interpreter()
     os.nice(NICENESS)
     try:
-        asyncio.run(run(options.url, options.home, token=token, keep_log_days=options.keep_log_days))
+        kept = Retention(hot=options.archive_after, logs=options.keep_logs, events=options.keep_events)
+        asyncio.run(run(options.url, options.home, token=token, retention=kept))
     except Exception as error:  # noqa: BLE001  # the last stop: say why, and end
         return _report(_cause(error))
     return 0

@@ -273,7 +273,13 @@ class Queries:
             history = await copies.enter_async_context(self._history())
             logs = [await copies.enter_async_context(self._log(day)) for day in task.logs]
             left = max(deadline - asyncio.get_running_loop().time(), 0.05)
-            ready = msgspec.structs.replace(task, history=str(history), logs=list(map(str, logs)), seconds=left)
+            ready = msgspec.structs.replace(
+                task,
+                history=str(history),
+                archive=str(self.store.home.archive),
+                logs=list(map(str, logs)),
+                seconds=left,
+            )
             answer = await child.ask(ready, send)
             return msgspec.json.decode(answer, type=Summary)
 
@@ -284,10 +290,10 @@ class Queries:
 
     @asynccontextmanager
     async def _log(self, day: str) -> AsyncIterator[Path]:
-        """The file of a day: finished ones are read as they are, the present one as a copy."""
+        """The file of a day: finished and archived ones are read as they are, the present one as a copy."""
         lane, path = self.projector.logs, self.store.home.day(day)
         if day != self.store.logs.day:
-            yield path
+            yield path if path.exists() else self.store.home.cold_day(day)
             return
         async with self.snapshots.use(path, mark=lane.applied[topology.LOGS], rest=lane.commit) as copy:
             yield copy

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
@@ -16,6 +17,8 @@ from helmr.durations import seconds
 from helmr.errors import NotFound, UsageError
 from helmr.models import Deployment, Event, Run, Session, Workspace
 from helmr.subjects import Scope
+from store import schema
+from store.tables import EVENTS
 
 #: Bytes of records in one reply, so that it stays below the payload limit of NATS (1 MiB by default).
 PAGE_BYTES = 640 * 1024
@@ -176,15 +179,18 @@ def resolve(noun: Noun, scope: Scope, prefix: str | None, *, last: bool) -> Call
     return read
 
 
-def events(scope: Scope, run_id: str, *, after: int, limit: int) -> Callable[[Cursor], tuple[list[Event], bool]]:
-    """Read a run's events beyond cursor ``after``, and whether the last of them ends it."""
+def events(
+    scope: Scope, run_id: str, archive: Path, *, after: int, limit: int
+) -> Callable[[Cursor], tuple[list[Event], bool]]:
+    """Read a run's events beyond cursor ``after``, archived or not, and whether the last of them ends it."""
 
     def read(cursor: Cursor) -> tuple[list[Event], bool]:
         run = run_bounds(cursor, scope, run_id)
         # Literals, not parameters or a join: only so does DuckDB leave out the row groups that cannot hold the run.
         bounds = f"seq BETWEEN {int(run['first_seq'])} AND {int(run['last_seq'])}"
         columns = ", ".join(_quote(name) for name in Event.__struct_fields__ if name != "data")
-        sql = f"SELECT {columns}, data::JSON AS data FROM events WHERE {bounds} AND run_id = ? AND cursor > ? ORDER BY seq"
+        source = _events_source(cursor, archive, run["first_seq"], run["last_seq"])
+        sql = f"SELECT {columns}, data::JSON AS data FROM {source} WHERE {bounds} AND run_id = ? AND cursor > ? ORDER BY seq"
         found = rows(cursor, f"{sql} LIMIT {int(limit)}", [run_id, after])
         listed: list[Event] = []
         size = 0
@@ -197,6 +203,14 @@ def events(scope: Scope, run_id: str, *, after: int, limit: int) -> Callable[[Cu
         return listed, run["finished_at"] is not None and seen >= run["cursor"]
 
     return read
+
+
+def _events_source(cursor: Cursor, archive: Path, first: int, last: int) -> str:
+    """The table, and what of the archive overlaps with these positions."""
+    paths = [
+        archive / each.file for each in schema.archived(cursor) if each.first_seq <= last and first <= each.last_seq
+    ]
+    return f"(FROM events UNION ALL {schema.cold(EVENTS, paths)})" if paths else "events"
 
 
 def run_bounds(cursor: Cursor, scope: Scope, run_id: str) -> Row:

@@ -69,6 +69,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     project: str = ""
     environment: str = ""
     history: str = ""
+    archive: str = ""
     logs: list[str] = []
     format: Literal["arrow", "json"] = "arrow"
     max_rows: int = 0
@@ -184,10 +185,9 @@ def connection(task: Task) -> duckdb.DuckDBPyConnection:
         # A name nobody can guess, should the guard ever let a qualified name through.
         hidden = f"h{secrets.token_hex(8)}"
         _attach(con, task.history, hidden)
-        days = [f"{hidden}_{number}" for number in range(len(task.logs))]
-        for alias, path in zip(days, task.logs, strict=True):
-            _attach(con, path, alias)
-        _expose(con, task, hidden, days)
+        cold = _expose(con, task, hidden)
+        # Files of the archive, by their full names, are all it may still open.
+        con.execute(f"SET allowed_paths = [{', '.join(map(_literal, cold))}]")
     con.execute("SET enable_external_access = false")
     con.execute("SET lock_configuration = true")
     return con
@@ -201,18 +201,33 @@ def _attach(con: duckdb.DuckDBPyConnection, path: str, alias: str) -> None:
     con.execute(f"ATTACH {_literal(path)} AS {alias} (READ_ONLY)")
 
 
-def _expose(con: duckdb.DuckDBPyConnection, task: Task, hidden: str, days: list[str]) -> None:
+def _expose(con: duckdb.DuckDBPyConnection, task: Task, hidden: str) -> list[str]:
+    """Name what may be read, archived or not; the files of the archive that takes."""
     prefix = f"{hidden}.main."
     mine = f"WHERE project = {_literal(task.project)} AND environment = {_literal(task.environment)}"
-    for name in schema.PLAIN:
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM {prefix}{name} {mine}")
-    for name, body in schema.UNIONS.items():
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM ({body.format(h=prefix)}) {mine}")
-    columns = ", ".join(f'"{column.name}"' for column in tables.LOGS.columns)
-    parts = [f"SELECT {columns} FROM {alias}.main.logs {mine}" for alias in days]
-    con.execute(f"CREATE VIEW logs AS {' UNION ALL '.join(parts) or schema.empty(tables.LOGS)}")
+    events = [f"{task.archive}/{each.file}" for each in schema.archived(con, prefix)]
+    bodies = {name: f"FROM {prefix}{name}" for name in schema.PLAIN}
+    bodies |= {name: body.format(h=prefix) for name, body in schema.UNIONS.items()}
+    bodies["events"] += f" UNION ALL {schema.cold(tables.EVENTS, events)}" if events else ""
+    for name, body in bodies.items():
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM ({body}) {mine}")
+    cold = [path for path in task.logs if path.endswith(".parquet")]
+    parts = [f"SELECT {_LOG_COLUMNS} FROM {alias}.main.logs" for alias in _attach_days(con, task, hidden)]
+    parts += [schema.cold(tables.LOGS, cold)] if cold else []
+    logs = " UNION ALL ".join(parts) or schema.empty(tables.LOGS)
+    con.execute(f"CREATE VIEW logs AS SELECT * FROM ({logs}) {mine}")
     for name, (_, body) in schema.QUESTIONS.items():
         con.execute(f"CREATE VIEW {name} AS {body}")
+    return events + cold
+
+
+_LOG_COLUMNS = ", ".join(f'"{column.name}"' for column in tables.LOGS.columns)
+
+
+def _attach_days(con: duckdb.DuckDBPyConnection, task: Task, hidden: str) -> Iterator[str]:
+    for number, path in enumerate(path for path in task.logs if path.endswith(".db")):
+        _attach(con, path, f"{hidden}_{number}")
+        yield f"{hidden}_{number}"
 
 
 class Sandbox:

@@ -7,6 +7,12 @@ checkpoints while anybody reads); what has ended is appended once to ``…_close
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import duckdb
+
 from store.tables import (
     ATTEMPTS,
     DEPLOYMENTS,
@@ -144,6 +150,41 @@ def empty(table: Table) -> str:
     """A SELECT of no rows with the columns of a table."""
     columns = ", ".join(f'NULL::{column.type} AS "{column.name}"' for column in table.columns)
     return f"SELECT {columns} WHERE false"
+
+
+class Archived(NamedTuple):
+    """A file of the archive: a day of events, and the positions in the log it covers."""
+
+    day: str
+    first_seq: int
+    last_seq: int
+    file: str
+
+
+def archived(cursor: duckdb.DuckDBPyConnection, prefix: str = "") -> list[Archived]:
+    """The archived events a history knows of, oldest first; ``prefix`` names its database."""
+    found = cursor.execute(f"SELECT day, first_seq, last_seq, file FROM {prefix}archived ORDER BY first_seq").fetchall()
+    return [Archived(*row) for row in found]
+
+
+def plain(table: Table) -> str:
+    """The columns of a table in types that every reader of Parquet knows: JSON and VARIANT as text."""
+    return ", ".join(
+        f'"{c.name}"::JSON::VARCHAR AS "{c.name}"' if c.type in {"VARIANT", "JSON"} else f'"{c.name}"'
+        for c in table.columns
+    )
+
+
+def cold(table: Table, paths: Iterable[Path | str]) -> str:
+    """A SELECT of what :func:`plain` wrote into Parquet files, in the types of the table."""
+    columns = (f'{_typed(column)} AS "{column.name}"' for column in table.columns)
+    files = ", ".join(_quoted(str(path)) for path in paths)
+    return f"SELECT {', '.join(columns)} FROM read_parquet([{files}])"
+
+
+def _typed(column: Column) -> str:
+    text = '"{0}"::JSON::{1}' if column.type == "VARIANT" else '"{0}"::{1}'
+    return text.format(column.name, column.type)
 
 
 def logs_ddl() -> list[str]:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -56,7 +55,8 @@ _UNREADABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError
 
 
 @contextmanager
-def _transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+def transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Commit what the block does, or nothing of it."""
     cursor.execute("BEGIN")
     try:
         yield
@@ -138,7 +138,7 @@ class HistorySink:
 
     def _commit(self, step: Step) -> None:
         try:
-            with _transaction(self._cursor):
+            with transaction(self._cursor):
                 carried = {name: self._writer.remove(name, ids) for name, ids in step.replaced.items()}
                 runs = _carry(step.runs, carried.get("runs_live", []))
                 for name, rows in _split("runs", _RUN_ENDED, runs).items():
@@ -187,14 +187,10 @@ def _completed(row: Row, former: dict[str, Any]) -> Row:
 
 
 class LogSink:
-    """Writes LOGS into one file per day; a finished day is attached read-only, and only when somebody asks for it.
+    """Writes LOGS into one file per day; a finished day is attached read-only, and only when somebody asks for it."""
 
-    ``keep_days``: files of older days are deleted, the newest file excepted.
-    """
-
-    def __init__(self, con: duckdb.DuckDBPyConnection, home: Home, *, keep_days: int = 30) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, home: Home) -> None:
         self.home = home
-        self.keep_days = keep_days
         self._con = con
         self._cursor = con.cursor()
         self._attaching = threading.Lock()
@@ -239,7 +235,7 @@ class LogSink:
         """Write what was prepared: one transaction per day, in the order of the log."""
         for step in prepared:
             writer = self._writer_of(step.place)
-            with _transaction(self._cursor):
+            with transaction(self._cursor):
                 for name, rows in step.tables.items():
                     writer.insert(name, rows)
                 writer.mark(step.marks, self.created, instant(time.time_ns()))
@@ -268,7 +264,6 @@ class LogSink:
             files.attach(self._cursor, self.home.day(day), alias, schema.logs_ddl(), tables.LOGS_ROW_GROUP)
             self.day = day
             self._note(_load_marks(self._cursor))
-        self._expire()
 
     def _note(self, marks: dict[str, tuple[int, str | None]]) -> None:
         for stream, (seq, created) in marks.items():
@@ -276,19 +271,21 @@ class LogSink:
             if created:
                 self.created.setdefault(stream, created)
 
-    def _expire(self) -> None:
-        oldest = (datetime.now(UTC) - timedelta(days=self.keep_days)).strftime("%Y%m%d")
-        for day in self.home.days():
-            if day < oldest and day != self.day:
-                with self._attaching:
-                    self._cursor.execute(f"DETACH DATABASE IF EXISTS logs_{day}")
-                    self._finished.discard(day)
-                self.home.day(day).unlink(missing_ok=True)
-                log.info("deleted the logs of %s: older than %s days", day, self.keep_days)
+    def forget(self, day: str) -> None:
+        """Delete the file of a finished day: its chunks are in the archive, or no longer wanted."""
+        with self._attaching:
+            self._cursor.execute(f"DETACH DATABASE IF EXISTS logs_{day}")
+            self._finished.discard(day)
+            self.home.day(day).unlink(missing_ok=True)
 
     def use(self, cursor: duckdb.DuckDBPyConnection, day: str) -> None:
-        """Point a cursor at a day's file, attached if it is not yet; may wait for a day to be finished."""
+        """Point a cursor at a day's log, wherever it is, under the name ``logs``; may wait for a day to be finished."""
         with self._attaching:
+            if day != self.day and not self.home.day(day).exists():
+                cursor.execute("USE memory")
+                body = schema.cold(tables.LOGS, [self.home.cold_day(day)])
+                cursor.execute(f"CREATE OR REPLACE TEMP VIEW logs AS {body}")
+                return
             if day not in self._finished and day != self.day:
                 cursor.execute(f"ATTACH IF NOT EXISTS {files.quoted(self.home.day(day))} AS logs_{day} (READ_ONLY)")
                 self._finished.add(day)
@@ -296,7 +293,8 @@ class LogSink:
 
     def days(self) -> list[str]:
         """The days with logs, oldest first."""
-        return [day for day in self.home.days() if self.day is None or day <= self.day]
+        hot = [day for day in self.home.days() if self.day is None or day <= self.day]
+        return sorted({*hot, *self.home.cold_days()})
 
     def close(self) -> None:
         """Let go of the files."""
@@ -318,7 +316,7 @@ def _row(message: Message) -> Row | None:
 class Store:
     """The open files of a home: both sinks, and cursors for readers."""
 
-    def __init__(self, home: Home, *, keep_days: int = 30) -> None:
+    def __init__(self, home: Home) -> None:
         home.make()
         self.home = home
         self._lock = home.lock()
@@ -326,7 +324,7 @@ class Store:
         try:
             self._con = files.instance(home.scratch)
             self.history = HistorySink(self._con, home)
-            self.logs = LogSink(self._con, home, keep_days=keep_days)
+            self.logs = LogSink(self._con, home)
         except BaseException:
             self.close()
             raise

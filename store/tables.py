@@ -382,6 +382,17 @@ WATERMARKS = _table(
     """,
 )
 
+ARCHIVED = _table(
+    "archived",
+    "Events that are in files of the archive instead of the table",
+    """
+    day VARCHAR the day they are of, YYYYMMDD
+    first_seq BIGINT position in the log from which on the file has all there were
+    last_seq BIGINT position in the log up to which it has
+    file VARCHAR name of the file below archive/
+    """,
+)
+
 HISTORY_TABLES = (
     RUNS,
     RUNS_LIVE,
@@ -398,5 +409,6 @@ HISTORY_TABLES = (
     SCHEDULES,
     UNREADABLE,
     WATERMARKS,
+    ARCHIVED,
 )
 LOG_TABLES = (LOGS, WATERMARKS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -82,7 +83,7 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
 
 async def fold_log(url: str, home: Home, *, token: str | None = None, until: Mapping[str, int] | None = None) -> None:
     """Fold the log as it is now into the (new) files of ``home``; ``until``: leave out what comes after, per stream."""
-    store = Store(home, keep_days=36500)
+    store = Store(home)
     try:
         store.history.until = store.logs.until = until
         async with connected(url, name="helmr-history-rebuild", token=token) as nc:
@@ -109,11 +110,23 @@ async def verify(url: str, root: Path, *, token: str | None = None) -> Verified:
         copy.logs.mkdir(parents=True)
         # Logs first, history second: neither may have applied more than the log will be asked for.
         for day in home.days():
-            await copy_at_rest(home.day(day), copy.day(day))
+            await _copy_unless_archived(home, copy, day)
         await copy_at_rest(home.history, copy.history)
+        # The archive last: what has been moved there meanwhile is in both, and read from one.
+        copy.archive.mkdir()
+        for path in home.archive.glob("*.parquet"):
+            os.link(path, copy.archive / path.name)
         until = await asyncio.to_thread(_watermarks, copy)
         await fold_log(url, fresh, token=token, until=until)
         return await asyncio.to_thread(compare, copy, fresh)
+
+
+async def _copy_unless_archived(home: Home, copy: Home, day: str) -> None:
+    try:
+        await copy_at_rest(home.day(day), copy.day(day))
+    except FileNotFoundError:
+        if not home.cold_day(day).exists():
+            raise
 
 
 async def rebuild(url: str, root: Path, *, token: str | None = None, force: bool = False) -> Rebuilt:
@@ -143,12 +156,12 @@ async def rebuild(url: str, root: Path, *, token: str | None = None, force: bool
 def _swap(home: Home, fresh: Home) -> Path | None:
     kept = home.root / f"former-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 1_000_000}"
     moved = False
-    for name in (home.history.name, f"{home.history.name}.wal", home.logs.name):
+    for name in (home.history.name, f"{home.history.name}.wal", home.logs.name, home.archive.name):
         if (home.root / name).exists():
             kept.mkdir(exist_ok=True)
             (home.root / name).rename(kept / name)
             moved = True
-    for name in (home.history.name, home.logs.name):
+    for name in (home.history.name, home.logs.name, home.archive.name):
         (fresh.root / name).rename(home.root / name)
     return kept if moved else None
 
@@ -222,12 +235,17 @@ def compare(history: Home, fresh: Home) -> Verified:
 
 
 def _views(con: duckdb.DuckDBPyConnection, alias: str, home: Home) -> None:
+    hot = home.days()
     days = []
-    for day in home.days():
+    for day in hot:
         con.execute(f"ATTACH {files.quoted(home.day(day))} AS {alias}_{day} (READ_ONLY)")
         days.append(f"FROM {alias}_{day}.main.logs")
+    archived = [home.cold_day(day) for day in home.cold_days() if day not in hot]
+    days += [schema.cold(tables.LOGS, archived)] if archived else []
     bodies = {name: body.format(h=f"{alias}.main.") for name, body in schema.UNIONS.items()}
     bodies |= {name: f"FROM {alias}.main.{name}" for name, _, _ in _COMPARED if name not in bodies}
+    events = [home.archive / each.file for each in schema.archived(con, f"{alias}.main.")]
+    bodies["events"] += f" UNION ALL {schema.cold(tables.EVENTS, events)}" if events else ""
     bodies["logs"] = " UNION ALL ".join(days) or schema.empty(tables.LOGS)
     for name, body in bodies.items():
         con.execute(f"CREATE VIEW {alias}_{name} AS {body}")

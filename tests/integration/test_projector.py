@@ -315,7 +315,7 @@ def chunk(seq: int, day: int, hour: int = 0) -> Message:
 
 async def test_logs_go_into_a_file_per_day(tmp_path: Path) -> None:
     home = Home(tmp_path / "h")
-    store = Store(home, keep_days=36500)
+    store = Store(home)
     try:
         chunks = [chunk(1, 1), chunk(2, 1, 23), chunk(3, 2), chunk(4, 1, 23), chunk(5, 4)]
         store.logs.store(store.logs.prepare({topology.LOGS: chunks}))
@@ -328,18 +328,9 @@ async def test_logs_go_into_a_file_per_day(tmp_path: Path) -> None:
         assert not list(home.logs.glob("logs-2026030[12].db.wal"))
     finally:
         store.close()
-    again = Store(home, keep_days=36500)
+    again = Store(home)
     assert (again.logs.applied, again.logs.day) == ({topology.LOGS: 5}, "20260304")
     again.close()
-
-
-async def test_old_logs_are_deleted(tmp_path: Path) -> None:
-    store = Store(Home(tmp_path / "h"), keep_days=30)
-    try:
-        store.logs.store(store.logs.prepare({topology.LOGS: [chunk(1, 1), chunk(2, 2), chunk(3, 3)]}))
-        assert store.logs.days() == ["20260303"]
-    finally:
-        store.close()
 
 
 async def test_times_in_the_log_file_are_those_of_the_writer_and_of_the_log(log: Nats, tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""Moves closed days out of the database files into Parquet, and deletes what has been kept long enough.
+
+A day of events, or of logs, becomes one Parquet file below ``archive/``: zstd, sorted by position in the log, readable by
+anything that reads Parquet. A process killed at any step neither loses nor doubles a row:
+
+* A file is written under another name, synced, and renamed when it is whole.
+* The rows of events are deleted from the database in the transaction that enters the file in the table ``archived``;
+  before that nobody reads the file, and the next attempt writes it again.
+* A day of logs is read from its database as long as there is one, and only then from its Parquet file.
+"""
+
+# ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import msgspec
+
+from store import files, schema
+from store.home import Home
+from store.projector import Lane
+from store.schema import Archived, archived
+from store.sinks import Store, transaction
+from store.tables import EVENTS, LOGS, Table
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks for a day that has closed.
+_LOOK = 600.0
+#: A run's log or events are a few row groups; with larger ones a lookup would read ten times as much.
+_ROW_GROUP = {"events": 10240, "logs": 2048}
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How many days are kept where, the present one not counted; None: for good.
+
+    ``hot``: days whose events and logs stay in the database files. ``logs`` and ``events``: days after which they are deleted.
+    """
+
+    hot: int = 7
+    logs: int | None = 30
+    events: int | None = None
+
+
+class Archive:
+    """Archives and deletes by the day; :meth:`run` in a task of its own, beside the projector's."""
+
+    def __init__(self, store: Store, lane: Lane, retention: Retention) -> None:
+        self.store = store
+        self.retention = retention
+        self._home: Home = store.home
+        self._lane = lane
+
+    async def run(self) -> None:
+        """Look again and again."""
+        while True:
+            await self.once(datetime.now(UTC))
+            await asyncio.sleep(_LOOK)
+
+    async def once(self, now: datetime) -> None:
+        """Bring the files into the state they should be in at ``now``.
+
+        Raises:
+            duckdb.Error: the database failed.
+        """
+        try:
+            closed = _day(now, self.retention.hot)
+            for day in self._closed_event_days(closed):
+                await self._archive_events(day)
+            for day in [day for day in self._home.days() if day < closed and day != self.store.logs.day]:
+                await asyncio.to_thread(self._archive_logs, day)
+            await self._delete(now)
+        except (OSError, duckdb.IOException) as error:  # a full disk, mostly: what is hot stays hot until there is room
+            log.warning("archiving has to wait: %s", error)
+
+    # Events ---------------------------------------------------------------------------------------------------------
+
+    def _closed_event_days(self, closed: str) -> list[str]:
+        with self.store.cursor() as cursor:
+            sql = "SELECT DISTINCT strftime(\"at\" AT TIME ZONE 'UTC', '%Y%m%d') AS day FROM h.main.events ORDER BY day"
+            days = [day for (day,) in cursor.execute(sql).fetchall()]
+        return [day for day in days if day < closed]
+
+    async def _archive_events(self, day: str) -> None:
+        written = await asyncio.to_thread(self._write_events, day)
+        if written is None:
+            return
+        async with self._lane.commit:
+            await asyncio.to_thread(self._enter_events, written)
+        log.info("archived the events of %s: %s", day, written.file)
+
+    def _write_events(self, day: str) -> Archived | None:
+        """All positions before the first event of a later day; its neighbours' stragglers are in one of the two files."""
+        end = datetime.strptime(day, "%Y%m%d").replace(tzinfo=UTC) + timedelta(days=1)
+        with self.store.cursor() as cursor:
+            later = 'coalesce(min(seq) FILTER ("at" >= ?) - 1, max(seq))'
+            row = cursor.execute(f"SELECT min(seq), {later} FROM h.main.events", [end]).fetchone()
+            if row is None or row[0] is None or row[1] < row[0]:
+                return None
+            first, last = int(row[0]), int(row[1])
+            path = self._home.archive / f"events-{day}-{first}.parquet"
+            _write(cursor, EVENTS, f"h.main.events WHERE seq BETWEEN {first} AND {last}", path)
+        return Archived(day, first, last, path.name)
+
+    def _enter_events(self, written: Archived) -> None:
+        with self.store.cursor() as cursor:
+            cursor.execute("USE h")
+            with transaction(cursor):
+                cursor.execute(f"DELETE FROM events WHERE seq BETWEEN {written.first_seq} AND {written.last_seq}")
+                cursor.execute("INSERT INTO archived VALUES (?, ?, ?, ?)", list(written))
+
+    # Logs -----------------------------------------------------------------------------------------------------------
+
+    def _archive_logs(self, day: str) -> None:
+        with self.store.cursor() as cursor:
+            self.store.use(cursor, day)
+            _write(cursor, LOGS, "logs", self._home.cold_day(day))
+        self.store.logs.forget(day)
+        log.info("archived the logs of %s", day)
+
+    # Deletion -------------------------------------------------------------------------------------------------------
+
+    async def _delete(self, now: datetime) -> None:
+        if self.retention.logs is not None:
+            self._delete_logs(_day(now, self.retention.logs))
+        if self.retention.events is not None:
+            oldest = _day(now, self.retention.events)
+            async with self._lane.commit:
+                await asyncio.to_thread(self._delete_events, oldest)
+        self._delete_leftovers()
+
+    def _delete_logs(self, oldest: str) -> None:
+        for day in [day for day in self.store.logs.days() if day < oldest and day != self.store.logs.day]:
+            self.store.logs.forget(day)
+            self._home.cold_day(day).unlink(missing_ok=True)
+            log.info("deleted the logs of %s", day)
+
+    def _delete_events(self, oldest: str) -> None:
+        with self.store.cursor() as cursor:
+            cursor.execute("USE h")
+            for gone in [each for each in archived(cursor) if each.day < oldest]:
+                cursor.execute("DELETE FROM archived WHERE file = ?", [gone.file])
+                (self._home.archive / gone.file).unlink(missing_ok=True)
+                log.info("deleted the events of %s", gone.day)
+
+    def _delete_leftovers(self) -> None:
+        """What a killed process left half-written, and files whose deletion it had only entered."""
+        with self.store.cursor() as cursor:
+            known = {each.file for each in archived(cursor, "h.main.")}
+        for path in self._home.archive.glob("*"):
+            if path.suffix == ".part" or (path.name.startswith("events-") and path.name not in known):
+                path.unlink()
+
+
+def _day(now: datetime, ago: int) -> str:
+    return (now - timedelta(days=ago)).strftime("%Y%m%d")
+
+
+def _write(cursor: duckdb.DuckDBPyConnection, table: Table, source: str, path: Path) -> None:
+    """Write rows into a Parquet file that is there whole, and on the disk, or not at all."""
+    part = path.with_name(path.name + ".part")
+    kind = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP[table.name]}"
+    cursor.execute(f"COPY (SELECT {schema.plain(table)} FROM {source} ORDER BY seq) TO {files.quoted(part)} ({kind})")
+    _sync(part)
+    part.rename(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
