@@ -172,12 +172,8 @@ class Admission:
         self._deferred = {pool: until for pool, until in self._deferred.items() if until > now}
         self._unfinished = False
         turns: dict[PoolKey, _Turn] = {}
-        for queue in {*self.live.queues(), *(pool for pool in self.held.pools() if isinstance(pool, tuple))}:
-            if queue not in self._deferred:
-                turns[queue] = self._survey(queue)
-        for pool in self.held.pools():
-            if isinstance(pool, str) and pool not in self._deferred:
-                turns[pool] = _Turn()
+        for pool in {*self.held.pools(), *self.live.held_queues()} - self._deferred.keys():
+            turns[pool] = self._survey(pool) if isinstance(pool, tuple) else _Turn()
         self._deal(turns)
         return {pool: turn for pool, turn in turns.items() if turn.admit or turn.finish or turn.release}
 

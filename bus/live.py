@@ -194,6 +194,10 @@ class LiveRuns:
         """The queues of which an event is known."""
         return list(self._queues)
 
+    def held_queues(self) -> list[QueueKey]:
+        """The queues of which somebody has a slot, as far as is known."""
+        return [queue for queue, position in self._queues.items() if position.state.holders]
+
     def put_queue(self, queue: QueueKey, position: Position[QueueEvent]) -> None:
         """Take note of a queue's event that was read or appended; an older one than the known is nothing new."""
         if position.seq > self.queue(queue).seq:

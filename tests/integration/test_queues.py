@@ -13,11 +13,12 @@ import pytest
 
 from bus.lane_loads import MIN_BACKLOG
 from bus.log import QUEUE, RUN, Log, Position
+from bus.server import EmbeddedServer
 from helmr.client import AsyncClient
 from helmr.events import Draft, QueueEvent, RunEvent
 from helmr.subjects import Scope
-from tests.integration.parts import part
-from tests.integration.platform import Platform, control_of, history, kinds, running, until
+from tests.integration.parts import part, worker
+from tests.integration.platform import Platform, control_of, history, kinds, running, until, write_project
 
 pytestmark = pytest.mark.anyio
 
@@ -252,6 +253,34 @@ async def test_the_limit_outlives_control(tmp_path: Path) -> None:
         peak, _ = await Occupancy(platform, client).most(runs)
         assert peak == 2
         await released(platform, client, "two")
+
+
+async def test_a_backlog_outlives_control(tmp_path: Path) -> None:
+    """The only control process is killed while runs are held and executed; the next one goes on where it was."""
+    server = EmbeddedServer(tmp_path, durability="relaxed")
+    await server.start()
+    environment = {"TMPDIR": str(tmp_path)}
+    try:
+        async with (
+            part(tmp_path / "parts", "control", server.url, environment=environment) as first,
+            AsyncClient(server.url, project="queues", env="test", home=tmp_path) as client,
+        ):
+            await client.deployments.deploy(write_project(tmp_path / "project", "queues", TASKS))
+            runs = await start(client, "pair", 20, seconds=0.1)
+            free = await start(client, "free", 40)
+            async with worker(server.url, tmp_path) as only:
+                await until(client, runs[0], "started")
+                await first.kill()
+                async with control_of(server) as control:
+                    platform = Platform(tmp_path, server, control.nc, control)
+                    await finish(client, runs + free)
+                    found = Occupancy(platform, client)
+                    assert (await found.most(runs))[0] == 2
+                    assert len(await found.order(runs + free)) == 60
+                    await released(platform, client, "two")
+                    assert await only.end() == 0
+    finally:
+        await server.stop()
 
 
 async def test_the_limit_outlives_the_server(tmp_path: Path) -> None:
