@@ -28,6 +28,7 @@ from bus.requests import api
 from bus.rescue import Rescue
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, Tally, serve
+from bus.services.live import Live
 from bus.services.queues import Queues
 from bus.services.runs import Runs
 from bus.services.secrets import Secrets
@@ -71,6 +72,7 @@ class Control:
         self.secrets = Secrets(self.log, vault)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
         self.streams = Streams(self.log, self.deployments)
+        self.live_service = Live(self.live, self.live_follower.ready)
         self.queues = Queues(self.log, self.deployments, self.admission)
         self.tokens = Tokens(self.log)
         self.workspaces = Workspaces(self.log, self.presence)
@@ -104,6 +106,7 @@ class Control:
             self.runs,
             self.workspaces,
             self.queues,
+            self.live_service,
             self.secrets,
             self.uploads,
         ]

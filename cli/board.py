@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from helmr.events import TERMINAL, Status
-from helmr.models import Run
+from helmr.models import LiveRun, Queue
 
 #: Seconds over which rates are counted.
 WINDOW = 60.0
@@ -28,14 +28,15 @@ class LiveState(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     lease: Holder | None = None
     hold: Held | None = None
     created_at: datetime
-    started_at: datetime | None = None
+    queued_at: datetime | None = None
     finished_at: datetime | None = None
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Who executes a run."""
+    """Who executes a run, and since when."""
 
     worker: str
+    at: datetime
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -53,9 +54,13 @@ class LiveEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class QueueLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue: its live runs by what they do, and how long the oldest one has waited, in seconds; None: runs of no queue."""
+    """A queue: its live runs by what they do, and how long the oldest held or queued one has, in seconds.
+
+    ``queue`` is None for the runs of no queue; ``limit`` is how many may execute at a time, if that is limited.
+    """
 
     queue: str | None
+    limit: int | None
     held: int
     queued: int
     running: int
@@ -64,7 +69,7 @@ class QueueLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that is live, or has just ended; ``seconds`` since it was started, or that it took."""
+    """A run that is live, or has just ended; ``seconds`` since its lease, or from its start to its end."""
 
     id: str
     task_id: str
@@ -94,9 +99,11 @@ class Board:
         self._ended: dict[str, int] = {}
         self._recent: deque[LiveState] = deque(maxlen=_RECENT)
         self._happened: deque[tuple[datetime, str]] = deque()
+        self._limits: dict[str, int | None] = {}
 
-    def begin(self, runs: Iterable[Run]) -> None:
-        """Take the live runs as the history knows them; what is known better from events stays, what is gone goes."""
+    def begin(self, runs: Iterable[LiveRun], queues: Iterable[Queue] = ()) -> None:
+        """Take the live runs as control knows them; what is known better from events stays, what is gone goes."""
+        self._limits = {queue.name: queue.concurrency for queue in queues if queue.declared}
         listed = {run.id: _state(run) for run in runs}
         for run_id in self._runs.keys() - listed.keys():
             if self._runs[run_id].created_at < self._began:
@@ -153,14 +160,14 @@ class Board:
         return {what: round(count * 60 / watched, 1) for what, count in counts.items()}
 
     def _queues(self, now: datetime) -> list[QueueLine]:
-        queues: dict[str | None, list[LiveState]] = {}
+        queues: dict[str | None, list[LiveState]] = {name: [] for name in self._limits}
         for state in self._runs.values():
             queues.setdefault(state.queue, []).append(state)
         named = sorted(queues.items(), key=lambda item: (item[0] is None, item[0] or ""))
-        return [_queue_line(name, states, now) for name, states in named]
+        return [_queue_line(name, self._limits.get(name or ""), states, now) for name, states in named]
 
 
-def _state(run: Run) -> LiveState:
+def _state(run: LiveRun) -> LiveState:
     return LiveState(
         id=run.id,
         status=run.status,
@@ -168,8 +175,9 @@ def _state(run: Run) -> LiveState:
         task_id=run.task_id,
         queue=run.queue,
         attempt=run.attempt,
+        lease=Holder(worker=run.worker, at=run.leased_at) if run.worker and run.leased_at else None,
+        hold=Held(limit=run.held_by) if run.held_by else None,
         created_at=run.created_at,
-        started_at=run.started_at,
     )
 
 
@@ -178,15 +186,19 @@ def _doing(state: LiveState) -> str:
 
 
 def _since(state: LiveState) -> datetime:
-    return state.started_at or state.created_at
+    return state.lease.at if state.lease is not None else state.created_at
 
 
-def _queue_line(name: str | None, states: list[LiveState], now: datetime) -> QueueLine:
+def _queue_line(name: str | None, limit: int | None, states: list[LiveState], now: datetime) -> QueueLine:
     counts = dict.fromkeys(("held", "queued", "running", "waiting"), 0)
     for state in states:
         counts[_doing(state)] += 1
-    waiting = [(now - state.created_at).total_seconds() for state in states if state.started_at is None]
-    return QueueLine(queue=name, oldest_seconds=round(max(waiting, default=0.0), 1), **counts)
+    waiting = [(now - (state.queued_at or state.created_at)).total_seconds() for state in states if _waits(state)]
+    return QueueLine(queue=name, limit=limit, oldest_seconds=round(max(waiting, default=0.0), 1), **counts)
+
+
+def _waits(state: LiveState) -> bool:
+    return state.status == "queued"
 
 
 def _line(state: LiveState, now: datetime) -> RunLine:

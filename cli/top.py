@@ -40,9 +40,6 @@ log = logging.getLogger(__name__)
 
 #: The kinds of event that change what is shown; ``queued`` is followed by its lane and priority.
 _KINDS = tuple("queued.>" if kind == "queued" else kind for kind in RUN_KINDS if kind not in JOURNAL_KINDS)
-_LIVE = ["queued", "running", "waiting"]
-#: Live runs asked for at the start.
-_MOST = 5000
 #: Seconds between pictures, at least; and at most, because ages grow.
 _FASTEST, _SLOWEST = 0.2, 1.0
 _RECONNECT_LOOK = 1.0
@@ -96,7 +93,7 @@ class _Watch:
 
     async def load(self) -> None:
         """Ask for the live runs, to begin with or because messages may have been missed."""
-        self.board.begin(await self.client.runs.list(status=_LIVE, limit=_MOST))
+        self.board.begin(await self.client.runs.live(), await self.client.queues.list())
         self.changed.set()
 
     async def reload(self) -> None:
@@ -232,12 +229,13 @@ def _headline(shot: Snapshot) -> str:
 
 
 def _queue_table(shot: Snapshot) -> RenderableType:
-    found = _table("QUEUE", "HELD", "QUEUED", "", "RUNNING", "WAITING", "OLDEST")
+    found = _table("QUEUE", "LIMIT", "HELD", "QUEUED", "", "RUNNING", "WAITING", "OLDEST")
     top = max((line.held + line.queued for line in shot.queues), default=0)
     for line in shot.queues:
         depth = bar(line.held + line.queued, top, 12)
         oldest = format_seconds(line.oldest_seconds) if line.oldest_seconds else ""
-        counts = (line.held, line.queued, depth, line.running, line.waiting)
+        limit = "" if line.limit is None else line.limit
+        counts = (limit, line.held, line.queued, depth, line.running, line.waiting)
         found.add_row(line.queue or "(none)", *map(str, counts), oldest)
     return found
 

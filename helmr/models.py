@@ -61,6 +61,24 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     cursor: int
 
 
+class LiveRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that has not ended, in a few words; ``held_by`` names the limit it is behind.
+
+    ``worker`` and ``leased_at`` are of its present lease; ``cursor`` may leave out the latest entries of its journal.
+    """
+
+    id: str
+    status: Status
+    cursor: int
+    task_id: str
+    queue: str | None
+    held_by: str | None
+    attempt: int | None
+    worker: str | None
+    leased_at: datetime | None
+    created_at: datetime
+
+
 def run_record(project: str, environment: str, spec: RunSpec, last: RunEvent) -> Run:
     """The run record, from what the run was started with and its latest event."""
     state: RunState = last.state

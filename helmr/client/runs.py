@@ -18,7 +18,7 @@ from helmr.durations import Duration, seconds
 from helmr.errors import NotFound, RunFailed, TimedOut
 from helmr.events import TERMINAL
 from helmr.explanation import Explanation, ended
-from helmr.models import Event, LogMatch, Run
+from helmr.models import Event, LiveRun, LogMatch, Run
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -38,6 +38,11 @@ class _EventsPage(msgspec.Struct):
 
 class _SearchPage(msgspec.Struct):
     matches: list[LogMatch]
+    next: str | None
+
+
+class _LivePage(msgspec.Struct):
+    runs: list[LiveRun]
     next: str | None
 
 
@@ -74,19 +79,29 @@ class Runs:
     async def list(
         self,
         *,
-        status: str | Sequence[str] | None = None,
+        status: str | None = None,
         task: str | None = None,
         session: str | None = None,
         since: Duration | None = None,
         limit: int = 50,
     ) -> list[Run]:
-        """Runs, newest first; ``status`` may be several."""
+        """Runs, newest first."""
         body: dict[str, Any] = {"status": status, "task": task, "session": session}
         if session is not None:
             body["session"] = await self._client.resolve("session", session)
         if since is not None:
             body["since"] = seconds(since)
         return await newest(self._wire, "runs", body, Run, limit)
+
+    async def live(self) -> Sequence[LiveRun]:
+        """All runs that have not ended, in the order of their ids; from control, without the history."""
+        found: list[LiveRun] = []
+        after: str | None = ""
+        while after is not None:
+            page = await self._wire.call("run", "live", {"after": after}, _LivePage)
+            found += page.runs
+            after = page.next
+        return found
 
     async def wait(self, run: str | Run | RunHandle, *, timeout: Duration | None = None) -> Run:  # noqa: ASYNC109
         """The run once it has ended, however it ended.

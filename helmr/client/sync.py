@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -24,6 +24,7 @@ from helmr.explanation import Explanation
 from helmr.models import (
     Deployment,
     Event,
+    LiveRun,
     LogMatch,
     NewToken,
     Queue,
@@ -239,6 +240,10 @@ class Runs:
     def get(self, run: AnyRun) -> Run:
         """One run."""
         return self._client.call(self._aio.get, _ref(run))
+
+    def live(self) -> Sequence[LiveRun]:
+        """All runs that have not ended."""
+        return self._client.call(self._aio.live)
 
     def list(self, **filters: Any) -> list[Run]:
         """Runs, newest first; see :meth:`helmr.client.runs.Runs.list` for the filters."""

@@ -6,14 +6,13 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helmr.client import AsyncClient
-from tests.integration.history import HistoryProcess
+from helmr.errors import UsageError
 from tests.integration.platform import Platform, until
 from tests.terminal import helmr_on_terminal
 
@@ -34,12 +33,29 @@ TASKS = """
 
 
 @pytest.fixture
-async def env(platform: Platform, helmr: AsyncClient, tmp_path: Path) -> AsyncIterator[dict[str, str]]:
-    """The environment in which the program finds Helmr, with a history."""
-    async with HistoryProcess(platform.server.url, tmp_path / "h") as process:
-        await process.start()
-        names = {"HELMR_URL": platform.server.url, "HELMR_HOME": str(tmp_path)}
-        yield names | {"HELMR_PROJECT": helmr.scope.project, "HELMR_ENV": helmr.scope.environment}
+def env(platform: Platform, helmr: AsyncClient, tmp_path: Path) -> dict[str, str]:
+    """The environment in which the program finds Helmr; there is no history, and it needs none."""
+    names = {"HELMR_URL": platform.server.url, "HELMR_HOME": str(tmp_path)}
+    return names | {"HELMR_PROJECT": helmr.scope.project, "HELMR_ENV": helmr.scope.environment}
+
+
+async def test_live_runs_are_listed_in_pages(helmr: AsyncClient) -> None:
+    runs = [(await helmr.sessions.start("slow")).run for _ in range(3)]
+    for run in runs:
+        await until(helmr, run, "leased")
+    ids = sorted(run.id for run in runs)
+    listed = await helmr.runs.live()
+    assert [run.id for run in listed] == ids
+    assert {(run.status, run.task_id, run.worker is not None) for run in listed} == {("running", "slow", True)}
+    page = await helmr.wire.call("run", "live", {"limit": 2}, dict[str, Any])
+    assert ([run["id"] for run in page["runs"]], page["next"]) == (ids[:2], ids[1])
+    page = await helmr.wire.call("run", "live", {"limit": 2, "after": page["next"]}, dict[str, Any])
+    assert ([run["id"] for run in page["runs"]], page["next"]) == (ids[2:], None)
+    with pytest.raises(UsageError, match="limit is 0"):
+        await helmr.wire.call("run", "live", {"limit": 0}, dict[str, Any])
+    for run in runs:
+        await run.cancel(force=True)
+        await run.wait()
 
 
 async def test_snapshots_are_lines_that_follow_changes(helmr: AsyncClient, env: dict[str, str]) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from bus.live import LiveRuns
+from bus.services.live import _record
 from cli.board import Board, LiveEvent, Snapshot
-from helmr.models import Run
+from helmr.models import LiveRun, Queue
 from tests.lives import Life
 
 BEGAN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -22,6 +24,15 @@ def live(life: Life, at: int = -1) -> LiveEvent:
 def started(**spec: Any) -> Life:
     """A run that was started when the board began."""
     return Life(start=BEGAN, **spec).queued()
+
+
+def listed(life: Life) -> LiveRun:
+    """The run as control lists it."""
+    known = LiveRuns()
+    subject, body = life.published()[-1]
+    known.take(1, subject, body)
+    (run,) = known
+    return _record(run)
 
 
 def shown(board: Board, *, after: float = 30.0) -> Snapshot:
@@ -52,7 +63,7 @@ def test_a_run_is_followed_from_its_start_to_its_end() -> None:
 
 def test_a_list_that_is_behind_brings_nothing_back() -> None:
     board, life = Board(BEGAN), started()
-    running: Run = life.leased().record
+    running = listed(life.leased())
     board.take(live(life.succeeds()))
     board.begin([running])
     assert sum(shown(board).totals.values()) == 0
@@ -61,7 +72,7 @@ def test_a_list_that_is_behind_brings_nothing_back() -> None:
 def test_an_event_that_is_behind_the_list_changes_nothing() -> None:
     board, life = Board(BEGAN), started()
     late = live(life)
-    board.begin([life.leased().record])
+    board.begin([listed(life.leased())])
     board.take(late)
     assert shown(board).totals["running"] == 1
 
@@ -81,10 +92,36 @@ def test_what_ended_while_nobody_heard_goes_with_the_next_list() -> None:
     board = Board(BEGAN)
     old = Life(start=BEGAN - timedelta(hours=1)).queued()
     new = started()
-    board.begin([old.record])
+    board.begin([listed(old)])
     board.take(live(new))
     board.begin([])
     assert shown(board).totals["queued"] == 1  # a run younger than the board may be missing in a list
+
+
+def test_a_list_tells_what_is_held_and_who_executes() -> None:
+    board = Board(BEGAN)
+    held = Life(start=BEGAN, queue="reviews")
+    held.add("held", {"limit": "queue", "lane": "default", "cause": "start", "spec": msgspec.to_builtins(held.spec)})
+    board.begin([listed(held), listed(started().leased("wrk_7"))], [queue("reviews", 3), queue("idle", None)])
+    assert shown(board).totals == {"held": 1, "queued": 0, "running": 1, "waiting": 0}
+    assert [run.worker for run in shown(board).running] == ["wrk_7"]
+    lines = [(line.queue, line.limit, line.held) for line in shown(board).queues]
+    assert lines == [("idle", None, 0), ("reviews", 3, 1), (None, None, 0)]
+
+
+def queue(name: str, concurrency: int | None) -> Queue:
+    """A queue that is declared, as control lists it."""
+    return Queue(
+        name=name,
+        project="acme",
+        environment="prod",
+        declared=True,
+        concurrency=concurrency,
+        concurrency_per_key=None,
+        in_use=0,
+        waiting=0,
+        oldest_waiting_at=None,
+    )
 
 
 def test_queues_tell_their_depth_and_their_oldest() -> None:
