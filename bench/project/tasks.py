@@ -14,7 +14,7 @@ four = Queue("four", concurrency=4)
 fair = Queue("fair", concurrency=8, concurrency_per_key=4)
 
 _SLEEP = "import time; time.sleep(3600)"
-_DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); {_SLEEP}"
+_DEAF = f"import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); {_SLEEP}"
 
 
 @task("noop")
@@ -26,7 +26,7 @@ def noop() -> None:
 @task("sleep")
 def sleep() -> None:
     """Never end by itself; SIGTERM ends it."""
-    print("x", flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(3600)
 
 
@@ -34,7 +34,7 @@ def sleep() -> None:
 def deaf() -> None:
     """Ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print("x", flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(3600)
 
 
@@ -45,6 +45,7 @@ def daemon() -> None:
         subprocess.Popen([sys.executable, "-c", _DEAF])
         os._exit(0)
     os.wait()
+    print(os.getpid(), flush=True)
     time.sleep(3600)
 
 
@@ -52,4 +53,5 @@ def daemon() -> None:
 def session() -> None:
     """Start a child in a session of its own that ignores SIGTERM."""
     subprocess.Popen([sys.executable, "-c", _DEAF], start_new_session=True)
+    print(os.getpid(), flush=True)
     time.sleep(3600)
