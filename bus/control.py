@@ -18,6 +18,7 @@ from bus.connection import server_version
 from bus.deployments import Deployments
 from bus.explainer import Explainer
 from bus.half_starts import HalfStarts
+from bus.janitor import RETENTION, Janitor
 from bus.keyring import KeyRing
 from bus.live import LiveRuns
 from bus.live_follower import LiveFollower
@@ -57,7 +58,7 @@ class StatusReply(msgspec.Struct, kw_only=True):
 class Control:
     """One control process; use as ``async with asyncio.TaskGroup() as tasks: await control.start(tasks)``."""
 
-    def __init__(self, nc: Nats, ring: KeyRing) -> None:
+    def __init__(self, nc: Nats, ring: KeyRing, *, retention: float = RETENTION) -> None:
         self.nc = nc
         self.log = Log(nc)
         self.tally = Tally()
@@ -80,6 +81,7 @@ class Control:
         self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments, self.sessions)
         self.rescue = Rescue(self.log, self.presence, self.live)
         self.half_starts = HalfStarts(self.log, self.live, self.sessions)
+        self.janitor = Janitor(self.log, retention=retention)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""
@@ -91,6 +93,7 @@ class Control:
         tasks.create_task(self.admission.run())
         tasks.create_task(self.rescue.run(self.live_follower.ready))
         tasks.create_task(self.half_starts.run(self.live_follower.ready))
+        tasks.create_task(self.janitor.run())
         await self.reactors.start(tasks)
         await serve(self.nc, "helmr-control", __version__, self._endpoints(), tasks, tally=self.tally)
 

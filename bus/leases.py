@@ -7,13 +7,20 @@ import msgspec
 from bus import chunks
 from bus.log import RUN, Log, Position
 from helmr import events
+from helmr.errors import NotFound
 from helmr.events import Draft, RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 
 
 def spec_of(first: RunEvent) -> RunSpec:
-    """What a run was started with, from its first event."""
+    """What a run was started with, from its first event.
+
+    Raises:
+        NotFound: that event is gone: the run ended long ago, and is just being removed.
+    """
+    if "spec" not in first.data:
+        raise NotFound(f"run {first.run_id} has been removed from the log")
     return msgspec.convert(first.data["spec"], RunSpec)
 
 

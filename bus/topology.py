@@ -133,3 +133,15 @@ def trace_consumer() -> ConsumerConfig:
         ack_wait=60.0,
         max_ack_pending=1000,
     )
+
+
+def janitor_consumer(ends: list[str]) -> ConsumerConfig:
+    """The ends of entities, in order. It stops at the first that are not due: no more than these are in hand."""
+    return ConsumerConfig(
+        durable_name="janitor",
+        filter_subjects=ends,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=60.0,
+        max_ack_pending=256,
+    )

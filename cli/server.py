@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from cli.options import Choice, Command, Flags, flags
+from cli.options import DURATION, Choice, Command, Flags, flags
 from cli.output import json_line, note
 from cli.process import Part, Stop, first_of
-from helmr.errors import Conflict, Unavailable
+from helmr.errors import Conflict, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from nats.aio.client import Client as Nats
@@ -40,6 +40,8 @@ _PROJECTOR_GRACE = 8.0
 _PROJECTOR_PATIENCE = 20.0
 #: Seconds after the first signal at which the process ends whatever is still going on.
 _LAST_RESORT = 25.0
+#: Seconds that ended entities stay in the log at least: half-done starts are told from finished ones by that.
+_MIN_RETENTION = 86_400.0
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +69,14 @@ _DAYS = click.IntRange(1, 36500)
     help="strict syncs every message to disk; relaxed once a second: a power cut can lose that second.",
 )
 @click.option(
+    "--retention",
+    type=DURATION,
+    default="7d",
+    show_default=True,
+    metavar="D",
+    help="How long the log keeps what has ended, at least 1d; the history keeps it for good.",
+)
+@click.option(
     "--secret-key-file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
@@ -90,10 +100,11 @@ def server(
     *,
     port: int | None,
     durability: str,
+    retention: float,
     secret_key_file: Path | None,
     metrics: str | None,
     otlp: str | None,
-    **retention: int | None,
+    **history: int | None,
 ) -> None:
     """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM.
 
@@ -108,8 +119,11 @@ def server(
     key_text = os.environ.pop("HELMR_SECRET_KEY", None) or None  # for nobody whom this process starts
     ring = KeyRing.find(given.settings().home, file=secret_key_file, text=key_text)
     options = {"host": host, "port": port, "durability": durability}
-    kept = [f"--{name.replace('_', '-')}={days}" for name, days in retention.items() if days is not None]
-    made = _Server(given, url, ring, metrics=metrics, otlp=otlp, embedded=options, retention=kept)
+    if retention < _MIN_RETENTION:
+        hint = "ended runs must stay long enough to be looked at: use 1d"
+        raise UsageError("--retention is less than a day", hint=hint)
+    kept = [f"--{name.replace('_', '-')}={days}" for name, days in history.items() if days is not None]
+    made = _Server(given, url, ring, metrics=metrics, otlp=otlp, embedded=options, retention=retention, history=kept)
     asyncio.run(made.run())
 
 
@@ -125,7 +139,8 @@ class _Server:
         metrics: str | None,
         otlp: str | None,
         embedded: dict[str, Any],
-        retention: list[str],
+        retention: float,
+        history: list[str],
     ) -> None:
         from bus.exposition import Address
         from bus.trace_export import exporter
@@ -137,6 +152,7 @@ class _Server:
         self._url = settings.url if url else None
         self._ring = ring
         self._retention = retention
+        self._history = history
         self._embedded_options = embedded
         self._metrics = Address.parse(metrics) if metrics else None
         self._traces = exporter(otlp) if otlp else None
@@ -218,7 +234,7 @@ class _Server:
         from bus.control import Control
         from bus.trace_export import TraceExport
 
-        control = Control(nc, self._ring)
+        control = Control(nc, self._ring, retention=self._retention)
         try:
             async with asyncio.TaskGroup() as tasks, AsyncExitStack() as beside:
                 await control.start(tasks)
@@ -233,7 +249,7 @@ class _Server:
 
     def _projector(self, url: str) -> Part:
         command = [sys.executable, "-m", "store.main", "--url", url, "--home", str(self.home / "history")]
-        command += self._retention
+        command += self._history
         if self._verbose:
             command.append("--verbose")
         env = dict(os.environ)

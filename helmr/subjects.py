@@ -194,6 +194,11 @@ def due(scope: Scope, run_id: str, what: str) -> str:
     return f"{_DUE}.{scope}.run.{_token(run_id)}.{what}"
 
 
+def all_due(scope: Scope, entity_id: str) -> str:
+    """The filter for everything that the timers of one entity have published."""
+    return f"{_DUE}.{scope}.run.{_token(entity_id)}.*"
+
+
 def parse_due(subject: str) -> tuple[Scope, str, str]:
     """Scope, run id and what is due."""
     _, _, project, environment, _, run_id, what = subject.split(".")

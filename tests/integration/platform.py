@@ -13,6 +13,7 @@ from nats.aio.client import Client as Nats
 
 from bus.connection import connect
 from bus.control import Control
+from bus.janitor import RETENTION
 from bus.keyring import KeyRing
 from bus.log import RUN
 from bus.server import EmbeddedServer
@@ -105,10 +106,12 @@ def write_project(folder: Path, name: str, tasks: str) -> Path:
 
 
 @asynccontextmanager
-async def control_of(server: EmbeddedServer, ring: KeyRing | None = None) -> AsyncIterator[Control]:
+async def control_of(
+    server: EmbeddedServer, ring: KeyRing | None = None, *, retention: float = RETENTION
+) -> AsyncIterator[Control]:
     """A control process, on a connection of its own."""
     nc = await connect(server.url, name="control")
-    control = Control(nc, ring or KeyRing.find(server.home.parent))
+    control = Control(nc, ring or KeyRing.find(server.home.parent), retention=retention)
     started = asyncio.Event()
 
     async def live() -> None:
@@ -135,13 +138,15 @@ async def control_of(server: EmbeddedServer, ring: KeyRing | None = None) -> Asy
 
 
 @asynccontextmanager
-async def running(home: Path, *, workers: int = 1, slots: int = 4) -> AsyncIterator[Platform]:
+async def running(
+    home: Path, *, workers: int = 1, slots: int = 4, retention: float = RETENTION
+) -> AsyncIterator[Platform]:
     """Helmr over an empty store in ``home``, on a server that is started again when it dies."""
     server = EmbeddedServer(home, durability="relaxed")
     await server.start()
     keeping = asyncio.create_task(server.supervise())
     try:
-        async with control_of(server) as control:
+        async with control_of(server, retention=retention) as control:
             platform = Platform(home, server, control.nc, control)
             try:
                 for _ in range(workers):
