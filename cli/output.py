@@ -126,8 +126,11 @@ def age(at: datetime | None) -> str:
 
 
 def moment(at: datetime | None) -> str | None:
-    """A time for people who read a record: local time, and how long ago."""
-    return None if at is None else f"{at.astimezone():%Y-%m-%d %H:%M:%S} ({age(at)})"
+    """A time for people who read a record: local time, and how long ago it was, or how soon it will be."""
+    if at is None:
+        return None
+    ahead = (at - datetime.now(UTC)).total_seconds()
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S} ({f'in {format_seconds(ahead)}' if ahead > 0 else age(at)})"
 
 
 def clock(at: datetime) -> str:

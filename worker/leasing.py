@@ -52,8 +52,6 @@ async def take_lease(
             except Superseded:
                 pass
             except Conflict as error:
-                if error.details.get("exhausted"):
-                    await log.transact(RUN, scope, run_id, lambda s: None if s.terminal else rules.exhausted(s))
                 raise Stale(run_id) from error
         position = await log.last(RUN, scope, run_id)
 

@@ -291,8 +291,6 @@ def lease(state: RunState, *, worker: str, dispatch: int) -> Draft:
     _require(state, "queued")
     if state.dispatch != dispatch:
         raise Conflict(f"run {state.id}: this dispatch message is stale", details={"dispatch": state.dispatch})
-    if state.losses >= MAX_DISPATCH_ATTEMPTS:
-        raise Conflict(f"run {state.id} was lost {state.losses} times", details={"exhausted": True})
     attempt, again = state.next_attempt, state.dispatch_attempt + 1
     data = {"worker": worker, "attempt": attempt, "dispatch_attempt": again}
     return Draft(kind="leased", data=data, message=f"leased by {worker}", source="worker")
@@ -320,7 +318,7 @@ def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: dat
         return cancelled(state.cancel.reason, source="worker")
     if began and spec.on_worker_lost == "fail":
         return end_attempt(state, spec, Failure(code="worker_lost", message=reason), at=at)
-    if state.dispatch_attempt >= MAX_DISPATCH_ATTEMPTS:
+    if state.losses + 1 >= MAX_DISPATCH_ATTEMPTS:
         return exhausted(state)
     return lose_lease(state, reason=reason)
 
@@ -382,8 +380,8 @@ def cancel_wait(state: RunState, *, reason: str) -> Draft:
 
 
 def exhausted(state: RunState) -> Draft:
-    """The run has been dispatched too often."""
-    message = f"dispatched {state.losses} times without an end; the last worker was lost each time"
+    """The run has lost its worker too often in a row: a wait, or another attempt, starts the count anew."""
+    message = f"dispatched {state.losses + 1} times in a row without an end; the worker was lost each time"
     return fail(Failure(code="dispatch_exhausted", message=message))
 
 

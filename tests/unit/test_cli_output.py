@@ -275,3 +275,10 @@ def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not colour(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not colour(Terminal())
+
+
+def test_a_moment_says_how_long_ago_it_was_or_how_soon_it_will_be() -> None:
+    now = datetime.now(UTC)
+    assert str(output.moment(now - timedelta(hours=2, minutes=5, seconds=1))).endswith("(2h 5m ago)")
+    assert str(output.moment(now + timedelta(days=2, hours=1))).endswith("(in 2d 1h)")
+    assert output.moment(None) is None

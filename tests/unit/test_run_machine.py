@@ -88,10 +88,6 @@ class RunMachine(RuleBasedStateMachine):
         if self.events[-1].kind == "leased" and self.state.status == "running":
             assert fits or self.state.lease is not None
 
-    @rule()
-    def lose(self) -> None:
-        self._try(rules.lose_lease, reason="the worker was lost")
-
     @precondition(lambda self: self.state.status == "running")
     @rule(began=st.booleans())
     def abandon(self, began: bool) -> None:
@@ -184,12 +180,6 @@ class RunMachine(RuleBasedStateMachine):
     def fail_attempt(self, code: Any) -> None:
         self._append(rules.end_attempt(self.state, self.spec, Failure(code=code, message="m"), at=self.now))
 
-    @precondition(lambda self: not self.state.terminal)
-    @rule()
-    def give_up(self) -> None:
-        if self.state.losses >= rules.MAX_DISPATCH_ATTEMPTS:
-            self._append(rules.exhausted(self.state))
-
     @rule(kind=st.sampled_from(["started", "leased", "queued", "cancelled", "failed", "metadata", "unheard_of"]))
     def nothing_follows_the_end(self, kind: str) -> None:
         if self.state.terminal:
@@ -212,7 +202,7 @@ class RunMachine(RuleBasedStateMachine):
         assert (self.state.lease is not None) == (self.state.status == "running")
         assert (self.state.wait is not None) == (self.state.status == "waiting")
         assert sum(event.kind in TERMINAL for event in self.events) == self.state.terminal
-        assert self.state.losses <= rules.MAX_DISPATCH_ATTEMPTS
+        assert self.state.losses < rules.MAX_DISPATCH_ATTEMPTS
         assert self.state.losses <= self.state.dispatch_attempt
         assert (self.state.finished_at is not None) == self.state.terminal
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helmr.errors import Conflict
-from helmr.events import RUN_KINDS, TERMINAL, Draft, Failure, RetryPolicy, RunState
+from helmr.events import RUN_KINDS, TERMINAL, Draft, Failure, RetryPolicy, RunState, Wait
 from helmr.reducers import run as rules
 from tests.unit.runs import START, after, ended, leased, queued, running, spec, waiting
 
@@ -126,19 +126,25 @@ class TestLease:
         assert (again.attempt, again.dispatch_attempt) == (1, 2)
         assert again.started_at == START
 
-    def test_after_five_dispatches_there_is_no_sixth(self) -> None:
-        state = queued()
-        for number in range(rules.MAX_DISPATCH_ATTEMPTS):
+    def test_after_five_lost_leases_there_is_no_sixth(self) -> None:
+        last = state = queued()
+        for number in range(1, rules.MAX_DISPATCH_ATTEMPTS + 1):
             state = leased(state)
-            assert state.dispatch_attempt == number + 1
-            state = after(state, rules.lose_lease(state, reason="gone"))
-            state = after(state, rules.requeue(state, cause="redispatch", lane="default"))
-        with pytest.raises(Conflict) as refused:
-            rules.lease(state, worker="wrk_a", dispatch=state.dispatch or 0)
-        assert refused.value.details["exhausted"]
-        failed = rules.exhausted(state)
-        assert failed.data["failure"]["code"] == "dispatch_exhausted"
-        assert after(state, failed).status == "failed"
+            assert (state.status, state.dispatch_attempt) == ("running", number)
+            last = state
+            state = after(state, rules.abandon(state, spec(), reason="gone", began=True, at=START))
+        assert state.status == "failed"
+        end = rules.abandon(last, spec(), reason="gone", began=True, at=START)
+        assert end.data["failure"]["code"] == "dispatch_exhausted"
+
+    def test_only_leases_lost_in_a_row_count(self) -> None:
+        state = running()
+        for _ in range(rules.MAX_DISPATCH_ATTEMPTS + 1):
+            state = after(state, rules.wait(state, Wait(kind="stream", stream="news")))
+            state = after(state, rules.complete_wait(state, sequence=1, seq=1))
+            state = leased(after(state, rules.requeue(state, cause="resume", lane="default")))
+        assert state.dispatch_attempt > rules.MAX_DISPATCH_ATTEMPTS
+        assert rules.abandon(state, spec(), reason="gone", began=True, at=START).kind == "lease_lost"
 
 
 class TestCancel:
