@@ -49,7 +49,8 @@ _MILESTONES = frozenset(RUN_KINDS) - JOURNAL_KINDS - {"started"}
     help="docker: a container for each workspace; process: plain processes, isolating nothing.",
 )
 @click.option("--slots", type=click.IntRange(1, 1000), help="Runs at a time; default: two for each processor.")
-def dev(folder: Path | None, engine: str, slots: int | None) -> None:
+@click.option("--http", metavar="[HOST:]PORT", help="Complete tokens over HTTP there: see `helmr server --help`.")
+def dev(folder: Path | None, engine: str, slots: int | None, http: str | None) -> None:
     """Run everything on this machine: NATS, control, the projector and a worker; deploy DIR whenever its files change.
 
     DIR is a task project; default: the one at or above this folder. Ctrl-C stops everything, a second one at once; the
@@ -57,7 +58,7 @@ def dev(folder: Path | None, engine: str, slots: int | None) -> None:
     """
     given = flags()
     settings = given.settings(folder)
-    hurried = asyncio.run(_Dev(given, settings, settings.require_root(), engine, slots).run())
+    hurried = asyncio.run(_Dev(given, settings, settings.require_root(), engine, slots, http=http).run())
     if hurried:
         raise click.exceptions.Exit(INTERRUPTED)
 
@@ -72,6 +73,7 @@ class _Ready(msgspec.Struct, kw_only=True):
     slots: int = 0
     engine: str = ""
     engine_version: str = ""
+    http: str | None = None
     isolated: bool = True
     notes: tuple[str, ...] = ()
 
@@ -79,7 +81,9 @@ class _Ready(msgspec.Struct, kw_only=True):
 class _Dev:
     """One session of development."""
 
-    def __init__(self, given: Flags, settings: Settings, root: Path, engine: str, slots: int | None) -> None:
+    def __init__(
+        self, given: Flags, settings: Settings, root: Path, engine: str, slots: int | None, *, http: str | None
+    ) -> None:
         self.settings = settings
         self.project = settings.require_project()
         self.root = root
@@ -91,6 +95,7 @@ class _Dev:
         loud = ["--debug"] if given.debug else ["--verbose"] if given.verbose else []
         self._common = ["--json", "--home", str(self.home), *loud]
         self._worker_options = ["--engine", engine, *(["--slots", str(slots)] if slots else [])]
+        self._server_options = ["--http", http] if http else []
         # The parts must not stand on what a variable or the project's file says: they stand on each other.
         env = {name: value for name, value in os.environ.items() if name != "HELMR_URL"}
         keyless = {name: value for name, value in env.items() if name != "HELMR_SECRET_KEY"}
@@ -188,7 +193,7 @@ class _Dev:
     def _server_command(self) -> list[str]:
         # After a restart on the same port, so that every connection comes back by itself.
         port = ["--port", self._url.rpartition(":")[2]] if self._url else []
-        return [sys.executable, "-m", "cli.main", "server", *self._common, *port]
+        return [sys.executable, "-m", "cli.main", "server", *self._common, *self._server_options, *port]
 
     def _worker_command(self) -> list[str]:
         return [
@@ -226,7 +231,8 @@ class _Dev:
     def _on_ready(self, ready: _Ready) -> None:
         if ready.part == "server":
             self._url = ready.url
-            pid, text = self._server.pid, f"server at {ready.url}, home {self.home}"
+            http = f", tokens over HTTP at {ready.http}" if ready.http else ""
+            pid, text = self._server.pid, f"server at {ready.url}, home {self.home}{http}"
             self._tell("ready", text, part="server", pid=pid, url=ready.url)
             return
         notes = f" ({', '.join(ready.notes)})" if ready.notes and ready.isolated else ""

@@ -53,6 +53,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     home: str
     metrics: str | None = None  #: where Prometheus finds them, with --metrics
+    http: str | None = None  #: where tokens are completed, with --http
 
 
 _DAYS = click.IntRange(1, 36500)
@@ -95,6 +96,11 @@ _DAYS = click.IntRange(1, 36500)
 @click.option("--archive-after", type=_DAYS, metavar="DAYS", help="Move older events and logs to Parquet; default: 7.")
 @click.option("--keep-logs", type=_DAYS, metavar="DAYS", help="Delete older logs from the history; default: 30.")
 @click.option("--keep-events", type=_DAYS, metavar="DAYS", help="Delete older events from the history; default: never.")
+@click.option(
+    "--http",
+    metavar="[HOST:]PORT",
+    help="Complete tokens over HTTP there, by their secrets; without a host, on 127.0.0.1. Needs helmr[http].",
+)
 def server(
     host: str,
     *,
@@ -104,6 +110,7 @@ def server(
     secret_key_file: Path | None,
     metrics: str | None,
     otlp: str | None,
+    http: str | None,
     **history: int | None,
 ) -> None:
     """Run NATS (unless --url or HELMR_URL names one), control and the projector, until SIGINT or SIGTERM.
@@ -123,7 +130,9 @@ def server(
         hint = "ended runs must stay long enough to be looked at: use 1d"
         raise UsageError("--retention is less than a day", hint=hint)
     kept = [f"--{name.replace('_', '-')}={days}" for name, days in history.items() if days is not None]
-    made = _Server(given, url, ring, metrics=metrics, otlp=otlp, embedded=options, retention=retention, history=kept)
+    made = _Server(
+        given, url, ring, metrics=metrics, otlp=otlp, http=http, embedded=options, retention=retention, history=kept
+    )
     asyncio.run(made.run())
 
 
@@ -138,6 +147,7 @@ class _Server:
         *,
         metrics: str | None,
         otlp: str | None,
+        http: str | None,
         embedded: dict[str, Any],
         retention: float,
         history: list[str],
@@ -157,6 +167,8 @@ class _Server:
         self._metrics = Address.parse(metrics) if metrics else None
         self._traces = exporter(otlp) if otlp else None
         self._metrics_url: str | None = None
+        self._http = Address.parse(http) if http else None
+        self._http_url: str | None = None
         self._verbose = given.verbose or given.debug
         self._stop = Stop(last_resort=_LAST_RESORT)
         self._lost = asyncio.Event()
@@ -242,6 +254,8 @@ class _Server:
                     tasks.create_task(TraceExport(control.log, self._traces).run())
                 if self._metrics is not None:
                     self._metrics_url = await beside.enter_async_context(_metrics_of(control, self._metrics))
+                if self._http is not None:
+                    self._http_url = await beside.enter_async_context(_gateway_of(control, self._http))
                 ready.set()
                 await asyncio.Event().wait()
         finally:
@@ -276,11 +290,15 @@ class _Server:
 
     def _say_ready(self, url: str) -> None:
         if self.json:
-            json_line(Ready(url=url, pid=os.getpid(), home=str(self.home), metrics=self._metrics_url))
+            json_line(
+                Ready(url=url, pid=os.getpid(), home=str(self.home), metrics=self._metrics_url, http=self._http_url)
+            )
             return
         note(f"Helmr server at {url} (home {self.home}); Ctrl-C stops it")
         if self._metrics_url:
             note(f"metrics at {self._metrics_url}")
+        if self._http_url:
+            note(f"tokens are completed at {self._http_url}")
 
 
 @asynccontextmanager
@@ -291,6 +309,14 @@ async def _metrics_of(control: Control, address: Address) -> AsyncIterator[str]:
     metrics = ServerMetrics(control.nc, control.live, control.presence, control.tally)
     await metrics.start()
     async with serving(address, metrics.read) as url:
+        yield url
+
+
+@asynccontextmanager
+async def _gateway_of(control: Control, address: Address) -> AsyncIterator[str]:
+    from bus.gateway import serving
+
+    async with serving(address, control.log) as url:
         yield url
 
 

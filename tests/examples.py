@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from bus.exposition import Address
+from bus.gateway import serving
 from bus.topology import SESSIONS
 from helmr import subjects
 from helmr.client import AsyncClient
 from helmr.models import Run, StreamRecord
-from tests.integration.platform import Platform, kinds
+from tests.integration.platform import Platform, kinds, until
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -61,6 +65,64 @@ async def check_report(platform: Platform, run: Run) -> None:
     assert {each.data["package"]: each.data["files"] for each in found} == {
         name: each["files"] for name, each in report["packages"].items()
     }
+
+
+async def check_human_approval(platform: Platform) -> None:
+    """A decision about another ticket is left alone; the change is made once."""
+    client = await _deployed(platform, "human-approval")
+    payload = {"ticket": "T-1", "file": "motd.txt", "line": "Welcome"}
+    started = await client.sessions.start("human-approval", payload)
+    await until(client, started.run, "waiting")
+    session = client.sessions.open(started.session)
+    (proposal,) = await session.output("proposals").list()
+    assert (proposal.correlation_id, proposal.data["after"]) == ("T-1", "Welcome\n")
+    decisions = session.input("decisions")
+    await decisions.send({"approved": False, "by": "bob"}, correlation_id="T-2")
+    await decisions.send({"approved": True, "by": "ada"}, correlation_id="T-1")
+    run = await started.run.wait(timeout="100s")
+    assert run.output == {"ticket": "T-1", "outcome": "approved by ada"}
+    assert (files(platform, run) / "motd.txt").read_text() == "Welcome\n"
+
+
+async def check_webhook_token(platform: Platform) -> None:
+    """The builder finds its callback in the order, and the run goes on with what it posts."""
+    client = await _deployed(platform, "webhook-token")
+    started = await client.sessions.start("webhook-token", {"ref": "main"})
+    await until(client, started.run, "waiting")
+    order = json.loads((files(platform, started.run.record) / "order.json").read_text())
+    async with serving(Address("127.0.0.1", 0), platform.control.log) as url:
+        status = await asyncio.to_thread(_post, url + order["callback"], {"ok": True, "image": "app:1"})
+    assert (order["ref"], status) == ("main", 200)
+    run = await started.run.wait(timeout="100s")
+    assert run.output == {"ref": "main", "built": True, "image": "app:1"}
+
+
+async def check_nightly_digest(platform: Platform) -> None:
+    """Each note is in one digest, each night has one."""
+    client = await _deployed(platform, "nightly-digest")
+    started = await client.sessions.start("nightly-digest", {"nights": 3, "pause": "300ms"})
+    session = client.sessions.open(started.session)
+    for note in ("water the plants", "call Ada"):
+        await session.input("notes").send(note)
+    run = await started.run.wait(timeout="100s")
+    assert (run.status, run.failure) == ("succeeded", None)
+    assert (run.output["nights"], run.output["notes"]) == (3, 2)
+    digests = [record.data for record in await session.output("digests").list()]
+    assert [digest["night"] for digest in digests] == [1, 2, 3]
+    assert sum(digest["words"] for digest in digests) == 5
+
+
+async def _deployed(platform: Platform, example: str) -> AsyncClient:
+    client = await platform.client(example)
+    await client.deployments.deploy(EXAMPLES / example)
+    return client
+
+
+def _post(url: str, data: Any) -> int:
+    """The status of the answer."""
+    request = urllib.request.Request(url, json.dumps(data).encode(), method="POST")  # noqa: S310  it is our own
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        return int(answer.status)
 
 
 def files(platform: Platform, run: Run) -> Path:

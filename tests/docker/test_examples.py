@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from bus.connection import connect
-from tests.examples import check_hello, check_report, succeeded
+from tests.examples import (
+    check_hello,
+    check_human_approval,
+    check_nightly_digest,
+    check_report,
+    check_webhook_token,
+    succeeded,
+)
 from tests.integration.platform import Platform, RunningWorker, running
 from worker.docker_engine import DockerEngine
 from worker.worker import Worker
@@ -47,3 +54,15 @@ async def test_codebase_report_of_the_standard_library(docker_platform: Platform
     assert totals["functions"] > 10_000
     assert totals["errors"] < totals["files"] / 50
     await check_report(docker_platform, run)
+
+
+async def test_human_approval(docker_platform: Platform) -> None:
+    await check_human_approval(docker_platform)
+
+
+async def test_webhook_token(docker_platform: Platform) -> None:
+    await check_webhook_token(docker_platform)
+
+
+async def test_nightly_digest(docker_platform: Platform) -> None:
+    await check_nightly_digest(docker_platform)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.examples import EXAMPLES, check_hello, check_report, succeeded
+from tests.examples import (
+    EXAMPLES,
+    check_hello,
+    check_human_approval,
+    check_nightly_digest,
+    check_report,
+    check_webhook_token,
+    succeeded,
+)
 from tests.integration.platform import Platform
 
 pytestmark = pytest.mark.anyio
@@ -21,3 +29,15 @@ async def test_codebase_report_of_a_folder(platform: Platform) -> None:
     assert run.output["errors"] == 0
     assert run.output["lines"] > 1000
     await check_report(platform, run)
+
+
+async def test_human_approval(platform: Platform) -> None:
+    await check_human_approval(platform)
+
+
+async def test_webhook_token(platform: Platform) -> None:
+    await check_webhook_token(platform)
+
+
+async def test_nightly_digest(platform: Platform) -> None:
+    await check_nightly_digest(platform)
