@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from cli.follow import LogPrinter, conclude, fail_unless_succeeded, goes_on, still_running
 from cli.options import DURATION, Choice, Group, ask, flags, interrupted
 from cli.output import age, compact, json_line, json_value, moment, note, record, span, table, to_json, working
 from cli.references import RUN, SESSION, TASK
 from helmr.errors import TimedOut
+from helmr.events import Wait
 from helmr.models import Event, Run
+from helmr.reducers.run import describe
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
@@ -42,13 +43,20 @@ def list_(status: str | None, task: str | None, session: str | None, since: floa
         json_value(found)
         return
     rows = [_row(each) for each in found]
-    table(("RUN", "TASK", "STATUS", "ATTEMPT", "CREATED", "TOOK", "FAILURE"), rows)
+    table(("RUN", "TASK", "STATUS", "ATTEMPT", "CREATED", "TOOK", "FAILURE", "WAITS FOR"), rows)
 
 
 def _row(shown: Run) -> tuple[object, ...]:
     took = span(shown.started_at, shown.finished_at)
     why = shown.failure.code if shown.failure else None
-    return shown.id, shown.task_id, shown.status, shown.attempt, age(shown.created_at), took, why
+    wait = describe(shown.pending_wait) if shown.pending_wait else None
+    return shown.id, shown.task_id, shown.status, shown.attempt, age(shown.created_at), took, why, wait
+
+
+def _wait(wait: Wait) -> str:
+    """What a run waits for, since when, and until when at most."""
+    until = f", until {wait.due:%Y-%m-%d %H:%M:%S} UTC" if wait.due and wait.kind != "timer" else ""
+    return f"{describe(wait)}, since {moment(wait.since)}{until}"
 
 
 @run.command()
@@ -99,7 +107,7 @@ def _show(shown: Run) -> None:
             "started": moment(shown.started_at),
             "finished": moment(shown.finished_at),
             "took": span(shown.started_at, shown.finished_at) or None,
-            "waits for": to_json(msgspec.to_builtins(wait)) if wait else None,
+            "waits for": _wait(wait) if wait else None,
             "cancel": (cancel.reason or "requested") if cancel else None,
             "payload": compact(shown.payload),
             "metadata": compact(shown.metadata),

@@ -61,7 +61,14 @@ def list_(status: str | None, tag: str | None, limit: int) -> None:
         json_value(found)
         return
     rows = [
-        (each.id, each.status, each.run_id, ", ".join(each.tags), moment(each.expires_at), age(each.created_at))
+        (
+            each.id,
+            each.status,
+            each.run_id,
+            ", ".join(each.tags),
+            f"{each.expires_at:%Y-%m-%d %H:%M}",
+            age(each.created_at),
+        )
         for each in found
     ]
     table(("TOKEN", "STATUS", "RUN", "TAGS", "EXPIRES", "CREATED"), rows)
@@ -102,7 +109,7 @@ def _show(shown: Token) -> None:
             "metadata": compact(shown.metadata),
             "data": to_json(shown.data) if shown.status == "completed" else None,
             "created": moment(shown.created_at),
-            "expires": moment(shown.expires_at),
+            "expires": f"{shown.expires_at:%Y-%m-%d %H:%M:%S} UTC",
             "finished": moment(shown.finished_at),
         }
     )

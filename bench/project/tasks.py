@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from helmr import Queue, task
+from helmr import Queue, step, streams, task
 
 # Named at the start, by bench.queues.
 one = Queue("one", concurrency=1)
@@ -55,3 +55,23 @@ def session() -> None:
     subprocess.Popen([sys.executable, "-c", _DEAF], start_new_session=True)
     print(os.getpid(), flush=True)
     time.sleep(3600)
+
+
+notes = streams.input("notes")
+
+
+@task("wakes", park_after="60s")
+def wakes(payload: int) -> list[float]:
+    """Wait so many times; when each wait was over."""
+    return [_woken() for _ in range(payload)]
+
+
+@task("wakes-parked", park_after=0)
+def wakes_parked(payload: int) -> list[float]:
+    """The same, in a new process each time."""
+    return [_woken() for _ in range(payload)]
+
+
+def _woken() -> float:
+    notes.wait()
+    return step("woken", time.time)

@@ -204,7 +204,7 @@ def test_lists_logs_and_events_of_a_run(helmr: Helmr) -> None:
     assert listed[0]["id"] == run
     assert listed[0]["tags"] == ["x"]
     assert helmr("run", "list", "--limit", "1").stdout.splitlines()[0].split() == [
-        *("RUN", "TASK", "STATUS", "ATTEMPT", "CREATED", "TOOK", "FAILURE")
+        *("RUN", "TASK", "STATUS", "ATTEMPT", "CREATED", "TOOK", "FAILURE", "WAITS", "FOR")
     ]
     logs = helmr("run", "logs", run)
     assert logs.stdout == "on stdout\n"
