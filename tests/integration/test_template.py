@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -231,9 +232,10 @@ async def test_idle_templates_are_few(make: Make) -> None:
     site = await make()
     for process in [await site.start("facts") for _ in range(8)]:
         await site.finish(process)
-    assert (await site.run()).output
     # The zygote; for each of four templates a shim, itself, and a process that waits; for the one without, a shim and that.
-    assert _alive(site) <= 15
+    async with asyncio.timeout(20):
+        while _alive(site) > 15:  # those that were let go may still be on their way
+            assert (await site.run()).output
 
 
 def _alive(site: Site) -> int:
