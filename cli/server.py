@@ -198,8 +198,10 @@ class _Server:
             await embedded.stop()
 
     async def _stand_on(self, url: str, embedded: EmbeddedServer | None) -> None:
+        from bus.allocator import keep_buffers
         from bus.connection import connect
 
+        keep_buffers()
         _use_scratch(self.home / "tmp")
 
         async def closed() -> None:

@@ -88,11 +88,13 @@ def worker(engine: str, *, slots: int | None, group: str, drain: float, metrics:
 
 
 async def _run(given: Flags, engine_name: str, *, slots: int, group: str, drain: float, metrics: str | None) -> None:
+    from bus.allocator import keep_buffers
     from bus.connection import connect
     from bus.exposition import Address
     from helmr import local
     from helmr.config import ensure_home
 
+    keep_buffers()
     address = Address.parse(metrics) if metrics else None
     stop = Stop(last_resort=drain + _LAST_RESORT)
     stop.listen()

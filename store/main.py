@@ -20,6 +20,7 @@ from pathlib import Path
 import duckdb
 from nats.aio.client import Client as Nats
 
+from bus.allocator import keep_buffers
 from bus.connection import connect
 from bus.services.endpoint import serve
 from helmr.errors import HelmrError, Unavailable
@@ -140,6 +141,7 @@ def main() -> int:
     logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     token = os.environ.get("HELMR_API_KEY")
     tune_interpreter()
+    keep_buffers()
     os.nice(NICENESS)
     try:
         kept = Retention(hot=options.archive_after, logs=options.keep_logs, events=options.keep_events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import msgspec
@@ -162,10 +163,11 @@ class Execution:
             deployment = await self.services.deployments.load(self.scope, spec.deployment_id)
             task = next(t for t in deployment.index["tasks"] if t["id"] == spec.task_id)
             sandbox = next(b for b in deployment.index["sandboxes"] if b["name"] == task["sandbox"])
-            secrets = await self._unless_cancelled(self._fetch_secrets(task), deadline)
-            if secrets is None:
-                return await self._unprepared(spec)
-            self.secrets = secrets
+            if task.get("secrets"):
+                secrets = await self._unless_cancelled(self._fetch_secrets(task), deadline)
+                if secrets is None:
+                    return await self._unprepared(spec)
+                self.secrets = secrets
             return await self._use_machine(deployment, task, Needs(deployment, sandbox, self._progress), deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
@@ -199,7 +201,7 @@ class Execution:
             use, machine = self._hot.use, self._hot.machine
         else:
             use = self.services.machines.use(self.scope, self.spec.workspace_id, needs)
-            found = await self._unless_cancelled(use.__aenter__(), deadline)
+            found = await self._enter(use, deployment, deadline)
             if found is None:
                 return await self._unprepared(self.spec)
             machine = found
@@ -217,6 +219,13 @@ class Execution:
             if not isinstance(outcome, Waits):
                 await use.__aexit__(None, None, None)
         return outcome
+
+    async def _enter(
+        self, use: AbstractAsyncContextManager[Machine], deployment: Deployment, deadline: float
+    ) -> Machine | None:
+        if self.services.machines.at_hand(self.scope, self.spec.workspace_id, deployment):
+            return await use.__aenter__()  # at once: there is nothing to be cancelled
+        return await self._unless_cancelled(use.__aenter__(), deadline)
 
     async def _unprepared(self, spec: RunSpec) -> Outcome:
         if self._cancelled.is_set():

@@ -56,6 +56,7 @@ class _Entry:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.machine: Machine | None = None
+        self.sources: set[str] = set()  #: what was put into the machine
         self.users = 0
         self.idle_since = 0.0
         self.watcher: asyncio.Task[None] | None = None
@@ -107,12 +108,21 @@ class Machines:
                 if machine is None:
                     raise HelmrError(f"workspace {workspace_id} did not come up")
                 digest = needs.deployment.content_hash
-                await machine.put_source(digest, await self._sources.tree(needs.deployment))
+                if digest not in entry.sources:
+                    await machine.put_source(digest, await self._sources.tree(needs.deployment))
+                    entry.sources.add(digest)
             yield machine
         finally:
             entry.users -= 1
             entry.idle_since = asyncio.get_running_loop().time()
             self._idle_changed.set()
+
+    def at_hand(self, scope: Scope, workspace_id: str, deployment: Deployment) -> bool:
+        """Whether :meth:`use` would not have to wait for anything."""
+        entry = self._entries.get((scope, workspace_id))
+        if entry is None or entry.machine is None or entry.lock.locked():
+            return False
+        return deployment.content_hash in entry.sources
 
     async def stop(self, scope: Scope, workspace_id: str, reason: str) -> None:
         """Stop a machine that nobody uses.
@@ -170,6 +180,7 @@ class Machines:
         claimed = asyncio.get_running_loop().time()
         try:
             image = await self._engine.ensure_image(await self._image(needs), needs.progress)
+            entry.sources.clear()
             entry.machine = await self._engine.materialize(self._spec(workspace_id, image, needs.sandbox))
         except BaseException as error:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
