@@ -23,6 +23,8 @@ pytestmark = pytest.mark.anyio
 
 #: More of them with HELMR_TEST_KILLS.
 KILLS = int(os.environ.get("HELMR_TEST_KILLS", "10"))
+#: The moments are the same again with HELMR_TEST_SEED, as far as the machine lets them be.
+SEED = int(os.environ.get("HELMR_TEST_SEED", random.randrange(10**6)))
 
 
 @pytest.fixture
@@ -57,12 +59,14 @@ async def load(nc: Nats, stop: asyncio.Event) -> int:
 async def test_kills_neither_lose_nor_double_a_row(
     log: Nats, nats_url: str, tmp_path: Path, process: HistoryProcess
 ) -> None:
+    print(f"HELMR_TEST_SEED={SEED}")  # shown when it fails
+    moments = random.Random(SEED)
     stop = asyncio.Event()
     loading = asyncio.create_task(load(log, stop))
     for _ in range(KILLS):
         await process.start()
         assert "ready" in process.told, process.told
-        await asyncio.sleep(random.uniform(0, 0.6))  # noqa: S311  # an arbitrary moment
+        await asyncio.sleep(moments.uniform(0, 0.6))
         await process.kill()
     stop.set()
     assert await loading > 0
