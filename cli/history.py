@@ -1,4 +1,4 @@
-"""``helmr history``: hold the history against the log it was made from, and make it anew."""
+"""``helmr history``: hold the history against the log it was made from, make it anew, and carry it elsewhere."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from helmr.errors import Unavailable
 
 if TYPE_CHECKING:
     from helmr.config import Settings
+    from store.transfer import Manifest
     from store.verify import Rebuilt, Verified
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 @click.group(cls=Group)
 def history() -> None:
-    """Check the run history against the log, and make it anew.
+    """Check the run history against the log, make it anew, and carry it elsewhere.
 
     These commands work on the files below the home folder, on the machine of `helmr server`.
     """
@@ -71,6 +72,47 @@ def rebuild(*, force: bool) -> None:
     note(f"made anew: {made.runs} runs, {made.events} events")
     if made.former is not None:
         note(f"the former files are in {made.former}; delete them when you are content")
+
+
+@history.command()
+@click.argument("target", type=click.Path(path_type=Path))
+def export(target: Path) -> None:
+    """Write the whole history into TARGET: a new folder of Parquet files, or one file if its name ends in .tar.
+
+    The server may run. Anything that reads Parquet reads the files; `helmr history import` makes a history of them again.
+
+    Example: helmr history export backup-2026-03-01.tar
+    """
+    from store.transfer import export as carry_out
+
+    with working("exporting"):
+        manifest = asyncio.run(carry_out(flags().settings().home / "history", target))
+    _tell(manifest, f"exported to {target}")
+
+
+@history.command("import")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+def import_(source: Path) -> None:
+    """Make the history from SOURCE, an export, where there is none yet. The server must be stopped.
+
+    Beside the log it was made from, the projector goes on where the export ends. Beside another log, the history is kept,
+    and what that log brings is added.
+    """
+
+    async def make(url: str, home: Path, token: str | None) -> Manifest:
+        from store.transfer import import_ as carry_in
+
+        return await carry_in(url, home, source, token=token)
+
+    _tell(_over_log("importing", make), f"imported from {source}")
+
+
+def _tell(manifest: Manifest, done: str) -> None:
+    if flags().json:
+        json_value(manifest)
+        return
+    runs = manifest.rows["runs_closed"] + manifest.rows["runs_live"]
+    note(f"{done}: {runs} runs, {len(manifest.log_days)} days of logs")
 
 
 async def _verify(url: str, home: Path, token: str | None) -> Verified:

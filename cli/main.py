@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "query": ("cli.query:query", "Ask the history a question in SQL."),
     "stats": ("cli.stats:stats", "Answer the usual questions: success, durations, failures, what is slow."),
     "top": ("cli.top:top", "Watch queues, workers and runs as they change."),
-    "history": ("cli.history:history", "Check the history against the log, and make it anew."),
+    "history": ("cli.history:history", "Check the history against the log, make it anew, carry it elsewhere."),
     "completion": ("cli.completion:completion", "Print a completion script for your shell."),
 }
 

@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 _PATIENCE = 24 * 3600.0
 _COPY_TRIES = 50
 
-#: What is compared: the columns, where they are read from, and which rows of the history are aged: those of an entity
-#: (column, and view that has it) the log no longer has, or those before the first row of the fresh fold.
+#: What is compared: the columns, where they are read from, and which rows are aged: those of an entity (column, and view
+#: that has it) the log no longer has, and those before the first row of the fresh fold.
 _COMPARED: tuple[tuple[str, Table, tuple[str, str] | None], ...] = (
     ("runs", tables.RUNS, ("id", "runs")),
     ("attempts", tables.ATTEMPTS, ("run_id", "runs")),
@@ -47,8 +47,8 @@ _COMPARED: tuple[tuple[str, Table, tuple[str, str] | None], ...] = (
     ("sessions", tables.SESSIONS, ("id", "sessions")),
     ("workspaces", tables.WORKSPACES, ("id", "workspaces")),
     ("versions", tables.VERSIONS, ("workspace_id", "workspaces")),
-    ("records", tables.RECORDS, None),
-    ("deployments", tables.DEPLOYMENTS, None),
+    ("records", tables.RECORDS, ("session_id", "sessions")),
+    ("deployments", tables.DEPLOYMENTS, ("id", "deployments")),
     ("unreadable", tables.UNREADABLE, None),
 )
 
@@ -106,19 +106,30 @@ async def verify(url: str, root: Path, *, token: str | None = None) -> Verified:
     if not home.history.exists():
         raise NotFound(f"there is no history in {root}")
     with tempfile.TemporaryDirectory(prefix="verify-", dir=root) as folder:
-        copy, fresh = Home(Path(folder) / "copy"), Home(Path(folder) / "fresh")
-        copy.logs.mkdir(parents=True)
-        # Logs first, history second: neither may have applied more than the log will be asked for.
-        for day in home.days():
-            await _copy_unless_archived(home, copy, day)
-        await copy_at_rest(home.history, copy.history)
-        # The archive last: what has been moved there meanwhile is in both, and read from one.
-        copy.archive.mkdir()
-        for path in home.archive.glob("*.parquet"):
-            os.link(path, copy.archive / path.name)
+        copy = await copy_history(home, Path(folder) / "copy")
+        fresh = Home(Path(folder) / "fresh")
         until = await asyncio.to_thread(_watermarks, copy)
         await fold_log(url, fresh, token=token, until=until)
         return await asyncio.to_thread(compare, copy, fresh)
+
+
+async def copy_history(home: Home, target: Path) -> Home:
+    """A copy of all files, taken while the projector may go on.
+
+    Raises:
+        Unavailable: a file kept changing.
+    """
+    copy = Home(target)
+    copy.logs.mkdir(parents=True)
+    # Logs first, history second: neither may have applied more than the log will be asked for.
+    for day in home.days():
+        await _copy_unless_archived(home, copy, day)
+    await copy_at_rest(home.history, copy.history)
+    # The archive last: what has been moved there meanwhile is in both, and read from one.
+    copy.archive.mkdir()
+    for path in home.archive.glob("*.parquet"):
+        os.link(path, copy.archive / path.name)
+    return copy
 
 
 async def _copy_unless_archived(home: Home, copy: Home, day: str) -> None:
@@ -149,11 +160,12 @@ async def rebuild(url: str, root: Path, *, token: str | None = None, force: bool
         if former is not None and former[0] > made[0] and not force:
             message = f"the history has {former[0]} runs, the log only {made[0]}: the others would be lost"
             raise Conflict(message, hint="to give them up, rebuild with --force; the former files are kept either way")
-        kept = _swap(home, fresh)
+        kept = swap(home, fresh)
         return Rebuilt(runs=made[0], events=made[1], former=str(kept) if kept else None)
 
 
-def _swap(home: Home, fresh: Home) -> Path | None:
+def swap(home: Home, fresh: Home) -> Path | None:
+    """Put the files of ``fresh`` in place of those of ``home``, which go into a folder; that folder, if there were any."""
     kept = home.root / f"former-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 1_000_000}"
     moved = False
     for name in (home.history.name, f"{home.history.name}.wal", home.logs.name, home.archive.name):
@@ -230,7 +242,7 @@ def compare(history: Home, fresh: Home) -> Verified:
             con.execute(f"ATTACH {files.quoted(home.history)} AS {alias} (READ_ONLY)")
             _views(con, alias, home)
         found = {name: _difference(con, name, table, aged) for name, table, aged in _COMPARED}
-        found["logs"] = _difference(con, "logs", tables.LOGS, None)
+        found["logs"] = _difference(con, "logs", tables.LOGS, ("run_id", "runs"))
     return Verified(tables=found)
 
 
@@ -255,12 +267,12 @@ def _difference(con: duckdb.DuckDBPyConnection, name: str, table: Table, entity:
     columns = ", ".join(
         f'"{c.name}"::JSON::VARCHAR' if c.type == "VARIANT" else f'"{c.name}"::VARCHAR' for c in table.columns
     )
-    if entity is None:
-        aged = f"seq < (SELECT coalesce(min(seq), {2**62}) FROM b_{name})"
-    else:
-        aged = f"{entity[0]} NOT IN (SELECT id FROM b_{entity[1]})"
+    # Chunks and records go by age, too, while their run or session is still there.
+    aged = f"seq < (SELECT coalesce(min(seq), {2**62}) FROM b_{name})" if "seq" in table.names else "false"
+    if entity is not None:
+        aged += f" OR {entity[0]} NOT IN (SELECT id FROM b_{entity[1]})"
     a = f"(SELECT {columns} FROM a_{name} WHERE NOT ({aged}))"
-    b = f"(SELECT {columns} FROM b_{name})"
+    b = f"(SELECT {columns} FROM b_{name} WHERE NOT ({aged}))"
     return Difference(
         rows=_count(con, f"FROM b_{name}"),
         missing=_count(con, f"FROM ({b} EXCEPT ALL {a})"),

@@ -163,7 +163,7 @@ class HistoryProcess:
         )
         self._listening = asyncio.create_task(self._listen(self._process))
         if wait:
-            await asyncio.wait_for(self._ready.wait(), 20)
+            await asyncio.wait_for(self._ready.wait(), 60)
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None

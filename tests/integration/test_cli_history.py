@@ -14,8 +14,10 @@ from bus.connection import connected
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from cli.main import call
-from tests.integration.history import projecting, publish, publish_log
-from tests.lives import lives
+from store.home import Home
+from store.verify import compare
+from tests.integration.history import projecting, publish, publish_log, rows
+from tests.lives import Life, lives
 
 pytestmark = pytest.mark.anyio
 
@@ -69,3 +71,48 @@ async def test_verify_without_a_history_says_so(tmp_path: Path, capsys: pytest.C
     code, _, told = await helmr(capsys, tmp_path, "verify")
     assert code == 5
     assert "there is no history" in told
+
+
+@pytest.mark.parametrize("name", ["export", "export.tar"])
+async def test_an_export_becomes_the_history_again(home: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    code, made, _ = await helmr(capsys, home, "export", str(home / name))
+    assert (code, made["rows"]["runs_closed"] + made["rows"]["runs_live"]) == (0, 8)
+    assert (await helmr(capsys, home, "export", str(home / name)))[0] == 6
+    assert (await helmr(capsys, home, "import", str(home / name)))[0] == 6
+    (home / "history").rename(home / "former")
+    code, _, told = await helmr(capsys, home, "import", str(home / name))
+    assert code == 0, told
+    assert all(
+        table.missing == table.extra == 0
+        for table in compare(Home(home / "former"), Home(home / "history")).tables.values()
+    )
+    code, found, _ = await helmr(capsys, home, "verify")
+    assert (code, found["tables"]["events"]["aged"], found["tables"]["logs"]["rows"]) == (0, 0, 8)
+
+
+async def test_an_export_is_kept_beside_another_log(
+    home: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (await helmr(capsys, home, "export", str(home / "out")))[0] == 0
+    other = tmp_path_factory.mktemp("other")
+    assert (await helmr(capsys, other, "import", str(home / "out")))[0] == 0
+    assert compare(Home(home / "history"), Home(other / "history")).same
+    server = EmbeddedServer(other, durability="relaxed")
+    await server.start()
+    async with connected(server.url, name="test") as nc:
+        await ensure_topology(nc)
+        life = Life().queued().leased().succeeds()
+        await publish(nc, life.published())
+        await publish_log(nc, life.id, b"line\n")
+        async with projecting(nc, other / "history") as projector:
+            await projector.fresh(logs=True)
+            assert rows(projector, "SELECT count(*) AS n FROM runs") == [{"n": 9}]
+    await server.stop()
+    code, found, _ = await helmr(capsys, other, "verify")
+    assert (code, found["tables"]["runs"]) == (0, {"rows": 1, "missing": 0, "extra": 0, "aged": 8})
+
+
+async def test_what_is_no_export_is_refused(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, told = await helmr(capsys, home / "elsewhere", "import", str(home))
+    assert code == 5
+    assert "is no export" in told
