@@ -1,81 +1,222 @@
-"""Artifacts: immutable blobs named by their sha-256, in the JetStream object store.
+"""Artifacts: immutable blobs named by their sha-256 (hex): archives of deployments, packs and manifests of workspace versions.
 
-Reads always go to a file: nats-py's in-memory ``get`` is quadratic (3 MB/s at 100 MB).
+One interface, :class:`ArtifactStore`; ``tests/integration/test_artifacts.py`` holds every store to it. The default is the
+JetStream object store, which needs nothing else. A folder is quicker for large workspaces, where server and workers share one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
 import os
 import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client as Nats
 from nats.js.object_store import ObjectStore
 
-from bus import topology
 from helmr.errors import HelmrError, NotFound, Unavailable
 
+#: Seconds that reading one blob may take: 64 MiB at 1 MB/s.
+_READ_TIMEOUT = 60.0
 
-class ArtifactStore:
+
+class Stored(msgspec.Struct, frozen=True):
+    """One blob of a store."""
+
+    digest: str
+    size: int
+    at: datetime
+
+
+class ArtifactStore(ABC):
     """Puts and gets blobs by their sha-256 (hex)."""
 
-    def __init__(self, nc: Nats) -> None:
-        self.nc = nc
+    @abstractmethod
+    async def has(self, digest: str) -> bool:
+        """Whether the blob is stored, whole.
+
+        Raises:
+            Unavailable: the store does not answer.
+        """
+
+    @abstractmethod
+    async def _write(self, digest: str, data: bytes) -> None: ...
+
+    @abstractmethod
+    async def _read(self, digest: str) -> bytes: ...
+
+    @abstractmethod
+    async def delete(self, digest: str) -> None:
+        """Remove a blob; that there is none is fine."""
+
+    @abstractmethod
+    def all(self) -> AsyncIterator[Stored]:
+        """Every blob there is, in no order."""
+
+    async def put_bytes(self, digest: str, data: bytes) -> None:
+        """Store a blob, durably; storing the same blob twice is free.
+
+        Raises:
+            HelmrError: the data does not have this digest, or there is no room for it.
+            Unavailable: the store does not answer.
+        """
+        if await asyncio.to_thread(digest_of, data) != digest:
+            raise HelmrError(f"artifact {digest[:12]} arrived damaged", hint="try again")
+        if not await self.has(digest):
+            await self._write(digest, data)
+
+    async def get_bytes(self, digest: str) -> bytes:
+        """The blob, verified.
+
+        Raises:
+            NotFound: no such blob.
+            HelmrError: the store has damaged it.
+            Unavailable: the store does not answer.
+        """
+        data = await self._read(digest)
+        if await asyncio.to_thread(digest_of, data) != digest:
+            raise HelmrError(f"artifact {digest[:12]} is damaged in the store")
+        return data
+
+    async def put(self, path: Path, digest: str) -> None:
+        """Store the file ``path``; raises what :meth:`put_bytes` does."""
+        await self.put_bytes(digest, await asyncio.to_thread(path.read_bytes))
+
+    async def get(self, digest: str, path: Path) -> None:
+        """Write the blob to ``path``, atomically; raises what :meth:`get_bytes` does."""
+        await asyncio.to_thread(_write_whole, path, await self.get_bytes(digest))
+
+
+class JetStreamArtifacts(ArtifactStore):
+    """Blobs in a bucket of the JetStream object store."""
+
+    def __init__(self, nc: Nats, bucket: str) -> None:
+        self._nc = nc
+        self._name = bucket
 
     async def _bucket(self) -> ObjectStore:
-        return await self.nc.jetstream().object_store(topology.ARTIFACTS)
+        return await self._nc.jetstream().object_store(self._name)
 
     async def has(self, digest: str) -> bool:
-        """Whether the blob is stored."""
+        """Whether the blob is stored: its description comes after all of its bytes."""
         try:
             await (await self._bucket()).get_info(digest)
         except nats.js.errors.NotFoundError:
             return False
         except (TimeoutError, nats.errors.Error) as error:
-            raise Unavailable(f"the artifact store does not answer: {error}") from error
+            raise _away(error) from error
         return True
 
-    async def put(self, path: Path, digest: str) -> None:
-        """Store the file ``path``; storing the same blob twice is free.
-
-        Raises:
-            HelmrError: the file does not have this digest.
-        """
-        if file_digest(path) != digest:
-            raise HelmrError(f"artifact {digest[:12]} arrived damaged", hint="try again")
-        if await self.has(digest):
-            return
+    async def _write(self, digest: str, data: bytes) -> None:
         try:
-            with path.open("rb") as source:
-                await (await self._bucket()).put(digest, source)
+            await (await self._bucket()).put(digest, data)
         except (TimeoutError, nats.errors.Error) as error:
-            raise Unavailable(f"the artifact store does not take {digest[:12]}: {error}") from error
+            raise _away(error) from error
 
-    async def get(self, digest: str, path: Path) -> None:
-        """Write the blob to ``path``, atomically and verified.
-
-        Raises:
-            NotFound: no such blob.
-        """
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".artifact-")
+    async def _read(self, digest: str) -> bytes:
+        target = io.BytesIO()  # read into memory by nats-py itself, large blobs take quadratic time
         try:
-            with os.fdopen(handle, "wb") as target:
+            async with asyncio.timeout(_READ_TIMEOUT):  # nothing else ends it when the server goes away half way
                 await (await self._bucket()).get(digest, writeinto=target)
-            if file_digest(Path(name)) != digest:
-                raise HelmrError(f"artifact {digest[:12]} is damaged in the store")
-            Path(name).replace(path)
         except nats.js.errors.NotFoundError as error:
             raise NotFound(f"no artifact {digest[:12]}") from error
         except (TimeoutError, nats.errors.Error) as error:
-            raise Unavailable(f"the artifact store does not answer: {error}") from error
-        finally:
-            Path(name).unlink(missing_ok=True)
+            raise _away(error) from error
+        return target.getvalue()
+
+    async def delete(self, digest: str) -> None:
+        """Remove a blob."""
+        try:
+            await (await self._bucket()).delete(digest)
+        except nats.js.errors.NotFoundError:
+            return
+        except (TimeoutError, nats.errors.Error) as error:
+            raise _away(error) from error
+
+    async def all(self) -> AsyncIterator[Stored]:
+        """Every blob of the bucket."""
+        try:
+            found = await (await self._bucket()).list(ignore_deletes=True)
+        except nats.js.errors.NotFoundError:
+            return
+        except (TimeoutError, nats.errors.Error) as error:
+            raise _away(error) from error
+        for info in found:
+            at = datetime.fromisoformat(info.mtime) if info.mtime else datetime.now(UTC)
+            yield Stored(info.name, info.size or 0, at)
 
 
-def file_digest(path: Path) -> str:
-    """The sha-256 of a file, in hex."""
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+class DirectoryArtifacts(ArtifactStore):
+    """Blobs as files of a folder: ``<folder>/<first two digits>/<digest>``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, digest: str) -> Path:
+        return self._folder / digest[:2] / digest
+
+    async def has(self, digest: str) -> bool:
+        """Whether the file is there: it gets its name when it is whole."""
+        return self._path(digest).exists()
+
+    async def _write(self, digest: str, data: bytes) -> None:
+        try:
+            self._path(digest).parent.mkdir(parents=True, exist_ok=True)
+            await asyncio.to_thread(_write_whole, self._path(digest), data)
+        except OSError as error:
+            hint = "free some space there, or see to its permissions"
+            raise HelmrError(f"cannot write below {self._folder}: {error.strerror}", hint=hint) from error
+
+    async def _read(self, digest: str) -> bytes:
+        try:
+            return await asyncio.to_thread(self._path(digest).read_bytes)
+        except FileNotFoundError as error:
+            raise NotFound(f"no artifact {digest[:12]}") from error
+        except OSError as error:
+            raise Unavailable(f"cannot read below {self._folder}: {error.strerror}") from error
+
+    async def delete(self, digest: str) -> None:
+        """Remove the file."""
+        self._path(digest).unlink(missing_ok=True)
+
+    async def all(self) -> AsyncIterator[Stored]:
+        """Every file that has its final name."""
+        for path in await asyncio.to_thread(lambda: list(self._folder.glob("??/*"))):
+            if not path.name.startswith("."):
+                status = path.stat()
+                yield Stored(path.name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+
+
+def open_artifacts(nc: Nats, bucket: str, folder: Path | None = None) -> ArtifactStore:
+    """The store to use: a bucket, or the part of a folder that is called like it."""
+    return JetStreamArtifacts(nc, bucket) if folder is None else DirectoryArtifacts(folder / bucket)
+
+
+def digest_of(data: bytes) -> str:
+    """The sha-256, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """A file that appears under its name only when all of it is on the disk."""
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".artifact-")
+    try:
+        with os.fdopen(handle, "wb") as target:
+            target.write(data)
+            target.flush()
+            os.fsync(target.fileno())
+        Path(draft).replace(path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def _away(error: Exception) -> Unavailable:
+    return Unavailable(f"the artifact store does not answer: {error}")

@@ -6,6 +6,7 @@ It keeps nothing of its own: several may run side by side, and one may die at an
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from nats.aio.client import Client as Nats
 
 from bus import topology
 from bus.admission import Admission
-from bus.artifacts import ArtifactStore
+from bus.artifacts import open_artifacts
 from bus.connection import server_version
 from bus.deployments import Deployments
 from bus.explainer import Explainer
@@ -58,7 +59,7 @@ class StatusReply(msgspec.Struct, kw_only=True):
 class Control:
     """One control process; use as ``async with asyncio.TaskGroup() as tasks: await control.start(tasks)``."""
 
-    def __init__(self, nc: Nats, ring: KeyRing, *, retention: float = RETENTION) -> None:
+    def __init__(self, nc: Nats, ring: KeyRing, *, retention: float = RETENTION, artifacts: Path | None = None) -> None:
         self.nc = nc
         self.log = Log(nc)
         self.tally = Tally()
@@ -77,7 +78,7 @@ class Control:
         self.queues = Queues(self.log, self.deployments, self.admission)
         self.tokens = Tokens(self.log)
         self.workspaces = Workspaces(self.log, self.presence)
-        self.uploads = DeploymentService(self.deployments, ArtifactStore(nc))
+        self.uploads = DeploymentService(self.deployments, open_artifacts(nc, topology.ARTIFACTS, artifacts))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments, self.sessions)
         self.rescue = Rescue(self.log, self.presence, self.live)
         self.half_starts = HalfStarts(self.log, self.live, self.sessions)

@@ -15,6 +15,7 @@ import nats.errors
 import nats.js.errors
 
 from bus import topology
+from bus.host_rescue import HostRescue
 from bus.leases import lose_lease
 from bus.live import LiveRun, LiveRuns
 from bus.log import Log
@@ -43,6 +44,7 @@ class Rescue:
         self.nc = event_log.nc
         self.presence = presence
         self.live = live
+        self._hosts = HostRescue(event_log, presence, live, self._move)
 
     async def run(self, live_ready: asyncio.Event) -> None:
         """Rescue for ever, from when the live runs are known."""
@@ -53,6 +55,7 @@ class Rescue:
                 await self._ask_the_silent()
                 if self.presence.settled:
                     await self._look()
+                    await self._hosts.look()
             except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
                 log.info("rescue: %s: %s", type(error).__name__, error)
                 self.presence.forgive()

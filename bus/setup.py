@@ -32,10 +32,11 @@ async def ensure_topology(nc: Nats) -> None:
     await _ensure_bucket(nc, KeyValueConfig(bucket=topology.CHECKPOINTS_BUCKET, history=1))
     await _ensure_bucket(nc, KeyValueConfig(bucket=topology.SECRETS_BUCKET, history=1))
     await _ensure_bucket(nc, KeyValueConfig(bucket=topology.PRESENCE_BUCKET, ttl=topology.PRESENCE_TTL))
-    try:
-        await nc.jetstream().create_object_store(topology.ARTIFACTS, ObjectStoreConfig())
-    except nats.js.errors.APIError as error:
-        raise Unavailable(f"JetStream cannot create a bucket: {error.description}") from error
+    for bucket in (topology.ARTIFACTS, topology.VERSIONS):
+        try:
+            await nc.jetstream().create_object_store(bucket, ObjectStoreConfig())
+        except nats.js.errors.APIError as error:
+            raise Unavailable(f"JetStream cannot create a bucket: {error.description}") from error
 
 
 async def _ensure_bucket(nc: Nats, config: KeyValueConfig) -> None:

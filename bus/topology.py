@@ -34,6 +34,8 @@ CONFIG = f"KV_{CONFIG_BUCKET}"
 #: The key of that bucket under which the projector says how far it is: see :mod:`bus.watermark`.
 WATERMARK_KEY = "history.watermark"
 ARTIFACTS = "artifacts"
+#: Packs and manifests of workspace versions: apart, because what nobody refers to is collected there.
+VERSIONS = "versions"
 
 #: For tests alone: what the three times below are multiplied by. All parts of an installation must be given the same.
 _PACE = float(os.environ.get("HELMR_TEST_PACE", "1"))

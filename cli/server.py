@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from cli.options import DURATION, Choice, Command, Flags, flags
+from cli.options import ARTIFACTS, ARTIFACTS_HELP, DURATION, Choice, Command, Flags, flags
 from cli.output import json_line, note
 from cli.process import Part, Stop, first_of
 from helmr.errors import Conflict, Unavailable, UsageError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from bus.control import Control
     from bus.exposition import Address
-    from bus.keyring import KeyRing
     from bus.server import EmbeddedServer
 
 log = logging.getLogger(__name__)
@@ -101,6 +100,7 @@ _DAYS = click.IntRange(1, 36500)
     metavar="[HOST:]PORT",
     help="Complete tokens over HTTP there, by their secrets; without a host, on 127.0.0.1. Needs helmr[http].",
 )
+@click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
 def server(
     host: str,
     *,
@@ -108,6 +108,7 @@ def server(
     durability: str,
     retention: float,
     secret_key_file: Path | None,
+    artifacts: Path | None,
     metrics: str | None,
     otlp: str | None,
     http: str | None,
@@ -130,9 +131,8 @@ def server(
         hint = "ended runs must stay long enough to be looked at: use 1d"
         raise UsageError("--retention is less than a day", hint=hint)
     kept = [f"--{name.replace('_', '-')}={days}" for name, days in history.items() if days is not None]
-    made = _Server(
-        given, url, ring, metrics=metrics, otlp=otlp, http=http, embedded=options, retention=retention, history=kept
-    )
+    control = {"ring": ring, "artifacts": artifacts, "retention": retention}
+    made = _Server(given, url, control, metrics=metrics, otlp=otlp, http=http, embedded=options, history=kept)
     asyncio.run(made.run())
 
 
@@ -143,13 +143,12 @@ class _Server:
         self,
         given: Flags,
         url: str | None,
-        ring: KeyRing,
+        control: dict[str, Any],
         *,
         metrics: str | None,
         otlp: str | None,
         http: str | None,
         embedded: dict[str, Any],
-        retention: float,
         history: list[str],
     ) -> None:
         from bus.exposition import Address
@@ -160,8 +159,7 @@ class _Server:
         self.token = settings.api_key
         self.json = given.json
         self._url = settings.url if url else None
-        self._ring = ring
-        self._retention = retention
+        self._control_options = control
         self._history = history
         self._embedded_options = embedded
         self._metrics = Address.parse(metrics) if metrics else None
@@ -248,7 +246,7 @@ class _Server:
         from bus.control import Control
         from bus.trace_export import TraceExport
 
-        control = Control(nc, self._ring, retention=self._retention)
+        control = Control(nc, **self._control_options)
         try:
             async with asyncio.TaskGroup() as tasks, AsyncExitStack() as beside:
                 await control.start(tasks)

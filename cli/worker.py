@@ -8,12 +8,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from cli.options import DURATION, Choice, Command, Flags, flags
+from cli.options import ARTIFACTS, ARTIFACTS_HELP, DURATION, Choice, Command, Flags, flags
 from cli.output import json_line, note
 from cli.process import Stop, first_of
 from helmr.durations import format_seconds
@@ -78,16 +78,26 @@ def default_slots() -> int:
     metavar="[HOST:]PORT",
     help="Serve metrics to Prometheus there; without a host, on 127.0.0.1. Needs helmr[metrics].",
 )
-def worker(engine: str, *, slots: int | None, group: str, drain: float, metrics: str | None) -> None:
+@click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
+def worker(engine: str, *, slots: int | None, metrics: str | None, **options: Any) -> None:
     """Run a worker until SIGINT or SIGTERM.
 
     Then it takes nothing new, lets its runs end for a while, and hands back to the queue what is left. A second signal hands
     back at once, a third one ends the worker on the spot.
     """
-    asyncio.run(_run(flags(), engine, slots=slots or default_slots(), group=group, drain=drain, metrics=metrics))
+    asyncio.run(_run(flags(), engine, slots=slots or default_slots(), metrics=metrics, **options))
 
 
-async def _run(given: Flags, engine_name: str, *, slots: int, group: str, drain: float, metrics: str | None) -> None:
+async def _run(
+    given: Flags,
+    engine_name: str,
+    *,
+    slots: int,
+    group: str,
+    drain: float,
+    metrics: str | None,
+    artifacts: Path | None,
+) -> None:
     from bus.allocator import keep_buffers
     from bus.connection import connect
     from bus.exposition import Address
@@ -112,7 +122,7 @@ async def _run(given: Flags, engine_name: str, *, slots: int, group: str, drain:
     try:
         from worker.worker import Worker
 
-        working = Worker(nc, engine, info, home=home, slots=slots, group=group)
+        working = Worker(nc, engine, info, home=home, slots=slots, group=group, artifacts=artifacts)
         async with _metrics_of(working, address):
             gone = await _work(working, info, stop, lost, drain=drain, as_json=given.json)
     finally:

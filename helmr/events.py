@@ -271,8 +271,22 @@ class Materialization(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     at: datetime
 
 
+class VersionFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a version is: the sha-256 of its manifest, its files and their bytes, and how many bytes were stored for it."""
+
+    manifest: str
+    files: int = 0
+    bytes: int = 0
+    stored: int = 0
+
+
 class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The fold of a workspace's events; ``host`` is where its files are, once they are anywhere."""
+    """The fold of a workspace's events; ``host`` is where its files are, once they are anywhere.
+
+    ``version`` and ``manifest`` are its latest version, as id and as sha-256. ``epoch`` counts how often its files had to
+    be made anew from a version, because it was restored or has moved: a host whose copy is of an earlier epoch must not
+    use it. ``unsaved`` says that the host has files that could not be stored, so that it must not move.
+    """
 
     id: str
     status: Literal["active", "deleted"]
@@ -284,12 +298,20 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     materialization: Materialization | None = None
     host: str | None = None
     version: str | None = None
+    manifest: str | None = None
+    versions: int = 0  #: how many it has had
+    epoch: int = 0
+    unsaved: bool = False
+    isolated: bool | None = None  #: whether it has lived between walls
     created_at: datetime
     updated_at: datetime
 
 
 class WorkspaceEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened to a workspace: ``created, materialized, stopped, deleted``."""
+    """One thing that happened to a workspace.
+
+    ``created, materialized, captured, uncaptured, stopped, unbound, deleted``.
+    """
 
     cursor: int
     id: str

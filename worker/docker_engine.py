@@ -20,7 +20,7 @@ from docker.types import Mount
 from helmr import ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, TimedOut
 from worker.channel import Channel, ChannelProcess
-from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container
+from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
 from worker.docker_api import DockerApi, connection
 from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
 from worker.host import host_id, writing
@@ -102,6 +102,15 @@ class DockerEngine:
     def install(self) -> str:
         """What our containers are labelled with: the id of this home on this host."""
         return host_id(self._home)
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """The user of tasks in every container."""
+        return task_owner(), task_owner()
+
+    def files(self, workspace_id: str) -> Path:
+        """The folder that is mounted as the workspace."""
+        return workspace_files(self._home, workspace_id)
 
     async def check(self) -> EngineInfo:
         """Whether the engine can be used, and what is special about it.

@@ -188,6 +188,15 @@ class Engine(Protocol):
 
     name: str
 
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """The user and group that the files of workspaces belong to; None: the worker's own."""
+        ...
+
+    def files(self, workspace_id: str) -> Path:
+        """The folder of this host that has the workspace's files, or would have them."""
+        ...
+
     async def check(self) -> EngineInfo:
         """Find out whether the engine works.
 

@@ -23,6 +23,7 @@ from helmr.reducers.journal import Recorded
 from helmr.subjects import Scope
 from worker import run_secrets
 from worker.answers import Answers
+from worker.captures import Occasion
 from worker.conversation import Conversation, patient_writer
 from worker.engine import Machine, Process, ProcessSpec
 from worker.hot import HotRun, discard
@@ -184,6 +185,16 @@ class Execution:
         except HelmrError as error:
             return Failed(Failure(code="workspace_error", message=error.message, detail={"hint": error.hint}))
 
+    async def _capture(self) -> None:
+        """Have what the attempt left become a version, before its end is announced."""
+        if self._stopping is not None:
+            return  # the stop of the machine will do
+        problem = await self.services.machines.capture(
+            self.scope, self.spec.workspace_id, Occasion("the end of a run", self.run_id)
+        )
+        if problem is not None:
+            self._progress(f"there is no version of the workspace's files: {problem}")
+
     async def _fetch_secrets(self, task: dict[str, Any]) -> RunSecrets:
         lease = self.journal.lease
         request = ReleaseRequest(run_id=self.run_id, worker=lease.worker, lease=lease.cursor)
@@ -264,10 +275,11 @@ class Execution:
         finally:
             canceller.cancel()
             self._process = None
+        if exited is not None and exited.cause == "lost":
+            raise Unavailable(f"its machine was lost: {exited.detail}")
+        await self._capture()
         if exited is None:
             return Waits()
-        if exited.cause == "lost":
-            raise Unavailable(f"its machine was lost: {exited.detail}")
         return judge(
             self.conversation.said,
             exited,

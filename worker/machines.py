@@ -16,11 +16,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bus.log import WORKSPACE, Log
+from bus.packs import Snapshot
+from bus.versions import Versions
 from helmr.errors import Conflict, HelmrError
 from helmr.events import Draft, WorkspaceState
 from helmr.models import Deployment
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
+from worker.captures import Captures, Occasion
+from worker.checkouts import Checkouts, Record
 from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec
 from worker.liveness import Liveness
 from worker.run_journal import STALE
@@ -30,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds a live workspace may idle before its machine is stopped (DESIGN: 5 min).
 IDLE_STOP = 300.0
+#: Seconds that making a version may take when a machine is stopped: the files stay on this host either way.
+_LAST_CAPTURE = 20.0
 #: Idle machines beyond this number are stopped, least recently used first.
 MAX_IDLE = 16
 
@@ -60,6 +66,9 @@ class _Entry:
         self.users = 0
         self.idle_since = 0.0
         self.watcher: asyncio.Task[None] | None = None
+        self.capturing = asyncio.Lock()
+        #: What was captured of its files last.
+        self.record = Record(0, Snapshot())
 
 
 class Machines:
@@ -71,9 +80,11 @@ class Machines:
         engine: Engine,
         sources: Sources,
         liveness: Liveness,
+        versions: Versions,
         *,
         worker_id: str,
         host: str,
+        isolated: bool,
         group: str,
         idle_stop: float = IDLE_STOP,
         max_idle: int = MAX_IDLE,
@@ -84,6 +95,9 @@ class Machines:
         self._liveness = liveness
         self._worker_id = worker_id
         self._host = host
+        self._isolated = isolated
+        self._checkouts = Checkouts(engine, versions)
+        self._captures = Captures(log, self._checkouts, worker_id)
         self._group = group
         self._idle_stop = idle_stop
         self._max_idle = max_idle
@@ -123,6 +137,13 @@ class Machines:
         if entry is None or entry.machine is None or entry.lock.locked():
             return False
         return deployment.content_hash in entry.sources
+
+    async def capture(self, scope: Scope, workspace_id: str, occasion: Occasion) -> str | None:
+        """Store what a live workspace has become as a version, if it has changed; why that is not possible, if so."""
+        entry = self._entries[scope, workspace_id]
+        async with entry.capturing:
+            entry.record, problem = await self._captures.capture(scope, workspace_id, entry.record, occasion)
+        return problem
 
     async def stop(self, scope: Scope, workspace_id: str, reason: str) -> None:
         """Stop a machine that nobody uses.
@@ -176,9 +197,10 @@ class Machines:
         return idle[0][0] + self._idle_stop if idle else None
 
     async def _bring_up(self, scope: Scope, workspace_id: str, needs: Needs, entry: _Entry) -> None:
-        await self._claim(scope, workspace_id)
+        state = await self._claim(scope, workspace_id)
         claimed = asyncio.get_running_loop().time()
         try:
+            entry.record = await self._checkouts.ready(state, needs.progress)
             image = await self._engine.ensure_image(await self._image(needs), needs.progress)
             entry.sources.clear()
             entry.machine = await self._engine.materialize(self._spec(workspace_id, image, needs.sandbox))
@@ -196,20 +218,23 @@ class Machines:
             await self._shut_down(scope, workspace_id, entry, "another worker has it")
             raise Misplaced(rules.lane(state, group=self._group, alive=self._liveness.alive()))
 
-    async def _claim(self, scope: Scope, workspace_id: str) -> None:
+    async def _claim(self, scope: Scope, workspace_id: str) -> WorkspaceState:
         def decide(state: WorkspaceState) -> Draft:
             live = state.materialization
             gone = live.worker if live and not self._liveness.is_alive(live.worker) else None
-            return rules.materialize(state, worker=self._worker_id, host=self._host, ref="", evict=gone)
+            return rules.materialize(
+                state, worker=self._worker_id, host=self._host, ref="", evict=gone, isolated=self._isolated
+            )
 
         try:
-            await self._log.transact(WORKSPACE, scope, workspace_id, decide)
+            claimed: WorkspaceState = (await self._log.transact(WORKSPACE, scope, workspace_id, decide)).state
         except Conflict as error:
             state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
             if state.status == "deleted":
                 raise
             lane = rules.lane(state, group=self._group, alive=self._liveness.alive())
             raise Misplaced(lane) from error
+        return claimed
 
     async def _image(self, needs: Needs) -> ImageSpec:
         image = needs.sandbox["image"]
@@ -248,7 +273,17 @@ class Machines:
             entry.watcher.cancel()
         if machine is not None:
             await machine.stop()
+            await self._capture_at_last(scope, workspace_id, entry, reason)
             await self._give_up(scope, workspace_id, reason)
+
+    async def _capture_at_last(self, scope: Scope, workspace_id: str, entry: _Entry, reason: str) -> None:
+        """What was changed since the end of the last run; without it the files are still here, for the next worker."""
+        try:
+            async with asyncio.timeout(_LAST_CAPTURE):
+                await self.capture(scope, workspace_id, Occasion(reason))
+                await self._checkouts.save(workspace_id, entry.record)
+        except (TimeoutError, HelmrError) as error:
+            log.warning("workspace %s: no version was made at its stop: %s", workspace_id, error)
 
     async def _give_up(self, scope: Scope, workspace_id: str, reason: str) -> None:
         try:

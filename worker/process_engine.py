@@ -119,6 +119,15 @@ class ProcessEngine:
         self._machines: dict[str, ProcessMachine] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    @property
+    def owner(self) -> None:
+        """Tasks run as the worker's own user."""
+        return
+
+    def files(self, workspace_id: str) -> Path:
+        """The folder that tasks work in."""
+        return self._workspace(workspace_id)
+
     async def check(self) -> EngineInfo:
         """What this engine is, loud about what it is not.
 

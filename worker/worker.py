@@ -20,7 +20,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from bus import topology
-from bus.artifacts import ArtifactStore
+from bus.artifacts import open_artifacts
 from bus.deployments import Deployments
 from bus.leases import spec_of
 from bus.log import RUN, Log
@@ -29,6 +29,7 @@ from bus.pull import Delivery
 from bus.queueing import DEFAULT_GROUP, lane_of, redispatch
 from bus.services.workspaces import StopOrder
 from bus.setup import ensure_topology
+from bus.versions import Versions
 from helmr import events, ids, subjects
 from helmr.errors import EngineUnavailable, HelmrError, Unavailable
 from helmr.events import RunEvent
@@ -66,7 +67,15 @@ class Worker:
     """One worker process; :meth:`run` is its life."""
 
     def __init__(
-        self, nc: Nats, engine: Engine, info: EngineInfo, *, home: Path, slots: int, group: str = DEFAULT_GROUP
+        self,
+        nc: Nats,
+        engine: Engine,
+        info: EngineInfo,
+        *,
+        home: Path,
+        slots: int,
+        group: str = DEFAULT_GROUP,
+        artifacts: Path | None = None,
     ) -> None:
         self.id = ids.new("wrk")
         self.nc = nc
@@ -97,10 +106,12 @@ class Worker:
         self.machines = Machines(
             self._log,
             engine,
-            Sources(ArtifactStore(nc), home / "sources"),
+            Sources(open_artifacts(nc, topology.ARTIFACTS, artifacts), home / "sources"),
             self._liveness,
+            Versions(open_artifacts(nc, topology.VERSIONS, artifacts)),
             worker_id=self.id,
             host=info.host,
+            isolated=info.isolated,
             group=group,
         )
         self._hot = HotRuns(self.machines, limit=max(HOT_PER_SLOT * slots, MIN_HOT))

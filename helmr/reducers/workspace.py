@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from helmr.errors import Conflict
-from helmr.events import Draft, Materialization, WorkspaceState
+from helmr.events import Draft, Materialization, VersionFacts, WorkspaceState
 
 
 def apply(
@@ -26,17 +27,49 @@ def apply(
         return msgspec.convert({**data, **fixed}, WorkspaceState, strict=False)
     if state.status == "deleted":
         raise Conflict(f"workspace {state.id} is deleted", details={"status": "deleted"})
-    base = msgspec.structs.replace(state, cursor=state.cursor + 1, updated_at=at)
-    match kind:
-        case "materialized":
-            live = Materialization(worker=data["worker"], ref=data.get("ref", ""), at=at)
-            return msgspec.structs.replace(base, materialization=live, host=data["host"])
-        case "stopped":
-            return msgspec.structs.replace(base, materialization=None)
-        case "deleted":
-            return msgspec.structs.replace(base, status="deleted", materialization=None, host=None)
-        case _:
-            raise Conflict(f"workspace {state.id}: {kind} cannot follow")
+    fold = _FOLDS.get(kind)
+    if fold is None:
+        raise Conflict(f"workspace {state.id}: {kind} cannot follow")
+    return msgspec.structs.replace(state, cursor=state.cursor + 1, updated_at=at, **fold(state, data, at))
+
+
+_Fold = Callable[[WorkspaceState, dict[str, Any], datetime], dict[str, Any]]
+
+
+def _materialized(_state: WorkspaceState, data: dict[str, Any], at: datetime) -> dict[str, Any]:
+    live = Materialization(worker=data["worker"], ref=data.get("ref", ""), at=at)
+    return {"materialization": live, "host": data["host"], "isolated": data.get("isolated")}
+
+
+def _captured(state: WorkspaceState, data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    latest = {"version": data["version"], "manifest": data["manifest"]}
+    return {**latest, "versions": state.versions + 1, "unsaved": False}
+
+
+def _uncaptured(_state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    return {"unsaved": True}
+
+
+def _stopped(_state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    return {"materialization": None}
+
+
+def _unbound(state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    return {"materialization": None, "host": None, "epoch": state.epoch + 1}
+
+
+def _deleted(_state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    return {"status": "deleted", "materialization": None, "host": None}
+
+
+_FOLDS: dict[str, _Fold] = {
+    "materialized": _materialized,
+    "captured": _captured,
+    "uncaptured": _uncaptured,
+    "stopped": _stopped,
+    "unbound": _unbound,
+    "deleted": _deleted,
+}
 
 
 def create(*, sandbox: str, fingerprint: str, deployment_id: str, mount_path: str) -> Draft:
@@ -45,19 +78,59 @@ def create(*, sandbox: str, fingerprint: str, deployment_id: str, mount_path: st
     return Draft(kind="created", data=data, message=f"created from sandbox {sandbox}")
 
 
-def materialize(state: WorkspaceState, *, worker: str, host: str, ref: str, evict: str | None = None) -> Draft:
+def materialize(
+    state: WorkspaceState, *, worker: str, host: str, ref: str, evict: str | None = None, isolated: bool | None = None
+) -> Draft:
     """The workspace is live on ``worker``; ``evict`` names a worker that is known to be gone.
 
     Raises:
-        Conflict: it is live elsewhere (``details["worker"]``), or its files are on another host (``details["host"]``).
+        Conflict: it is live elsewhere (``details["worker"]``), its files are on another host (``details["host"]``), or it
+            would lose the walls it has lived between, or get some.
     """
     live = state.materialization
     if live and live.worker not in {worker, evict}:
         raise Conflict(f"workspace {state.id} is live on {live.worker}", details={"worker": live.worker})
     if state.host not in {None, host}:
         raise Conflict(f"the files of workspace {state.id} are on host {state.host}", details={"host": state.host})
-    data = {"worker": worker, "host": host, "ref": ref}
+    if state.isolated is not None and isolated is not None and state.isolated != isolated:
+        raise Conflict(f"workspace {state.id} was made {'with' if state.isolated else 'without'} isolation")
+    data = {"worker": worker, "host": host, "ref": ref, "isolated": isolated}
     return Draft(kind="materialized", data=data, message=f"live on {worker}", source="worker")
+
+
+def capture(
+    state: WorkspaceState, *, worker: str, version: str, facts: VersionFacts, reason: str, run_id: str | None
+) -> Draft:
+    """The files of the workspace, live on ``worker``, are stored as a version.
+
+    Raises:
+        Conflict: it is not live there (any more).
+    """
+    if state.materialization is None or state.materialization.worker != worker:
+        raise Conflict(f"workspace {state.id} is not live on {worker}")
+    data = {"version": version, "parent": state.version, "run_id": run_id, "reason": reason}
+    stored = msgspec.to_builtins(facts)
+    return Draft(kind="captured", data={**data, **stored}, message=f"version of {facts.files} files", source="worker")
+
+
+def fail_capture(state: WorkspaceState, *, worker: str, reason: str) -> Draft | None:
+    """Files of the workspace could not be stored: they are on its host alone. None: that is known, or it is not live there."""
+    if state.unsaved or state.materialization is None or state.materialization.worker != worker:
+        return None
+    return Draft(kind="uncaptured", data={"reason": reason}, message=reason[:500], source="worker")
+
+
+def unbind(state: WorkspaceState, *, host: str, alive: set[str]) -> Draft | None:
+    """The workspace may go on elsewhere, from its latest version: no worker of ``host`` is there (``alive`` are elsewhere).
+
+    None: it is not there, is live, or has files that are nowhere else.
+    """
+    live = state.materialization
+    if state.status == "deleted" or state.host != host or state.unsaved or (live and live.worker in alive):
+        return None
+    return Draft(
+        kind="unbound", data={"host": host}, message=f"host {host} is gone; it goes on from its latest version"
+    )
 
 
 def stop(state: WorkspaceState, *, worker: str, reason: str) -> Draft | None:

@@ -16,7 +16,7 @@ import click
 import pytest
 
 import helmr
-from bus import lane_loads, server, starts, topology
+from bus import lane_loads, manifest, packs, server, starts, topology
 from bus.services import secrets
 from cli import secret
 from cli.main import helmr as command_line
@@ -180,6 +180,9 @@ ROWS: list[tuple[str, str, float]] = [
     ("`max_duration`", "24 h", starts.MAX_DURATION / 3600),
     ("`max_duration`", "15 min", tasks.DEFAULT_MAX_DURATION / 60),
     ("dispatches", "5,", run_rules.MAX_DISPATCH_ATTEMPTS),
+    ("version of", "1,000,000 files", manifest.MAX_ENTRIES),
+    ("version of", "200 deep", manifest.MAX_DEPTH),
+    ("version of", "256 GiB", packs.MAX_FILE / GIB),
     ("value of a secret", "64 KiB", secrets.MAX_VALUE / KIB),
     ("value of a secret", "4 characters", masking.MIN_LENGTH),
     ("value of a secret", "4 characters", secret._MIN_MASKED),

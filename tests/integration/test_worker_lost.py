@@ -187,7 +187,8 @@ async def _take_over(platform: Platform, helmr: AsyncClient, first_home: Path, s
         assert folder.is_dir(), "it is not the fenced worker's any more"
         last = await (await helmr.sessions.start("once-long", workspace=run.workspace_id)).run.wait(timeout=20)
         assert (last.output, last.dispatch_attempt) == (4, 1)
-        assert await helmr.workspaces.get(run.workspace_id) == live, "a fenced worker that ends harms nobody's machine"
+        now = await helmr.workspaces.get(run.workspace_id)
+        assert (now.state, now.worker) == ("live", live.worker), "a fenced worker that ends harms nobody's machine"
 
 
 async def test_a_worker_that_slept_through_its_replacement_falls_silent(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("sttus", "no such command: 'sttus'", "did you mean 'status'?"),
         ("run lgos x", "no such command: 'lgos'", "did you mean 'logs'?"),
-        ("run frobnicate", "no such command: 'frobnicate'", "known are list, get, logs, events, wait, cancel"),
+        ("run frobnicate", "no such command: 'frobnicate'", "known are list, get, explain, logs, events, wait, cancel"),
         ("run list --stat queued", "no such option '--stat'", "did you mean '--status'?"),
         ("run list --status suceeded", "no such status: 'suceeded'", "did you mean 'succeeded'?"),
         ("worker --engine dokcer", "no such engine: 'dokcer'", "did you mean 'docker'?"),

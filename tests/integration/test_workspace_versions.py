@@ -1,0 +1,131 @@
+"""Versions in the life of workspaces: made at the end of runs, and what a workspace goes on from when its host is gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.log import WORKSPACE
+from helmr.client import AsyncClient
+from helmr.events import WorkspaceEvent
+from helmr.models import Run
+from helmr.subjects import Scope
+from tests.integration.platform import Platform, running
+
+pytestmark = pytest.mark.anyio
+
+TASKS = """
+    import os
+    from pathlib import Path
+    from helmr import task
+
+    @task("write")
+    def write(payload: dict) -> list:
+        for name, text in payload.items():
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_text(text)
+        return sorted(str(path) for path in Path().rglob("*") if path.is_file())
+
+    @task("break")
+    def break_(payload: dict):
+        Path("broken").write_text("half")
+        raise ValueError("no")
+
+    @task("nothing")
+    def nothing():
+        pass
+
+    @task("endless")
+    def endless():
+        with open("endless", "wb") as file:
+            os.truncate(file.fileno(), 2**40)
+"""
+
+
+async def _events(platform: Platform, helmr: AsyncClient, workspace: str) -> list[WorkspaceEvent]:
+    return await platform.control.log.events(WORKSPACE, Scope(*helmr.scope), workspace)
+
+
+async def _kinds(platform: Platform, helmr: AsyncClient, workspace: str) -> list[str]:
+    return [event.kind for event in await _events(platform, helmr, workspace)]
+
+
+async def _do(helmr: AsyncClient, task: str, payload: Any = None, workspace: str | None = None) -> Run:
+    return await (await helmr.sessions.start(task, payload, workspace=workspace)).run.wait(timeout=60)
+
+
+async def test_a_run_that_wrote_something_leaves_a_version(platform: Platform, helmr: AsyncClient) -> None:
+    run = await _do(helmr, "write", {"a": "1", "d/b": "2"})
+    events = await _events(platform, helmr, run.workspace_id)
+    assert [event.kind for event in events] == ["created", "materialized", "captured"]
+    data = events[-1].data
+    assert (data["run_id"], data["files"], data["bytes"], data["parent"]) == (run.id, 2, 2, None)
+    workspace = await helmr.workspaces.get(run.workspace_id)
+    assert workspace.version == data["version"]
+    assert events[-1].at < (run.finished_at or events[-1].at)
+    again = await _do(helmr, "write", {"a": "2"}, run.workspace_id)
+    last = (await _events(platform, helmr, again.workspace_id))[-1]
+    assert (last.kind, last.data["parent"], last.state.versions) == ("captured", data["version"], 2)
+
+
+async def test_a_run_that_wrote_nothing_leaves_none(platform: Platform, helmr: AsyncClient) -> None:
+    run = await _do(helmr, "nothing")
+    await _do(helmr, "nothing", workspace=run.workspace_id)
+    assert await _kinds(platform, helmr, run.workspace_id) == ["created", "materialized"]
+    await helmr.workspaces.stop(run.workspace_id)
+    assert await _kinds(platform, helmr, run.workspace_id) == ["created", "materialized", "stopped"]
+
+
+async def test_a_run_that_failed_leaves_its_files_all_the_same(platform: Platform, helmr: AsyncClient) -> None:
+    run = await _do(helmr, "break", {})
+    assert run.status == "failed"
+    assert "captured" in await _kinds(platform, helmr, run.workspace_id)
+
+
+async def test_what_cannot_be_stored_is_said_and_keeps_the_workspace_where_it_is(
+    platform: Platform, helmr: AsyncClient
+) -> None:
+    run = await _do(helmr, "endless")
+    assert run.status == "succeeded"
+    events = await _events(platform, helmr, run.workspace_id)
+    assert (events[-1].kind, events[-1].state.unsaved) == ("uncaptured", True)
+    logged = b"".join([chunk.data async for chunk in helmr.runs.logs(run)])
+    assert b"there is no version of the workspace's files: a file of 1099511627776 bytes" in logged
+
+
+async def test_a_workspace_goes_on_elsewhere_when_its_host_is_gone(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        first = await platform.add_worker(home=tmp_path / "one")
+        helmr = await platform.project("moving", TASKS)
+        run = await _do(helmr, "write", {"a": "1", "d/b": "2"})
+        await platform.stop_worker(first)
+        # Never captured: what a killed worker's run was about to write.
+        (stale,) = (tmp_path / "one" / "engine" / "workspaces").iterdir()
+        (stale / "stale").write_text("x")
+        second = await platform.add_worker(home=tmp_path / "two")
+        moved = await _do(helmr, "write", {"c": "3"}, run.workspace_id)
+        assert moved.output == ["a", "c", "d/b"]
+        kinds = await _kinds(platform, helmr, run.workspace_id)
+        assert kinds == ["created", "materialized", "captured", "stopped", "unbound", "materialized", "captured"]
+        await platform.stop_worker(second)
+        await platform.add_worker(home=tmp_path / "one")
+        back = await _do(helmr, "write", {}, run.workspace_id)
+        assert back.output == ["a", "c", "d/b"]
+        assert not (tmp_path / "one" / "engine" / "restoring" / run.workspace_id).exists()
+
+
+async def test_a_workspace_with_files_that_are_nowhere_else_waits_for_its_host(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform:
+        first = await platform.add_worker(home=tmp_path / "one")
+        helmr = await platform.project("unsaved", TASKS)
+        run = await _do(helmr, "endless")
+        await platform.stop_worker(first)
+        await platform.add_worker(home=tmp_path / "two")
+        waiting = (await helmr.sessions.start("write", {"a": "1"}, workspace=run.workspace_id)).run
+        moves = await _do(helmr, "write", {"a": "1"})  # the time that a rescue takes, and more
+        assert moves.status == "succeeded"
+        await platform.add_worker(home=tmp_path / "one")
+        assert (await waiting.wait(timeout=60)).output == ["a", "endless"]
+        assert "unbound" not in await _kinds(platform, helmr, run.workspace_id)
