@@ -111,14 +111,14 @@ class StreamWriter:
         if stored is None:
             self._ends.pop(draft.stream, None)
             return None
-        self._ends[draft.stream] = (stored, record.sequence)
-        return record
+        self._ends[draft.stream] = (stored.seq, stored.record.sequence)
+        return stored.record
 
     async def _find(self, subject: str, record_id: str) -> StreamRecord | None:
         async for seq, record in records(self._js, subject):
+            self._ends[record.stream] = (seq, record.sequence)
             if record.id == record_id:
                 return record
-            self._ends[record.stream] = (seq, record.sequence)
         return None
 
 
@@ -154,10 +154,10 @@ async def records(js: JetStreamContext, subject: str, *, after: int = 0) -> Asyn
         yield Stored(after, decode(message[1]))
 
 
-async def publish(js: JetStreamContext, subject: str, record: StreamRecord, expected: int) -> int | None:
+async def publish(js: JetStreamContext, subject: str, record: StreamRecord, expected: int) -> Stored | None:
     """Store a record right after the message ``expected``.
 
-    Returns the sequence it has (also when it turns out to be stored already), or None when somebody else was first.
+    Returns the record as it is stored, which it may have been already, after others; None when somebody else was first.
 
     Raises:
         TooLarge: it exceeds 256 KiB.
@@ -169,10 +169,9 @@ async def publish(js: JetStreamContext, subject: str, record: StreamRecord, expe
     seq = await _store(js, subject, body, expected)
     if seq is None:
         # After an unknown outcome, the last record may be the very one we sent.
-        found = await get_message(js, topology.SESSIONS, subject)
-        if found is not None and decode(found[1]).id == record.id:
-            return found[0]
-    return seq
+        found = await last(js, subject)
+        return found if found is not None and found.record.id == record.id else None
+    return Stored(seq, record)
 
 
 async def _store(js: JetStreamContext, subject: str, body: bytes, expected: int) -> int | None:
@@ -220,9 +219,9 @@ async def send(js: JetStreamContext, scope: Scope, draft: StreamRecord, *, key: 
                     return stored
                 seq, sequence = stored.seq, stored.record.sequence
         record = msgspec.structs.replace(draft, sequence=sequence + 1)
-        at = await publish(js, subject, record, seq)
-        if at is not None:
-            return Stored(at, record)
+        sent = await publish(js, subject, record, seq)
+        if sent is not None:
+            return sent
 
 
 async def _promise(js: JetStreamContext, scope: Scope, draft: StreamRecord, key: str) -> tuple[int, Promise]:

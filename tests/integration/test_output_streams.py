@@ -129,6 +129,21 @@ async def test_writers_that_compete_leave_no_gap(nc: Nats) -> None:
     assert all(own == sorted(own) for own in sequences)
 
 
+async def test_what_an_earlier_execution_stored_is_found_wherever_it_stands(nc: Nats) -> None:
+    """The holder before stored more than it lived to say, and says so no more."""
+    await ensure_topology(nc)
+    js = nc.jetstream()
+    before = StreamWriter(js, _SCOPE, "ses_1", "run_1")
+    for number in range(4):
+        await before.append("report", number, number=str(number))
+    after = StreamWriter(js, _SCOPE, "ses_1", "run_1", look_back=True)
+    told = [(await after.append("report", number, number=str(number))).sequence for number in range(1, 6)]
+    assert told == [2, 3, 4, 5, 6]
+    assert [(record.sequence, record.data) for record in await _records(nc, _SCOPE, "ses_1")] == [
+        (number + 1, number) for number in range(6)
+    ]
+
+
 async def test_the_writer_refuses_what_nobody_could_store(nc: Nats) -> None:
     await ensure_topology(nc)
     writer = StreamWriter(nc.jetstream(), _SCOPE, "ses_1", "run_1")
