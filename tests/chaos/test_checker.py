@@ -295,7 +295,8 @@ def test_records_that_are_lost_or_doubled() -> None:
             stream="records",
             direction="out",
             sequence=sequence,
-            data={"key": "one", "number": number},
+            data={"number": number},
+            run_id=life.id,
             at=life.at,
         )
         subject = subjects.io(SCOPE, life.spec.session_id, "out", "records")
