@@ -18,7 +18,7 @@ import asyncio
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -107,14 +107,19 @@ async def read_log(client: AsyncClient) -> Found:
     filters = [subjects.lane("*"), *(subjects.of_kind("run", kind) for kind in ("held", "succeeded"))]
     reader = StreamReader(client.wire.nc, topology.RUNS, filters=filters, arrived=arrived.set)
     reading = asyncio.create_task(reader.run())
-    await reader.caught_up.wait()
-    found = judge(RUN.decode(message.body) for message in reader.take(10**7))
+    told: list[RunEvent] = []
+    while not reader.caught_up.is_set() or len(
+        reader
+    ):  # it buffers only so much, and is told to go on by being emptied
+        told += [RUN.decode(message.body) for message in reader.take(1000)]
+        await asyncio.sleep(0 if len(reader) else 0.01)
+    found = judge(told)
     reading.cancel()
     await asyncio.wait({reading})
     return found
 
 
-def judge(told: Iterator[RunEvent]) -> Found:
+def judge(told: Iterable[RunEvent]) -> Found:
     """Peaks and order, from the events in the order of the log."""
     used: Counter[str | None] = Counter()
     waiting: defaultdict[str | None, dict[str, float]] = defaultdict(dict)
