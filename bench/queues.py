@@ -145,8 +145,15 @@ def judge(told: Iterable[RunEvent]) -> Found:
 @asynccontextmanager
 async def without_worker() -> AsyncIterator[AsyncClient]:
     """An installation whose worker is simulated."""
-    async with server() as (_, client):
-        yield client
+    async with server() as running:
+        yield running.client
+
+
+@asynccontextmanager
+async def with_worker(slots: int) -> AsyncIterator[AsyncClient]:
+    """An installation with the process engine."""
+    async with installation("process", slots) as running:
+        yield running.client
 
 
 async def main() -> None:
@@ -160,7 +167,7 @@ async def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     options = parser.parse_args()
     simulated = options.worker == "simulated"
-    async with without_worker() if simulated else installation("process", options.slots) as client:
+    async with without_worker() if simulated else with_worker(options.slots) as client:
         workspaces: list[str] = []
         if not simulated:
             for _ in range(options.live):
