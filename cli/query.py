@@ -30,7 +30,13 @@ class Question(NamedTuple):
 
 @click.command(cls=Command)
 @click.argument("sql", required=False)
-@click.option("--param", "pairs", metavar="NAME=VALUE", multiple=True, help="A value for $NAME; JSON, or else text.")
+@click.option(
+    "--param",
+    "pairs",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A value for $NAME, as if in quotes in its place; null and lists as JSON.",
+)
 @click.option(
     "--format",
     "form",
@@ -110,8 +116,19 @@ def _parameters(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"--param {pair!r} is not NAME=VALUE", hint="e.g. --param task=review --param seconds=60")
         if name in values:
             raise UsageError(f"--param {pair!r}: {name} is given twice")
-        values[name] = value_of(value)
+        values[name] = _value(value)
     return values
+
+
+def _value(text: str) -> Any:
+    """Text as it is: DuckDB makes of it what its place needs, as of a constant in quotes.
+
+    A number would not do: ``version = 20260131.1`` compares as numbers, and is true of version ``20260131.10``, too.
+    """
+    if text == "null" or text[:1] in {"[", '"'}:
+        value = value_of(text)
+        return value if value is None or isinstance(value, list | str) else text
+    return text
 
 
 def _list_saved() -> None:

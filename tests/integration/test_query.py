@@ -325,6 +325,12 @@ async def test_parameters_are_bound_never_pasted(nc: Nats) -> None:
     assert row[4] > 0
     # A column of VARIANT makes the statement be wrapped in another one.
     assert await table(nc, "select data from events where kind = $k limit 1", parameters={"k": "step"})
+    (row,) = await table(
+        nc,
+        "select count(*) from runs where turn < $n and created_at > $t and duration_seconds > $s limit $n",
+        parameters={"n": "5", "t": "2026-01-01", "s": "0.5"},
+    )
+    assert row[0] > 0  # text is taken for what it is compared with
     bad: list[tuple[dict[str, Any], str]] = [
         ({}, "has no value"),
         ({"k": 1, "other": 2}, "no parameter"),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli import saved
+from cli.query import _parameters
 from cli.query_shell import offers
 from helmr.errors import NotFound, UsageError
 
@@ -44,6 +45,31 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "queries" / "bad.sql").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"bad\.sql"):
         saved.find(tmp_path, "bad")
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("a=hello", "hello"),
+        ("a=5", "5"),
+        ("a=20260131.10", "20260131.10"),  # a version, and no number
+        ("a=true", "true"),
+        ("a=null", None),
+        ('a="null"', "null"),
+        ('a=["x","y"]', ["x", "y"]),
+        ("a=[oops", "[oops"),
+        ("$a=b=c", "b=c"),
+        ("a=", ""),
+    ],
+)
+def test_values_of_parameters_are_constants_in_quotes(pair: str, value: object) -> None:
+    assert _parameters([pair]) == {"a": value}
+
+
+@pytest.mark.parametrize("pairs", [["a"], ["=1"], ["a=1", "a=2"], ["a=1", "$a=2"]])
+def test_other_parameters_are_refused(pairs: list[str]) -> None:
+    with pytest.raises(UsageError, match="--param"):
+        _parameters(pairs)
 
 
 def test_completion_offers_commands_tables_columns_and_words_of_sql() -> None:
