@@ -69,6 +69,9 @@ class _Trace:
         self._run_id = first.run_id
         self._open: dict[str, _Open] = {}
         self._done: list[Span] = []
+        self._started = _started(events)
+        #: Worker and attempt of the execution that waits: it may go on where it is, and then nothing starts anew.
+        self._paused: tuple[object, object] | None = None
         self._root = _Open(f"run {first.state.task_id}", "run", None, first.at)
         self._root.attributes = _of_run(scope, first, last)
         for event in events:
@@ -92,6 +95,7 @@ class _Trace:
             case "started":
                 self._start(event)
             case "waiting":
+                self._pause(event)
                 self._leave_lease(event)
                 self._begin("wait", event)
             case "wait_completed" | "wait_timed_out" | "wait_cancelled":
@@ -120,7 +124,16 @@ class _Trace:
         lease = _Open("lease", f"lease/{event.cursor}", "run", event.at)
         lease.attributes = {"helmr.worker": str(event.data.get("worker", "")), **_tries(event)}
         self._open["lease"] = lease
-        self._open["prepare"] = _Open("prepare", f"prepare/{event.cursor}", lease.key, event.at)
+        goes_on = self._paused == (event.data.get("worker"), event.attempt) and event.cursor not in self._started
+        if goes_on:
+            self._start(event)
+        else:
+            self._open["prepare"] = _Open("prepare", f"prepare/{event.cursor}", lease.key, event.at)
+
+    def _pause(self, event: RunEvent) -> None:
+        lease = self._open.get("lease")
+        if "execute" in self._open and lease is not None:
+            self._paused = (lease.attributes["helmr.worker"], event.attempt)
 
     def _start(self, event: RunEvent) -> None:
         self._close("prepare", event)
@@ -132,7 +145,7 @@ class _Trace:
             self._open["execute"] = execution
 
     def _leave_lease(self, event: RunEvent, *, error: str | None = None) -> None:
-        for name in ("execute", "prepare", "queue", "lease"):
+        for name in ("lease", "execute", "prepare", "queue"):
             self._close(name, event, error=error if name != "queue" else None)
 
     def _note(self, event: RunEvent) -> None:
@@ -161,6 +174,18 @@ class _Trace:
             events=opened.events,
             error=error,
         )
+
+
+def _started(events: Sequence[RunEvent]) -> set[int]:
+    """The cursors of the leases under which the task's code began."""
+    found: set[int] = set()
+    lease = 0
+    for event in events:
+        if event.kind == "leased":
+            lease = event.cursor
+        elif event.kind == "started":
+            found.add(lease)
+    return found
 
 
 def _of_run(scope: Scope, first: RunEvent, last: RunEvent) -> Attributes:

@@ -39,6 +39,17 @@ def test_a_run_is_a_span_with_one_for_each_part_of_its_life() -> None:
     assert wait.attributes["helmr.wait.stream"] == "approval"
 
 
+def test_an_execution_that_goes_on_where_it_is_prepares_nothing() -> None:
+    life = Life(task_id="review").queued().leased()
+    life.add("waiting", {"kind": "timer"}).add("wait_completed", {}).queued("resume", "@wrk_1")
+    life.add("leased", {"worker": "wrk_1", "attempt": 1, "dispatch_attempt": 2}).add("step", {"name": "s", "result": 1})
+    found = spans(SCOPE, life.succeeds().events)
+    assert tree(found)[-3:] == [("queue", "run review"), ("lease", "run review"), ("execute", "lease")]
+    assert [event.name for event in found[-1].events] == ["step"]
+    other = Life(task_id="review").queued().leased().waits()
+    assert [span.name for span in spans(SCOPE, other.succeeds().events)].count("prepare") == 2
+
+
 def test_what_went_wrong_is_told_where_it_did() -> None:
     life = Life().queued().leased().retries().fails("out_of_memory", "too much")
     found = spans(SCOPE, life.events)
