@@ -67,8 +67,8 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a run failed."""
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a run failed; ``retryable``: a retry policy may act on this code."""
 
     code: FailureCode
     message: str

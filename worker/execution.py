@@ -15,7 +15,7 @@ from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
 from helmr import chunks, events, trace_ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable
-from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
+from helmr.events import Draft, Failure, FailureCode, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
 from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
@@ -26,6 +26,7 @@ from worker.answers import Answers
 from worker.captures import Occasion
 from worker.conversation import Conversation, patient_writer
 from worker.engine import Machine, Process, ProcessSpec
+from worker.host import is_full
 from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
@@ -172,18 +173,12 @@ class Execution:
             return await self._use_machine(deployment, task, Needs(deployment, sandbox, self._progress), deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
-        except SecretMissing as error:
-            return Failed(Failure(code="secret_missing", message=error.message, detail={"hint": error.hint}))
-        except ImageError as error:
-            return Failed(
-                Failure(code="image_error", message=error.message, detail={**error.details, "hint": error.hint})
-            )
         except Unavailable as error:
             if isinstance(error, EngineUnavailable):
                 self.services.engine_lost(error)
             return Lost(f"the workspace could not be used: {error.message}")
-        except HelmrError as error:
-            return Failed(Failure(code="workspace_error", message=error.message, detail={"hint": error.hint}))
+        except (HelmrError, OSError) as error:
+            return _prevented(error)
 
     async def _capture(self) -> None:
         """Have what the attempt left become a version, before its end is announced."""
@@ -419,6 +414,25 @@ class Execution:
                 await self._process.cancel(grace)
             except HelmrError as error:
                 log.debug("run %s: %s", self.run_id, error)  # the machine is gone, and the process with it
+
+
+def _prevented(error: HelmrError | OSError) -> Failed:
+    """The failure of a run that could not be prepared, or not be gone on with, for a reason of its surroundings.
+
+    Raises:
+        OSError: the error itself, if it does not say that a disk is full: then it is a fault of ours.
+    """
+    if isinstance(error, OSError):
+        if not is_full(error):
+            raise error
+        message = f"no space is left for the run's files on the worker's machine: {error}"
+        return Failed(Failure(code="disk_full", message=message))
+    code: FailureCode = "disk_full" if is_full(error) else "workspace_error"
+    if isinstance(error, ImageError):
+        code = "image_error"
+    elif isinstance(error, SecretMissing):
+        code = "secret_missing"
+    return Failed(Failure(code=code, message=error.message, detail={**error.details, "hint": error.hint}))
 
 
 def _reason(state: RunState) -> str | None:

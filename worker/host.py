@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,15 @@ def writing(home: Path) -> Iterator[None]:
             f"cannot write below {home}: {error.strerror or error}",
             hint="free some space, or set HELMR_HOME to a folder that this user may write to",
         ) from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error says, or comes from one that says, that a disk or a quota is used up."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        error = error.__cause__
+    return False
 
 
 def host_id(home: Path) -> str:

@@ -412,7 +412,7 @@ def cancelled(reason: str | None, *, source: str = "control", **data: Any) -> Dr
 
 def fail(failure: Failure, *, exit_code: int | None = None, **data: Any) -> Draft:
     """The run ends as failed."""
-    body = {"failure": msgspec.to_builtins(failure), **data}
+    body = {"failure": _told(failure), **data}
     if exit_code is not None:
         body["exit_code"] = exit_code
     return Draft(kind="failed", data=body, message=failure.message.partition("\n")[0][:500], source="worker")
@@ -433,10 +433,16 @@ def end_attempt(
     if policy is None or state.cancel or not _may_retry(policy, failure, attempt):
         return fail(failure, **data)
     due = at + timedelta(seconds=retry_delay(policy, attempt, chance))
-    body = {"attempt": attempt + 1, "at": due.isoformat(), "failure": msgspec.to_builtins(failure), **data}
+    body = {"attempt": attempt + 1, "at": due.isoformat(), "failure": _told(failure), **data}
     return Draft(
         kind="retry_scheduled", data=body, message=f"attempt {attempt} failed: {failure.message}"[:500], source="worker"
     )
+
+
+def _told(failure: Failure) -> dict[str, Any]:
+    """A failure as events carry it: with the word on whether a retry policy may act on it."""
+    told: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(failure, retryable=failure.code in RETRYABLE))
+    return told
 
 
 def _may_retry(policy: RetryPolicy, failure: Failure, attempt: int) -> bool:

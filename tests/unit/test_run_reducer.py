@@ -274,7 +274,7 @@ def test_the_message_of_a_failure_is_its_first_line() -> None:
     draft = rules.fail(_TASK_ERROR, exit_code=1, logs={"stdout": 3})
     assert draft.message == "ValueError: no"
     assert draft.data == {
-        "failure": {"code": "task_error", "message": "ValueError: no\nmore"},
+        "failure": {"code": "task_error", "message": "ValueError: no\nmore", "detail": {}, "retryable": True},
         "exit_code": 1,
         "logs": {"stdout": 3},
     }
