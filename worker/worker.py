@@ -297,6 +297,7 @@ class Worker:
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
         first = dispatched if "spec" in dispatched.data else await self._log.first(RUN, scope, dispatched.run_id)
+        await self._end_former(dispatched.run_id)
         execution = Execution(self._services, scope, position, spec_of(first))
         self._executions[dispatched.run_id] = execution
         try:
@@ -309,6 +310,13 @@ class Worker:
             self._progress.set()
         if execution.handed_back:
             await self._requeue(scope, dispatched)
+
+    async def _end_former(self, run_id: str) -> None:
+        """End what we executed of a run until it was taken from us; it may be back before we have noticed."""
+        former = self._executions.get(run_id)
+        if former is not None:
+            former.stop(Fenced(f"run {run_id} was taken from us, and has come back"))
+            await self._until(lambda: run_id not in self._executions)
 
     async def _requeue(self, scope: Scope, dispatched: RunEvent) -> None:
         """Queue a run again that was handed back; when we take nothing any more, only once our machines are gone."""

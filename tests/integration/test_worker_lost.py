@@ -12,8 +12,11 @@ import pytest
 
 from bus import topology
 from bus.connection import connect
+from bus.leases import lose_lease
+from bus.queueing import redispatch
 from bus.server import EmbeddedServer
 from helmr.client import AsyncClient
+from helmr.subjects import Scope
 from tests import leaks
 from tests.integration.parts import part, worker
 from tests.integration.platform import Platform, history, running, until, write_project, written
@@ -43,6 +46,19 @@ TASKS = """
     def opted_out():
         print("begun", flush=True)
         time.sleep(120)
+
+    @task("lingers")
+    def lingers() -> str:
+        trace = Path("trace")
+        with trace.open("a") as file:
+            file.write("begin ")
+        try:
+            time.sleep(1)
+        finally:
+            time.sleep(0.5)
+            with trace.open("a") as file:
+                file.write("end ")
+        return trace.read_text()
 
     @task("ticks")
     def ticks():
@@ -146,6 +162,20 @@ async def test_a_task_may_opt_out_of_being_executed_again(tmp_path: Path) -> Non
             run = await started.run.wait(timeout=20)
             assert run.failure is not None
             assert (run.failure.code, run.attempt, run.dispatch_attempt) == ("worker_lost", 1, 1)
+
+
+async def test_a_run_that_comes_back_to_the_worker_it_was_taken_from_is_not_executed_twice_at_once(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as platform:
+        helmr = await platform.project("acme", TASKS)
+        started = await helmr.sessions.start("lingers")
+        await until(helmr, started.run, "started")
+        control, scope = platform.control, Scope(*helmr.scope)
+        lost = await lose_lease(control.log, scope, started.run.id, platform.workers[0].id)
+        await redispatch(control.log, scope, started.run.id, dispatch=lost.state.dispatch, lane="default")
+        run = await started.run.wait(timeout=20)
+        assert (run.output, run.dispatch_attempt) == ("begin end begin end ", 2)
 
 
 async def test_a_forced_cancel_needs_no_worker(tmp_path: Path) -> None:
