@@ -55,9 +55,6 @@ class Sessions:
     async def start(self, scope: Scope, request: StartRequest) -> Started:
         """Open a session with its first run, or find the one this start made before."""
         plan = await self.planner.plan(scope, request)
-        if plan.ttl is not None:
-            due = events.now() + timedelta(seconds=plan.ttl)
-            await timers.arm(self.log.js, scope, plan.run_id, "ttl", due)
         if request.external_id is None:
             await self._arm_expiry(scope, plan.session_id, plan.opened)
             return await self._append_all(scope, plan)
@@ -73,6 +70,11 @@ class Sessions:
         if state.expires_at is not None:
             await timers.arm(self.log.js, scope, session_id, EXPIRY, state.expires_at)
 
+    async def _arm_ttl(self, scope: Scope, plan: Plan, ttl: float) -> None:
+        """Arm the timer before the run is there; but not for a start that is repeated: it runs already, or has been leased."""
+        if (await self.log.last(RUN, scope, plan.run_id)).event is None:
+            await timers.arm(self.log.js, scope, plan.run_id, "ttl", events.now() + timedelta(seconds=ttl))
+
     async def _append_all(self, scope: Scope, plan: Plan) -> Started:
         """All at once: publishes of one connection are stored in their order."""
         opened, started = await asyncio.gather(
@@ -83,6 +85,8 @@ class Sessions:
         return msgspec.structs.replace(started, session=session)
 
     async def _append_rest(self, scope: Scope, plan: Plan, opened: SessionEvent | None) -> Started:
+        if plan.ttl is not None:
+            await self._arm_ttl(scope, plan, plan.ttl)
         writes: list[Any] = []
         if plan.workspace is not None:
             writes.append(self._append_or_read(WORKSPACE, scope, plan.workspace_id, plan.workspace))

@@ -11,8 +11,9 @@ import pytest
 from bus import timers
 from bus.log import RUN, get_message
 from bus.queueing import redispatch
-from helmr import events, subjects
+from helmr import events, ids, subjects
 from helmr.client import AsyncClient
+from helmr.models import Started
 from helmr.subjects import Scope
 from tests.integration.platform import Platform, history, kinds, running, until
 
@@ -119,6 +120,15 @@ async def test_the_timer_goes_as_well_when_the_run_was_moved_to_another_lane_fir
         await platform.add_worker()
         assert (await started.run.wait(timeout=30)).status == "failed"
         assert await _messages(platform, f"helmr.*.{scope}.run.{run_id}.ttl") == []
+
+
+async def test_a_repeated_start_arms_no_timer_that_its_run_is_done_with(helmr: AsyncClient, platform: Platform) -> None:
+    body = {"task": "only-exits", "request_id": ids.new("req"), "ttl": 3600.0}
+    first = await helmr.wire.call("session", "start", body, Started)
+    await helmr.runs.wait(first.run, timeout=30)
+    again = await helmr.wire.call("session", "start", body, Started)
+    assert again.run.id == first.run.id
+    assert await _messages(platform, f"helmr.*.{Scope(*helmr.scope)}.run.{first.run.id}.ttl") == []
 
 
 async def _messages(platform: Platform, subject: str) -> list[str]:
