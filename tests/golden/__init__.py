@@ -1,0 +1,1 @@
+"""Histories that releases have written, which today's reducers must still understand."""
