@@ -37,10 +37,12 @@ from bus.services.secrets import Secrets
 from bus.services.sessions import Sessions
 from bus.services.streams import Streams
 from bus.services.tokens import Tokens
+from bus.services.versions import WorkspaceVersions
 from bus.services.workspaces import Workspaces
 from bus.setup import ensure_topology
 from bus.starts import Planner
 from bus.vault import Vault
+from bus.versions import Versions
 from helmr.subjects import Scope
 from helmr.version import __version__
 
@@ -78,6 +80,8 @@ class Control:
         self.queues = Queues(self.log, self.deployments, self.admission)
         self.tokens = Tokens(self.log)
         self.workspaces = Workspaces(self.log, self.presence)
+        stored = Versions(open_artifacts(nc, topology.VERSIONS, artifacts))
+        self.versions = WorkspaceVersions(self.log, self.workspaces, stored)
         self.uploads = DeploymentService(self.deployments, open_artifacts(nc, topology.ARTIFACTS, artifacts))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments, self.sessions)
         self.rescue = Rescue(self.log, self.presence, self.live)
@@ -109,6 +113,7 @@ class Control:
             self.tokens,
             self.runs,
             self.workspaces,
+            self.versions,
             self.queues,
             self.live_service,
             self.secrets,

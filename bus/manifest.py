@@ -12,7 +12,7 @@ from typing import Literal
 import msgspec
 import zstandard
 
-from helmr.errors import HelmrError, NotFound, UsageError
+from helmr.errors import HelmrError, UsageError
 
 FORMAT = 1
 #: Bytes of a chunk: what is read, hashed and stored at once, and what a changed byte of a large file costs.
@@ -66,22 +66,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Bytes of all files."""
         return sum(entry.size for entry in self.entries)
 
-    def entry(self, path: bytes) -> Entry:
-        """What is at a path.
-
-        Raises:
-            NotFound: nothing is.
-        """
-        for entry in self.entries:
-            if entry.path == path:
-                return entry
-        raise NotFound(f"no {path.decode(errors='replace')} in this version")
-
     def below(self, path: bytes, *, deep: bool) -> list[Entry]:
         """What is in a folder, with ``deep`` also what is in folders in it; ``b""`` is the workspace itself."""
         prefix = path + b"/" if path else b""
         found = [entry for entry in self.entries if entry.path.startswith(prefix)]
         return found if deep else [entry for entry in found if b"/" not in entry.path[len(prefix) :]]
+
+
+def shown(path: bytes) -> str:
+    """A path as people see and write it: bytes that are no UTF-8 as ``\\xff``."""
+    return path.decode(errors="backslashreplace")
 
 
 EMPTY = Manifest()

@@ -1,18 +1,19 @@
-"""``helmr workspace``: list, get, stop."""
+"""``helmr workspace``: list, get, stop; versions, and the files in them; restore and fork."""
 
 from __future__ import annotations
 
 import click
 
 from cli.options import Group, ask, flags
-from cli.output import age, json_value, moment, note, record, table, working
+from cli.output import age, json_value, line, moment, note, record, size, table, working
 from cli.references import WORKSPACE
+from cli.workspace_files import files, version_option
 from helmr.models import Workspace
 
 
 @click.group(cls=Group)
 def workspace() -> None:
-    """List, show and stop workspaces."""
+    """List, show and stop workspaces; look into their versions, go back to one, or begin anew from one."""
 
 
 @workspace.command("list")
@@ -48,6 +49,56 @@ def stop(workspace_id: str) -> None:
         note(f"{stopped.id} is {stopped.state}; its files stay")
 
 
+@workspace.command()
+@click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
+def versions(workspace_id: str) -> None:
+    """List the versions of a workspace, newest first: what its files were at the end of each run that changed them."""
+    found = ask(lambda client: client.workspaces.versions(workspace_id))
+    if flags().json:
+        json_value(found)
+        return
+    rows = [
+        (str(each.number), each.id, age(each.created_at), str(each.files), size(each.bytes), each.run_id or each.reason)
+        for each in found
+    ]
+    table(("NUMBER", "VERSION", "MADE", "FILES", "SIZE", "BY"), rows)
+
+
+@workspace.command()
+@click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
+@version_option(required=True)
+def restore(workspace_id: str, version: str) -> None:
+    """Have a workspace go on from one of its versions.
+
+    Its container is stopped, and what its files are by then is a version, too: nothing is lost. Refused while a run executes.
+
+    \b
+        helmr workspace restore @last --version 3
+    """
+    with working(f"restoring {workspace_id}"):
+        restored = ask(lambda client: client.workspaces.restore(workspace_id, version))
+    if flags().json:
+        json_value(restored)
+    else:
+        note(f"{restored.id} goes on from version {restored.version}")
+
+
+@workspace.command()
+@click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
+@version_option()
+def fork(workspace_id: str, version: str | None) -> None:
+    """Make a new workspace that begins as a version of this one, and print its id.
+
+    \b
+        helmr session start fix --workspace $(helmr workspace fork @last)
+    """
+    made = ask(lambda client: client.workspaces.fork(workspace_id, version=version))
+    if flags().json:
+        json_value(made)
+    else:
+        line(made.id)
+
+
 def _show(shown: Workspace) -> None:
     if flags().json:
         json_value(shown)
@@ -66,3 +117,6 @@ def _show(shown: Workspace) -> None:
             "changed": moment(shown.updated_at),
         }
     )
+
+
+workspace.add_command(files)

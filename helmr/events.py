@@ -310,7 +310,7 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class WorkspaceEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to a workspace.
 
-    ``created, materialized, captured, uncaptured, stopped, unbound, deleted``.
+    ``created, materialized, captured, uncaptured, stopped, unbound, restored, deleted``.
     """
 
     cursor: int

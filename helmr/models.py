@@ -270,6 +270,32 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     holders: list[QueueHolder] = []
 
 
+class WorkspaceVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """What the files of a workspace were at one time; ``number`` counts its versions from 1."""
+
+    id: str
+    number: int
+    workspace_id: str
+    parent: str | None
+    run_id: str | None
+    reason: str
+    files: int
+    bytes: int  #: of all files
+    stored: int  #: bytes that were stored for this version alone
+    created_at: datetime
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A file, folder or symbolic link in a version; bytes of its path that are no UTF-8 are shown as ``\\xff``."""
+
+    path: str
+    kind: Literal["file", "folder", "link"]
+    mode: int
+    size: int
+    modified_at: datetime | None
+    target: str | None
+
+
 class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """An immutable snapshot of a task project; ``index`` is what :mod:`helmr.indexing` found in it."""
 

@@ -18,12 +18,14 @@ from helmr.client.sessions import Started as AioStarted
 from helmr.client.streams import Input as AioInput
 from helmr.client.streams import OpenSession as AioOpenSession
 from helmr.client.streams import Output as AioOutput
+from helmr.client.workspaces import FileList, VersionList
 from helmr.durations import Duration
 from helmr.errors import UsageError
 from helmr.explanation import Explanation
 from helmr.models import (
     Deployment,
     Event,
+    FileEntry,
     LiveRun,
     LogMatch,
     NewToken,
@@ -329,6 +331,33 @@ class Workspaces:
     def stop(self, workspace: str | Workspace) -> Workspace:
         """End the container of a workspace; its files stay."""
         return self._client.call(self._client.aio.workspaces.stop, workspace)
+
+    def versions(self, workspace: str | Workspace) -> VersionList:
+        """The versions of a workspace, newest first."""
+        return self._client.call(self._client.aio.workspaces.versions, workspace)
+
+    def files(
+        self, workspace: str | Workspace, path: str = "", *, version: str | None = None, recursive: bool = False
+    ) -> FileList:
+        """What is in a folder of a version."""
+        files = self._client.aio.workspaces.files
+        return self._client.call(files, workspace, path, version=version, recursive=recursive)
+
+    def stat(self, workspace: str | Workspace, path: str, *, version: str | None = None) -> FileEntry:
+        """One file, folder or link of a version."""
+        return self._client.call(self._client.aio.workspaces.stat, workspace, path, version=version)
+
+    def read(self, workspace: str | Workspace, path: str, *, version: str | None = None) -> Iterator[bytes]:
+        """The content of a file of a version, piece by piece."""
+        return self._client.iterate(self._client.aio.workspaces.read(workspace, path, version=version))
+
+    def restore(self, workspace: str | Workspace, version: str) -> Workspace:
+        """Have a workspace go on from one of its versions."""
+        return self._client.call(self._client.aio.workspaces.restore, workspace, version)
+
+    def fork(self, workspace: str | Workspace, *, version: str | None = None) -> Workspace:
+        """A new workspace that begins as a version of this one."""
+        return self._client.call(self._client.aio.workspaces.fork, workspace, version=version)
 
 
 class Queues:

@@ -1,17 +1,34 @@
-"""Workspaces: get, list, stop."""
+"""Workspaces: get, list, stop; their versions, and the files in them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
+from helmr import ids
 from helmr.client.pages import newest
-from helmr.models import Workspace
+from helmr.models import FileEntry, Workspace, WorkspaceVersion
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
 
 #: Seconds a stop may take: the worker ends what is left of the container's processes first.
 _STOP_TIMEOUT = 40.0
+#: Seconds for a look into a version: its manifest may have to be fetched first.
+_READ_TIMEOUT = 60.0
+#: Entries that come at a time; see :data:`bus.services.versions.MAX_LISTED`.
+_PAGE = 2000
+
+T = TypeVar("T")
+VersionList = list[WorkspaceVersion]
+FileList = list[FileEntry]
+
+
+class _ReadReply(msgspec.Struct):
+    data: bytes
+    size: int
 
 
 class Workspaces:
@@ -36,6 +53,70 @@ class Workspaces:
         """
         body = {"id": await self._id(workspace)}
         return await self._client.wire.call("workspace", "stop", body, Workspace, timeout=_STOP_TIMEOUT)
+
+    async def versions(self, workspace: str | Workspace) -> VersionList:
+        """The versions of a workspace, newest first."""
+        body = {"id": await self._id(workspace)}
+        return await self._client.wire.call("workspace", "versions", body, VersionList, timeout=_READ_TIMEOUT)
+
+    async def files(
+        self, workspace: str | Workspace, path: str = "", *, version: str | None = None, recursive: bool = False
+    ) -> FileList:
+        """What is in a folder of a version (by id, unique beginning, or number; default: the latest).
+
+        Raises:
+            NotFound: no such version, or folder.
+        """
+        body = {"id": await self._id(workspace), "path": path, "version": version, "recursive": recursive}
+        found: FileList = []
+        while True:
+            after = {"after": found[-1].path} if found else {}
+            page = await self._call("files", body | after, FileList)
+            found += page
+            if len(page) < _PAGE:
+                return found
+
+    async def stat(self, workspace: str | Workspace, path: str, *, version: str | None = None) -> FileEntry:
+        """One file, folder or link of a version."""
+        body = {"id": await self._id(workspace), "path": path, "version": version}
+        return await self._call("stat", body, FileEntry)
+
+    async def read(self, workspace: str | Workspace, path: str, *, version: str | None = None) -> AsyncIterator[bytes]:
+        """The content of a file of a version, piece by piece.
+
+        Raises:
+            NotFound: no such version, or file.
+            UsageError: it is no file.
+        """
+        body = {"id": await self._id(workspace), "path": path, "version": version}
+        offset, size = 0, 1
+        while offset < size:
+            reply = await self._call("read", body | {"offset": offset}, _ReadReply)
+            offset, size = offset + len(reply.data), reply.size
+            if reply.data:
+                yield reply.data
+
+    async def restore(self, workspace: str | Workspace, version: str) -> Workspace:
+        """Have a workspace go on from one of its versions; its container is stopped.
+
+        Raises:
+            Conflict: a run executes in it, or it has files that are in no version.
+            NotFound: no such version.
+        """
+        body = {"id": await self._id(workspace), "version": version}
+        return await self._client.wire.call("workspace", "restore", body, Workspace, timeout=_STOP_TIMEOUT)
+
+    async def fork(self, workspace: str | Workspace, *, version: str | None = None) -> Workspace:
+        """A new workspace that begins as a version of this one; default: the latest.
+
+        Raises:
+            NotFound: no such version, or none yet.
+        """
+        body = {"id": await self._id(workspace), "version": version, "request_id": ids.new("req")}
+        return await self._call("fork", body, Workspace)
+
+    async def _call(self, verb: str, body: dict[str, Any], reply: type[T]) -> T:
+        return await self._client.wire.call("workspace", verb, body, reply, timeout=_READ_TIMEOUT)
 
     async def _id(self, workspace: str | Workspace) -> str:
         given = workspace if isinstance(workspace, str) else workspace.id

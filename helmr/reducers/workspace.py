@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from helmr.errors import Conflict
-from helmr.events import Draft, Materialization, VersionFacts, WorkspaceState
+from helmr.events import Draft, Materialization, VersionFacts, WorkspaceEvent, WorkspaceState
 
 
 def apply(
@@ -58,6 +58,10 @@ def _unbound(state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dic
     return {"materialization": None, "host": None, "epoch": state.epoch + 1}
 
 
+def _restored(state: WorkspaceState, data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    return {"version": data["to"], "manifest": data["manifest"], "host": None, "epoch": state.epoch + 1}
+
+
 def _deleted(_state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dict[str, Any]:
     return {"status": "deleted", "materialization": None, "host": None}
 
@@ -68,6 +72,7 @@ _FOLDS: dict[str, _Fold] = {
     "uncaptured": _uncaptured,
     "stopped": _stopped,
     "unbound": _unbound,
+    "restored": _restored,
     "deleted": _deleted,
 }
 
@@ -131,6 +136,40 @@ def unbind(state: WorkspaceState, *, host: str, alive: set[str]) -> Draft | None
     return Draft(
         kind="unbound", data={"host": host}, message=f"host {host} is gone; it goes on from its latest version"
     )
+
+
+def restore(state: WorkspaceState, *, version: str, manifest: str) -> Draft:
+    """The workspace goes on from one of its versions.
+
+    Raises:
+        Conflict: it is live, or has files that are in no version and would be lost.
+    """
+    if state.materialization is not None:
+        raise Conflict(f"workspace {state.id} is live on {state.materialization.worker}", hint="stop it first")
+    if state.unsaved:
+        raise Conflict(
+            f"workspace {state.id} has files on host {state.host} that are in no version",
+            hint="see the event `uncaptured` for why; once a run ends without it, try again",
+        )
+    data = {"to": version, "from": state.version, "manifest": manifest}
+    return Draft(kind="restored", data=data, message=f"goes on from version {version}")
+
+
+def fork(captured: WorkspaceEvent) -> Draft:
+    """A new workspace that begins as the version which this event made."""
+    state, data = captured.state, captured.data
+    body = {
+        "sandbox": state.sandbox,
+        "fingerprint": state.fingerprint,
+        "deployment_id": state.deployment_id,
+        "mount_path": state.mount_path,
+        "isolated": state.isolated,
+        "forked_from": state.id,
+        "epoch": 1,
+        "versions": 1,
+    }
+    version = {key: data[key] for key in ("version", "manifest", "files", "bytes") if key in data}
+    return Draft(kind="created", data=body | version, message=f"forked from {state.id}, version {data['version']}")
 
 
 def stop(state: WorkspaceState, *, worker: str, reason: str) -> Draft | None:

@@ -27,6 +27,7 @@ TASKS = '''\
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from helmr import logger, task
 
@@ -50,6 +51,9 @@ def hello(payload: Greeting) -> dict[str, str]:
 @task("fails", max_duration="1m")
 def fails() -> None:
     """Fail."""
+    Path("notes").mkdir(exist_ok=True)
+    Path("notes/a.txt").write_text("one\\n")
+    Path("link").symlink_to("notes/a.txt")
     raise ValueError("boom")
 
 
@@ -499,3 +503,21 @@ def test_a_secret_is_read_from_standard_input_and_never_shown(helmr: Helmr) -> N
     helmr("secret", "delete", "TOKEN")
     refused = helmr("secret", "get", "TOKEN", code=5)
     assert "hint: store it: helmr secret set TOKEN" in refused.stderr
+
+
+def test_files_of_a_workspace_are_read_from_its_versions(helmr: Helmr) -> None:
+    run = helmr.json("session", "start", "fails", "--wait", code=3)["run"]
+    workspace = run["workspace_id"]
+    (version,) = helmr.json("workspace", "versions", workspace)
+    assert (version["number"], version["run_id"], version["files"]) == (1, run["id"], 1)
+    assert run["id"] in helmr("workspace", "versions", workspace).stdout
+    listed = helmr("workspace", "files", "ls", workspace, "-r").stdout
+    assert "-rw-r--r--" in listed
+    assert "notes/a.txt" in listed
+    with helmr.start("workspace", "files", "cat", workspace, "notes/a.txt", stdout=subprocess.PIPE) as reading:
+        assert reading.communicate(timeout=30)[0] == b"one\n"
+    assert helmr.json("workspace", "files", "stat", workspace, "link")["target"] == "notes/a.txt"
+    helmr("workspace", "files", "cat", workspace, "nothing", code=5)
+    fork = helmr("workspace", "fork", workspace).stdout.strip()
+    assert helmr.json("workspace", "get", fork)["version"] == version["id"]
+    assert helmr.json("workspace", "restore", workspace, "--version", "1")["state"] == "stopped"

@@ -9,6 +9,7 @@ import pytest
 
 from bus.log import WORKSPACE
 from helmr.client import AsyncClient
+from helmr.errors import Conflict, NotFound, UsageError
 from helmr.events import WorkspaceEvent
 from helmr.models import Run
 from helmr.subjects import Scope
@@ -32,6 +33,11 @@ TASKS = """
     def break_(payload: dict):
         Path("broken").write_text("half")
         raise ValueError("no")
+
+    @task("large")
+    def large(payload: dict):
+        write(payload)
+        Path("large").write_text("x" * 5_000_000)
 
     @task("nothing")
     def nothing():
@@ -129,3 +135,73 @@ async def test_a_workspace_with_files_that_are_nowhere_else_waits_for_its_host(t
         await platform.add_worker(home=tmp_path / "one")
         assert (await waiting.wait(timeout=60)).output == ["a", "endless"]
         assert "unbound" not in await _kinds(platform, helmr, run.workspace_id)
+
+
+async def _content(helmr: AsyncClient, workspace: str, path: str, version: str | None = None) -> bytes:
+    return b"".join([data async for data in helmr.workspaces.read(workspace, path, version=version)])
+
+
+async def test_versions_are_listed_and_looked_into_without_a_container(platform: Platform, helmr: AsyncClient) -> None:
+    run = await _do(helmr, "write", {"a": "first", "d/e/b": "2"})
+    await _do(helmr, "large", {"a": "second"}, run.workspace_id)
+    workspace = (await helmr.workspaces.stop(run.workspace_id)).id
+    second, first = await helmr.workspaces.versions(workspace)
+    assert [(each.number, each.files, each.run_id == run.id) for each in (first, second)] == [
+        (1, 2, True),
+        (2, 3, False),
+    ]
+    assert (second.parent, first.parent) == (first.id, None)
+    assert [each.path for each in await helmr.workspaces.files(workspace)] == ["a", "d", "large"]
+    deep = await helmr.workspaces.files(workspace, "d", version="1", recursive=True)
+    assert [(each.path, each.kind) for each in deep] == [("d/e", "folder"), ("d/e/b", "file")]
+    assert await _content(helmr, workspace, "a") == b"second"
+    assert await _content(helmr, workspace, "a", first.id) == b"first"
+    assert await _content(helmr, workspace, "large") == b"x" * 5_000_000
+    stat = await helmr.workspaces.stat(workspace, "d/e/b")
+    assert (stat.kind, stat.size, stat.target) == ("file", 1, None)
+    assert "materialized" not in (await _kinds(platform, helmr, workspace))[-2:]
+    for path, version, error in (
+        ("no", None, NotFound),
+        ("a", "9", NotFound),
+        ("a", "ver_", Conflict),
+        ("d", None, UsageError),
+    ):
+        with pytest.raises(error):
+            await _content(helmr, workspace, path, version)
+    nothing = await _do(helmr, "nothing")
+    with pytest.raises(NotFound, match="has no version yet"):
+        await helmr.workspaces.files(nothing.workspace_id)
+
+
+async def test_a_workspace_goes_back_to_a_version_and_loses_none(helmr: AsyncClient) -> None:
+    run = await _do(helmr, "write", {"a": "first"})
+    await _do(helmr, "write", {"a": "second", "b": "more"}, run.workspace_id)
+    restored = await helmr.workspaces.restore(run.workspace_id, "1")
+    assert (restored.state, restored.host) == ("stopped", None)
+    assert await _content(helmr, run.workspace_id, "a") == b"first"
+    after = await _do(helmr, "write", {"c": "3"}, run.workspace_id)
+    assert after.output == ["a", "c"]
+    versions = await helmr.workspaces.versions(run.workspace_id)
+    assert [each.number for each in versions] == [3, 2, 1]
+    assert versions[0].parent == versions[2].id
+    await helmr.workspaces.restore(run.workspace_id, "2")
+    assert (await _do(helmr, "write", {}, run.workspace_id)).output == ["a", "b"]
+    with pytest.raises(NotFound, match="has no version 7"):
+        await helmr.workspaces.restore(run.workspace_id, "7")
+
+
+async def test_a_fork_goes_its_own_way(helmr: AsyncClient) -> None:
+    run = await _do(helmr, "write", {"a": "first"})
+    await _do(helmr, "write", {"a": "second"}, run.workspace_id)
+    early, late = (
+        await helmr.workspaces.fork(run.workspace_id, version="1"),
+        await helmr.workspaces.fork(run.workspace_id),
+    )
+    assert len({run.workspace_id, early.id, late.id}) == 3
+    assert await _content(helmr, early.id, "a") == b"first"
+    assert (await _do(helmr, "write", {"b": "of the fork"}, late.id)).output == ["a", "b"]
+    assert (await _do(helmr, "write", {}, run.workspace_id)).output == ["a"]
+    assert [each.number for each in await helmr.workspaces.versions(late.id)] == [2, 1]
+    assert await _content(helmr, late.id, "a", "1") == b"second"
+    with pytest.raises(NotFound, match="has no version yet"):
+        await helmr.workspaces.fork((await _do(helmr, "nothing")).workspace_id)
