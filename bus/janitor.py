@@ -121,6 +121,7 @@ class Janitor:
         if last is not None and not filed.covers(topology.SESSIONS, last[0]):
             raise _NotYet
         await self._delete(topology.SESSIONS, records)
+        await self._delete(topology.SESSIONS, subjects.all_once(scope, ended.id))
         for run_id in runs:
             await self._delete(topology.RUNS, subjects.history(scope, "run", run_id))
         await self._delete(topology.RUNS, subjects.all_due(scope, ended.id))

@@ -261,15 +261,19 @@ class Log:
         decide: Callable[[S], Draft | None],
         *,
         headers: dict[str, str] | None = None,
+        known: Position[E] | None = None,
     ) -> Position[E]:
         """Read the entity, let ``decide`` choose an event (or none), append it; again when somebody else was first.
+
+        A ``known`` position spares the first reading.
 
         Raises:
             NotFound: there is no such entity.
             Conflict: ``decide`` or the reducer refuses.
         """
         while True:
-            position = await self.last(kind, scope, entity_id)
+            position = known or await self.last(kind, scope, entity_id)
+            known = None
             if position.event is None:
                 raise NotFound(f"no {kind.name} {entity_id} in {scope}")
             draft = decide(position.state)

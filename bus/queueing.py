@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from bus.log import RUN, WORKSPACE, Log, Position
+from helmr.errors import NotFound
 from helmr.events import Cause, Draft, Limit, RunEvent, RunState
 from helmr.reducers import run as rules
 from helmr.reducers import workspace as workspace_rules
@@ -40,21 +41,34 @@ def is_group(lane: str) -> bool:
 
 
 async def enqueue(
-    log: Log, scope: Scope, run_id: str, *, cause: Cause, alive: set[str], gate: Gate, group: str = DEFAULT_GROUP
+    log: Log,
+    scope: Scope,
+    run_id: str,
+    *,
+    cause: Cause,
+    alive: set[str],
+    gate: Gate,
+    group: str = DEFAULT_GROUP,
+    known: Position[RunEvent] | None = None,
 ) -> Position[RunEvent]:
     """Queue a run that was woken or is to be retried. Nothing happens when that has been done already.
+
+    ``known`` is the run's last event, if it has just been read or written.
 
     Raises:
         NotFound: there is no such run.
     """
-    lane = await lane_of(log, scope, run_id, group=group, alive=alive)
+    position = known or await log.last(RUN, scope, run_id)
+    if position.event is None:
+        raise NotFound(f"no run {run_id} in {scope}")
+    lane = await _lane(log, scope, position.event.state.workspace_id, group=group, alive=alive)
 
     def decide(state: RunState) -> Draft | None:
         if state.status != "queued" or state.dispatch is not None:
             return None
         return rules.requeue(state, cause=cause, lane=lane, limit=gate(scope, run_id, state, lane))
 
-    return await log.transact(RUN, scope, run_id, decide)
+    return await log.transact(RUN, scope, run_id, decide, known=position)
 
 
 async def redispatch(log: Log, scope: Scope, run_id: str, *, dispatch: int | None, lane: str) -> Position[RunEvent]:
@@ -97,5 +111,9 @@ async def admit(log: Log, scope: Scope, run_id: str, *, held: int, lane: str, al
 async def lane_of(log: Log, scope: Scope, run_id: str, *, group: str, alive: set[str]) -> str:
     """Where a run can be executed: see :func:`helmr.reducers.workspace.lane`."""
     run = await log.present(RUN, scope, run_id)
-    workspace = await log.last(WORKSPACE, scope, run.state.workspace_id)
+    return await _lane(log, scope, run.state.workspace_id, group=group, alive=alive)
+
+
+async def _lane(log: Log, scope: Scope, workspace_id: str, *, group: str, alive: set[str]) -> str:
+    workspace = await log.last(WORKSPACE, scope, workspace_id)
     return workspace_rules.lane(workspace.state, group=group, alive=alive)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from bus import topology, waits
 from bus.continuations import Continuations
-from bus.log import RUN, SESSION, TOKEN, Log
+from bus.log import RUN, SESSION, TOKEN, Log, Position
 from bus.presence import Presence
 from bus.pull import Delivery
 from bus.queueing import Gate, enqueue
 from bus.reactions import Reaction
 from helmr import subjects
-from helmr.events import RunState, SessionState
+from helmr.events import RunEvent, RunState, SessionState
 from helmr.subjects import Scope
 
 _TOKEN_ENDS = ("completed", "cancelled", "expired")
@@ -37,9 +37,10 @@ class Wakeups:
 
     async def wake(self, scope: Scope, run_id: str) -> RunState | None:
         """End the wait of a run if that is over, and queue the run; returns its state."""
-        state: RunState | None = (await waits.settle(self.log, scope, run_id)).state
+        position = await waits.settle(self.log, scope, run_id)
+        state: RunState | None = position.state
         if state is not None and state.status == "queued" and state.dispatch is None and state.hold is None:
-            await self._enqueue(scope, run_id)
+            await self._enqueue(scope, run_id, position)
         return state
 
     async def due(self, scope: Scope, run_id: str) -> None:
@@ -48,8 +49,9 @@ class Wakeups:
         if state is not None:
             await waits.rearm(self.log, scope, run_id, state)
 
-    async def _enqueue(self, scope: Scope, run_id: str) -> None:
-        await enqueue(self.log, scope, run_id, cause="resume", alive=set(self.presence.alive()), gate=self._gate)
+    async def _enqueue(self, scope: Scope, run_id: str, known: Position[RunEvent] | None = None) -> None:
+        alive = set(self.presence.alive())
+        await enqueue(self.log, scope, run_id, cause="resume", alive=alive, gate=self._gate, known=known)
 
     async def _waiting(self, item: Delivery) -> None:
         """A run waits: its worker may have died before it looked for what came first."""

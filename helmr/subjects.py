@@ -184,6 +184,11 @@ def once(scope: Scope, session_id: str, key: str) -> str:
     return f"{_ONCE}.{scope}.{_token(session_id)}.{_token(key)}"
 
 
+def all_once(scope: Scope, session_id: str) -> str:
+    """The filter for the notes about used idempotency keys of a session."""
+    return f"{_ONCE}.{scope}.{_token(session_id)}.*"
+
+
 def timer(scope: Scope, run_id: str, what: str) -> str:
     """The subject under which a pending timer of a run is stored: one timer per subject, the latest wins."""
     return f"{_TIMERS}.{scope}.run.{_token(run_id)}.{what}"

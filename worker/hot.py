@@ -69,6 +69,11 @@ class HotRuns:
         """The process of a run that goes on, if it is here."""
         return self._runs.pop(run_id, None)
 
+    def spec(self, run_id: str) -> RunSpec | None:
+        """What a run was started with, if its process is here."""
+        run = self._runs.get(run_id)
+        return run.spec if run is not None else None
+
     def each(self) -> list[HotRun]:
         """All of them, as of now."""
         return list(self._runs.values())

@@ -296,9 +296,12 @@ class Worker:
             raise Stopping
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
-        first = dispatched if "spec" in dispatched.data else await self._log.first(RUN, scope, dispatched.run_id)
+        spec = self._hot.spec(dispatched.run_id)
+        if spec is None:
+            first = dispatched if "spec" in dispatched.data else await self._log.first(RUN, scope, dispatched.run_id)
+            spec = spec_of(first)
         await self._end_former(dispatched.run_id)
-        execution = Execution(self._services, scope, position, spec_of(first))
+        execution = Execution(self._services, scope, position, spec)
         self._executions[dispatched.run_id] = execution
         try:
             if self._stopping.is_set():
