@@ -85,6 +85,11 @@ class Execution:
         """The run's state as last known here."""
         return self.journal.state
 
+    @property
+    def waits(self) -> bool:
+        """Whether the run waits, and its lease has ended here."""
+        return self.journal.released
+
     def stop(self, reason: BaseException) -> None:
         """End the execution for a reason of the worker's own: it is fenced, or it hands the run back."""
         if self._stopping is None:

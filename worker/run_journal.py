@@ -50,7 +50,8 @@ class RunJournal:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lock = asyncio.Lock()
-        self._released = False
+        #: Whether the lease has ended with our last event: the run waits.
+        self.released = False
         self._confirmed = asyncio.get_running_loop().time()
 
     @property
@@ -114,7 +115,7 @@ class RunJournal:
 
     def release(self) -> None:
         """The lease has ended with the last event: the run waits."""
-        self._released = True
+        self.released = True
 
     async def confirm(self) -> None:
         """Make sure, unless that is fresh in mind, that the lease is ours: before something begins that cannot be undone.
@@ -141,7 +142,7 @@ class RunJournal:
             Fenced: the lease is lost.
         """
         async with self._lock:
-            if not self._released:
+            if not self.released:
                 await self._reread()
 
     async def _reread(self) -> None:

@@ -317,7 +317,9 @@ class Worker:
     async def _end_former(self, run_id: str) -> None:
         """End what we executed of a run until it was taken from us; it may be back before we have noticed."""
         former = self._executions.get(run_id)
-        if former is not None:
+        if former is not None and former.waits:  # all that it had to do is done, and its process is kept for us
+            del self._executions[run_id]
+        elif former is not None:
             former.stop(Fenced(f"run {run_id} was taken from us, and has come back"))
             await self._until(lambda: run_id not in self._executions)
 
