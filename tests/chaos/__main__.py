@@ -15,6 +15,9 @@ from pathlib import Path
 from tests.chaos import bed, faults
 from tests.chaos.part_process import MUTATION, MUTATIONS
 
+#: Mean seconds between two starts that two processors can cope with.
+_EVERY = {"process": 0.2, "docker": 1.5}
+
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -26,6 +29,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="default: a new one, which is printed")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long it is loaded and broken; default: 60")
     parser.add_argument("--engine", choices=["process", "docker"], default="process")
+    parser.add_argument("--every", type=float, help="mean seconds between two starts; default: 0.2, with docker 1.5")
     parser.add_argument("--faults", default=",".join(faults.KINDS), help="which kinds; default: %(default)s; none: ''")
     parser.add_argument(
         "--fault",
@@ -62,6 +66,7 @@ def main() -> int:
             seed=seed,
             seconds=given.seconds,
             engine=given.engine,
+            every=given.every or _EVERY[given.engine],
             kinds=kinds,
             plan=None if given.plan is None else tuple(given.plan),
         )

@@ -26,7 +26,7 @@ from tests.chaos.machines import gone
 
 PROJECT = Path(__file__).parent / "project"
 #: Seconds after the last fault in which every run must have ended.
-QUIET = 60.0
+QUIET = 90.0
 #: Seconds in which the lanes of dead workers must be gone.
 _LANES = 30.0
 
@@ -37,6 +37,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     seconds: float = 60.0
     engine: str = "process"
+    #: Mean seconds between two starts.
+    every: float = 0.2
     kinds: tuple[str, ...] = faults.KINDS
     #: Instead of a plan from the seed.
     plan: tuple[faults.Fault, ...] | None = None
@@ -63,7 +65,10 @@ async def run(options: Options, folder: Path, say: Callable[[str], None] = lambd
         async with AsyncClient(running.client.url, project="chaos", env="test", home=folder) as client:
             await client.deployments.deploy(PROJECT)
             say(f"up; {len(plan)} faults in {options.seconds:g} s")
-            load = Load(client, random.Random(rng.random()))
+            marks = folder / "marks"
+            marks.mkdir()
+            told = {} if options.engine == "docker" else {"marks": str(marks)}
+            load = Load(client, random.Random(rng.random()), told, every=options.every)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(load.run(options.seconds))
                 tasks.create_task(faults.carry_out(list(plan), running, say))
@@ -105,7 +110,7 @@ async def _collect(running: Installation, load: Load, before: dict[int, str]) ->
         runs=streams[topology.RUNS],
         logs=streams[topology.LOGS],
         records=streams[topology.SESSIONS],
-        marks=evidence.read_marks(running.homes),
+        marks=evidence.read_marks(running.folder),
         starts=tuple(load.starts),
         cancels=frozenset(load.cancels),
         limits=LIMITS,

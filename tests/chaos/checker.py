@@ -245,14 +245,15 @@ def the_same_start_is_one_run(case: Case) -> Found:
 
 @rule
 def executions_do_not_overlap(case: Case) -> Found:
-    """No two executions of a run at the same time: whoever takes a run over ends what was left of it first."""
+    """No two executions of a run in one workspace at a time: whoever takes a run over ends what was left of it there first."""
     for run_id, marks in case.marks.items():
-        spans: dict[str, list[float]] = defaultdict(list)
+        spans: dict[tuple[str, str], list[float]] = defaultdict(list)
         for mark in marks:
-            spans[mark.key].append(mark.mono)
-        ordered = sorted((min(times), max(times), key) for key, times in spans.items() if not key.startswith("daemon"))
-        for (_, end, first), (begin, _, second) in pairwise(ordered):
-            if begin < end:
+            if mark.what != "daemon":
+                spans[mark.where, mark.key].append(mark.mono)
+        ordered = sorted((where, min(times), max(times), key) for (where, key), times in spans.items())
+        for (here, _, end, first), (there, begin, _, second) in pairwise(ordered):
+            if here == there and begin < end:
                 text = f"{second} began {end - begin:.2f} s before {first} ended: {_story(case.runs[run_id])}"
                 yield _violation(executions_do_not_overlap, run_id, text)
 
@@ -268,6 +269,23 @@ def nothing_lives_after_its_end(case: Case) -> Found:
                 after = late[-1].at - end.event.at.timestamp()
                 text = f"{late[-1].what} by process {late[-1].pid}, {after:.2f} s after {end.event.kind}"
                 yield _violation(nothing_lives_after_its_end, run_id, text)
+
+
+@rule
+def a_recorded_step_is_not_taken_again(case: Case) -> Found:
+    """Once it is in the log what a step returned, that step is not executed any more; not where it was recorded, at least."""
+    for run_id, marks in case.marks.items():
+        recorded = next(
+            (e.event for e in case.runs[run_id] if e.event.kind == "step" and e.event.data["name"] == "effect"), None
+        )
+        taken = [mark for mark in marks if mark.what == "step"]
+        if recorded is None or not taken:
+            continue
+        late = [mark for mark in taken if mark.at > recorded.at.timestamp() and mark.where == taken[0].where]
+        if late:
+            after = late[0].at - recorded.at.timestamp()
+            text = f"taken {after:.2f} s after event {recorded.cursor}: {_story(case.runs[run_id])}"
+            yield _violation(a_recorded_step_is_not_taken_again, run_id, text)
 
 
 @rule

@@ -28,9 +28,10 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """What a task noted while it ran: ``what`` is start, tick, end or daemon; ``key`` is new for every execution.
+    """What a task noted while it ran: ``what`` is start, tick, step, end or daemon; ``key`` is new for every execution.
 
-    ``at`` is in seconds since 1970 and ``mono`` by the clock of the host that never jumps.
+    ``where`` is its working folder, that of a workspace on one host. ``at`` is in seconds since 1970, and ``mono`` by the clock
+    of the host that never jumps.
     """
 
     what: str
@@ -38,6 +39,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     key: str
     pid: int
+    where: str
     at: float
     mono: float
 
@@ -104,12 +106,11 @@ async def _read(nc: Nats, stream: str) -> list[Stored]:
         found.append(Stored(seq=seq, subject=message.subject, at=at, headers=headers, data=message.data or b""))
 
 
-def read_marks(homes: list[Path]) -> tuple[Mark, ...]:
-    """The marks that tasks left in the workspaces of these home folders, in the order they were made."""
-    lines = [
-        line for home in homes for path in home.glob("workspaces/*/marks") for line in path.read_bytes().splitlines()
-    ]
-    return tuple(sorted((msgspec.convert(json.loads(line), Mark) for line in lines), key=lambda mark: mark.mono))
+def read_marks(folder: Path) -> tuple[Mark, ...]:
+    """The marks that tasks left below the folder of an installation, in the order they were made."""
+    paths = [*folder.glob("marks/*"), *folder.glob("host-*/workspaces/*/marks-*")]
+    marks = {msgspec.convert(json.loads(line), Mark) for path in paths for line in path.read_bytes().splitlines()}
+    return tuple(sorted(marks, key=lambda mark: mark.mono))
 
 
 async def leaked_consumers(url: str, alive: set[str]) -> list[str]:

@@ -20,8 +20,6 @@ from tests.chaos.evidence import Start
 log = logging.getLogger(__name__)
 
 Random = random.Random
-#: Mean seconds between two starts.
-_EVERY = 0.2
 #: Starts under way at the same time; beyond that the users wait.
 _AT_ONCE = 24
 #: How many of the latest workspaces and external ids may be used again.
@@ -86,6 +84,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(task="leaves-daemon", weight=2, payload=_seconds(0, 1)),
     Kind(task="keeps-records", weight=2, payload=lambda rng: {"records": rng.randint(1, 30), "pause": 0.02}),
     Kind(task="once", weight=2, outcomes=frozenset({"succeeded", "worker_lost"}), payload=_seconds(0, 3)),
+    Kind(task="waits-for-input", weight=4, payload=lambda rng: {"timeout": rng.choice([3, 6])}),
+    Kind(task="sleeps-durably", weight=3, payload=_seconds(0.1, 2)),
     Kind(task="narrow", weight=1, burst=5, payload=_seconds(0, 0.3), options=_limited),
     Kind(
         task="wide",
@@ -102,9 +102,11 @@ KINDS: tuple[Kind, ...] = (
 class Load:
     """The users; :meth:`run` is what they do, and the rest what they remember."""
 
-    def __init__(self, client: AsyncClient, rng: Random) -> None:
+    def __init__(self, client: AsyncClient, rng: Random, metadata: dict[str, Any], *, every: float) -> None:
         self._client = client
         self._rng = rng
+        self._metadata = metadata
+        self._every = every
         self.starts: list[Start] = []
         self.cancels: set[str] = set()
         #: Requests that failed, by the name of the error.
@@ -125,7 +127,7 @@ class Load:
                 task = tasks.create_task(self._one(number))
                 task.add_done_callback(lambda _: limit.release())
                 number += 1
-                await asyncio.sleep(self._rng.expovariate(1 / _EVERY))
+                await asyncio.sleep(self._rng.expovariate(1 / self._every))
 
     async def _one(self, number: int) -> None:
         if self._repeatable and self._rng.random() < 0.1:
@@ -155,7 +157,7 @@ class Load:
         fate: tuple[float, float, bool],
     ) -> None:
         try:
-            started = await self._client.sessions.start(kind.task, payload, **options)
+            started = await self._client.sessions.start(kind.task, payload, metadata=self._metadata, **options)
         except (TimedOut, Unavailable) as error:
             self._failed(error)
             return
@@ -164,6 +166,9 @@ class Load:
             return
         self._remember(kind, n, payload, options, started)
         chance, delay, force = fate
+        if kind.task == "waits-for-input" and chance > 0.3:
+            await asyncio.sleep(delay)
+            await self._answer(started)
         if chance < 0.15:
             await asyncio.sleep(delay)
             await self._cancel(started, force=force, session=chance < 0.03)
@@ -186,6 +191,15 @@ class Load:
         self._workspaces = [*self._workspaces[-_RECENT:], started.session.workspace_id]
         if "external_id" in options:
             self._repeatable = [*self._repeatable[-_RECENT:], (kind, n, payload, options)]
+
+    async def _answer(self, started: Started) -> None:
+        answers = self._client.sessions.open(started.session).input("answers")
+        try:
+            await answers.send({"answer": 42}, idempotency_key=ids.new("req"))
+        except Conflict:
+            return  # the session was cancelled
+        except (TimedOut, Unavailable) as error:
+            self._failed(error)
 
     async def _cancel(self, started: Started, *, force: bool, session: bool) -> None:
         self.cancels.add(started.run.id)

@@ -58,9 +58,9 @@ def _marks(life: Life, *spans: tuple[float, float], key: str = "one") -> tuple[M
     """Start and end of executions, in seconds after the first event."""
     begin = life.events[0].at.timestamp()
     return tuple(
-        Mark(what=what, run=life.id, attempt=1, key=f"{key}-{number}", pid=number, at=begin + at, mono=at)
+        Mark(what=what, run=life.id, attempt=1, key=f"{key}-{number}", pid=number, where="/w", at=begin + at, mono=at)
         for number, span in enumerate(spans, 1)
-        for what, at in zip(("start", "end"), span, strict=True)
+        for what, at in zip(("daemon", "daemon") if key == "daemon" else ("start", "end"), span, strict=True)
     )
 
 
@@ -210,6 +210,19 @@ def test_a_process_that_outlives_its_run() -> None:
     end = (life.events[-1].at - life.events[0].at).total_seconds()
     late = _marks(life, (5.0, end + 0.1), key="daemon")
     assert _broken(_replaced(evidence, marks=(*evidence.marks, *late))) == {"nothing lives after its end"}
+
+
+def test_a_step_that_is_taken_though_it_is_recorded() -> None:
+    life = Life().queued().leased().add("step", {"name": "effect", "result": None})
+    _ended(life, 0)
+    recorded = (life.events[-2].at - life.events[0].at).total_seconds()
+
+    def taken(after: float) -> Evidence:
+        mark = msgspec.structs.replace(_marks(life, (recorded + after, 0.0))[0], what="step")
+        return Evidence(runs=_messages(_told(life)), marks=(*_marks(life, (2.0, 3.5)), mark))
+
+    assert _broken(taken(-0.1)) == set()
+    assert _broken(taken(0.1)) == {"a recorded step is not taken again"}
 
 
 def test_a_success_that_nobody_executed() -> None:

@@ -1,8 +1,10 @@
-"""What the runs of the test-bed do. Each execution leaves marks in its workspace, and what it writes describes itself.
+"""What the runs of the test-bed do. Each execution leaves marks, and what it writes describes itself.
 
-A mark is a line of JSON in the file ``marks``: which execution (``key`` is new for every one), of which run and attempt, and
-when by the clocks of this host. While an execution lives it leaves one every 50 ms, so that its end is known even if it was
-killed. What it prints is made of numbered lines, so that the checker knows every byte that must have come before any other.
+A mark is a line of JSON in a file of the run's own: which execution (``key`` is new for every one), of which run and attempt,
+and when by the clocks of this host. While an execution lives it leaves one every 50 ms, so that its end is known even if it was
+killed. The files lie in the folder that the metadata name, because a workspace may go back to an earlier version; in a
+container, which sees no other, in the workspace. What is printed is made of numbered lines, so that the checker knows every
+byte that must have come before any other.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from helmr import Queue, Retry, TaskContext, logger, metadata, streams, task
+from helmr import Queue, Retry, TaskContext, WaitTimeout, logger, metadata, step, streams, task, timers
 
 Payload = dict[str, Any]
 Output = dict[str, Any]
 _TICK = 0.05
 records = streams.output("records")
+answers = streams.input("answers")
 narrow = Queue("narrow", concurrency=1)
 wide = Queue("wide", concurrency=4, concurrency_per_key=2)
 
@@ -32,8 +36,9 @@ wide = Queue("wide", concurrency=4, concurrency_per_key=2)
 def mark(what: str, ctx: TaskContext, *, key: str) -> None:
     """Append one mark; one short write is atomic."""
     body = {"what": what, "run": ctx.run.id, "attempt": ctx.attempt, "key": key, "pid": os.getpid()}
-    body |= {"at": time.time(), "mono": time.monotonic()}
-    handle = os.open("marks", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    body |= {"at": time.time(), "mono": time.monotonic(), "where": str(Path.cwd())}
+    path = Path(ctx.run.metadata.get("marks", "."), f"marks-{ctx.run.id}")
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, (json.dumps(body) + "\n").encode())
     finally:
@@ -198,4 +203,24 @@ def in_wide(payload: Payload, ctx: TaskContext) -> Output:
         time.sleep(payload["seconds"])
         if payload["fails"] and ctx.attempt == 1:
             raise ValueError("not yet")
+        return {"n": payload["n"]}
+
+
+@task("waits-for-input", park_after="1s")
+def waits_for_input(payload: Payload, ctx: TaskContext) -> Output:
+    with execution(ctx) as key:
+        step("effect", lambda: mark("step", ctx, key=key))
+        try:
+            answers.wait(timeout=payload["timeout"])
+        except WaitTimeout:
+            metadata.set("answered", value=False)
+        return {"n": payload["n"]}
+
+
+@task("sleeps-durably", park_after="300ms")
+def sleeps_durably(payload: Payload, ctx: TaskContext) -> Output:
+    with execution(ctx) as key:
+        timers.sleep(payload["seconds"])
+        step("effect", lambda: mark("step", ctx, key=key))
+        timers.sleep(payload["seconds"])
         return {"n": payload["n"]}
