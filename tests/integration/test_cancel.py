@@ -19,7 +19,9 @@ pytestmark = pytest.mark.anyio
 
 TASKS = """
     import asyncio, os, signal, subprocess, sys, time
-    from helmr import task
+    from helmr import Queue, Retry, task, timers
+
+    narrow = Queue("narrow", concurrency=1)
 
     @task("sleep")
     def sleep():
@@ -72,6 +74,21 @@ TASKS = """
     @task("quick")
     def quick():
         return 1
+
+    @task("held", queue=narrow)
+    def held():
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+
+    @task("waiting")
+    def waiting():
+        print(os.getpid(), flush=True)
+        timers.sleep("1h")
+
+    @task("retry_scheduled", retry=Retry(max_attempts=2, min_delay="60s", max_delay="60s", jitter=False))
+    def retry_scheduled():
+        print(os.getpid(), flush=True)
+        raise ValueError("soon")
 """
 
 
@@ -205,3 +222,27 @@ async def test_a_run_whose_workspace_is_being_prepared_ends_at_once(
         assert "prepared" in over.failure.message
         workspace = await helmr.workspaces.get(run.workspace_id)
         assert workspace.state == "stopped"
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("kind", ["held", "waiting", "retry_scheduled"])
+async def test_what_nothing_executes_ends_at_once_and_leaves_no_process(
+    helmr: AsyncClient, kind: str, *, force: bool
+) -> None:
+    before = await _begun(helmr, "held") if kind == "held" else None
+    started = await helmr.sessions.start(kind)
+    await until(helmr, started.run, kind)
+    run = await started.run.cancel(reason="enough", force=force)
+    assert (run.status, run.cancel_requested) == ("cancelled", None)
+    assert (await history(helmr, run))[-1].data["reason"] == "enough"
+    with pytest.raises(Conflict, match="cancelled already"):
+        await started.run.cancel()
+    if before is not None:
+        await helmr.runs.cancel(before[0], force=True)
+        assert (await helmr.runs.wait(before[0], timeout=20)).status == "cancelled"
+        assert await kinds(helmr, run) == ["held", "cancelled"], "its turn has come, and nobody takes it"
+        return
+    pid = int((await written(helmr, run))["stdout"])
+    async with asyncio.timeout(10):
+        while _alive(pid):  # noqa: ASYNC110  # not our child: nobody tells
+            await asyncio.sleep(0.02)
