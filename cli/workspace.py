@@ -99,6 +99,38 @@ def fork(workspace_id: str, version: str | None) -> None:
         line(made.id)
 
 
+@workspace.command()
+@click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
+def delete(workspace_id: str) -> None:
+    """Delete a workspace: its container, its files, and in time its versions. There is no way back.
+
+    Refused while a run executes in it. Forks stay. Files on a host without a worker stay until they are removed by hand.
+    """
+    with working(f"deleting {workspace_id}"):
+        deleted = ask(lambda client: client.workspaces.delete(workspace_id))
+    if flags().json:
+        json_value(deleted)
+    else:
+        note(f"{deleted.id} is deleted")
+
+
+@workspace.command()
+@click.option("--remove", is_flag=True, help="Remove it; without this it is only counted.")
+def collect(remove: bool) -> None:
+    """Count what the store of versions holds and no version has needed for an hour, in all projects; --remove removes it.
+
+    That is what deleted workspaces leave, and captures that were interrupted.
+    """
+    with working("reading the log and the store"):
+        found = ask(lambda client: client.workspaces.collect(remove=remove))
+    if flags().json:
+        json_value(found)
+        return
+    note(
+        f"{found.blobs} blobs, {size(found.bytes)}, {'removed' if found.removed else 'would be removed'}; {found.kept} kept"
+    )
+
+
 def _show(shown: Workspace) -> None:
     if flags().json:
         json_value(shown)

@@ -285,6 +285,15 @@ class WorkspaceVersion(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store of versions holds that no version needs, and whether it was removed; ``kept`` counts the other blobs."""
+
+    blobs: int
+    bytes: int
+    kept: int
+    removed: bool
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A file, folder or symbolic link in a version; bytes of its path that are no UTF-8 are shown as ``\\xff``."""
 

@@ -72,6 +72,11 @@ class Checkouts:
         """Remember what a copy looks like."""
         await asyncio.to_thread(self._save, workspace_id, record)
 
+    async def forget(self, workspace_id: str) -> None:
+        """Remove what is known about a copy that is gone."""
+        self._path(workspace_id).unlink(missing_ok=True)
+        await asyncio.to_thread(restore.remove, self._aside(workspace_id))
+
     async def _make(self, state: WorkspaceState) -> Record:
         """A fresh copy, made aside and then put in the place of the old one; killed at any point, it is made again."""
         files = self._engine.files(state.id)

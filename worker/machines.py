@@ -160,6 +160,18 @@ class Machines:
                 raise Conflict(f"workspace {workspace_id} is in use: a run executes in it", hint=hint)
             await self._shut_down(scope, workspace_id, entry, reason)
 
+    async def delete(self, scope: Scope, workspace_id: str) -> None:
+        """Remove the files of a workspace that the log says is deleted.
+
+        Raises:
+            Conflict: it is not.
+        """
+        state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
+        if state.status != "deleted":
+            raise Conflict(f"workspace {workspace_id} is not deleted")
+        await self._engine.delete(workspace_id)
+        await self._checkouts.forget(workspace_id)
+
     async def stop_idle(self) -> None:
         """Stop machines that have idled too long, or are too many, for ever; run in a task of its own."""
         while True:

@@ -162,6 +162,7 @@ class Worker:
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancelled"), cb=self._on_ended)
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
+        await self.nc.subscribe(subjects.worker(self.id, "delete"), cb=self._on_delete_order)
         await self.nc.subscribe(subjects.worker(self.id, "ping"), cb=self._on_ping)
         for lane in self._lanes:
             await lane.create()
@@ -343,6 +344,15 @@ class Worker:
 
     async def _on_ended(self, msg: Msg) -> None:
         await self._hot.park(subjects.parse_event(msg.subject).id)
+
+    async def _on_delete_order(self, msg: Msg) -> None:
+        order = msgspec.json.decode(msg.data, type=StopOrder)
+        try:
+            await self.machines.delete(Scope(order.project, order.environment), order.id)
+        except HelmrError as error:
+            await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
+        else:
+            await msg.respond(b"{}")
 
     async def _on_stop_order(self, msg: Msg) -> None:
         order = msgspec.json.decode(msg.data, type=StopOrder)

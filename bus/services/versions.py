@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 import zstandard
 
+from bus.garbage import Garbage
 from bus.log import WORKSPACE, Log, Position, Superseded
 from bus.manifest import CHUNK, ZEROS, Entry, Manifest, shown
 from bus.restore import chunk_of
@@ -23,7 +24,7 @@ from bus.versions import Versions
 from helmr import ids
 from helmr.errors import Conflict, NotFound, UsageError
 from helmr.events import WorkspaceEvent
-from helmr.models import FileEntry, Workspace, WorkspaceVersion, workspace_record
+from helmr.models import Collected, FileEntry, Workspace, WorkspaceVersion, workspace_record
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 
@@ -73,11 +74,18 @@ class ForkRequest(VersionRef, kw_only=True):
     request_id: str
 
 
+class CollectRequest(msgspec.Struct, kw_only=True):
+    """Look for garbage, and remove it or not."""
+
+    remove: bool = False
+
+
 class WorkspaceVersions:
     """The version service."""
 
     def __init__(self, log: Log, workspaces: Workspaces, versions: Versions) -> None:
         self.log = log
+        self.garbage = Garbage(log.nc, versions)
         self.workspaces = workspaces
         self.versions = versions
         self._manifests: _Recent[Manifest] = _Recent(_MANIFESTS)
@@ -92,6 +100,7 @@ class WorkspaceVersions:
             Endpoint("workspace", "read", ReadRequest, self.read),
             Endpoint("workspace", "restore", VersionRef, self.restore),
             Endpoint("workspace", "fork", ForkRequest, self.fork),
+            Endpoint("workspace", "collect", CollectRequest, self.collect),
         ]
 
     async def all(self, scope: Scope, request: WorkspaceRef) -> list[WorkspaceVersion]:
@@ -171,6 +180,13 @@ class WorkspaceVersions:
             await self.log.append(WORKSPACE, scope, fork_id, Position(0, None), rules.fork(event))
         return await self.workspaces.get(scope, WorkspaceRef(id=fork_id))
 
+    async def collect(self, _scope: Scope, request: CollectRequest) -> Collected:
+        """What the store of versions, which all projects share, holds and no version needs; removed if asked for."""
+        found = await self.garbage.find()
+        if request.remove:
+            await self.garbage.remove(found)
+        return Collected(blobs=len(found.garbage), bytes=found.size, kept=found.kept, removed=request.remove)
+
     async def _captures(self, scope: Scope, workspace_id: str) -> list[WorkspaceEvent]:
         await self.log.present(WORKSPACE, scope, workspace_id)
         events = await self.log.events(WORKSPACE, scope, workspace_id, limit=_MAX_EVENTS)
@@ -179,8 +195,10 @@ class WorkspaceVersions:
     async def _captured(self, scope: Scope, request: VersionRef) -> WorkspaceEvent:
         """The event that made a version."""
         events = await self._captures(scope, request.id)
-        latest = (await self.log.present(WORKSPACE, scope, request.id)).state.version
-        wanted = request.version or latest
+        state = (await self.log.present(WORKSPACE, scope, request.id)).state
+        if state.status == "deleted":
+            raise Conflict(f"workspace {state.id} is deleted")
+        wanted = request.version or state.version
         if wanted is None:
             raise NotFound(f"workspace {request.id} has no version yet", hint="a run makes one when it ends")
         found = [event for event in events if _matches(event, wanted)]

@@ -44,6 +44,7 @@ class Workspaces:
         return [
             Endpoint("workspace", "get", WorkspaceRef, self.get),
             Endpoint("workspace", "stop", WorkspaceRef, self.stop),
+            Endpoint("workspace", "delete", WorkspaceRef, self.delete),
         ]
 
     async def get(self, scope: Scope, request: WorkspaceRef) -> Workspace:
@@ -69,9 +70,24 @@ class Workspaces:
             )
         return await self.get(scope, request)
 
-    async def _ask(self, worker: str, order: StopOrder) -> None:
+    async def delete(self, scope: Scope, request: WorkspaceRef) -> Workspace:
+        """Delete a workspace: its container, its files on the host if a worker is there, and in time its versions.
+
+        Raises:
+            Conflict: a run executes in it.
+        """
+        await self.stop(scope, request)
+        host = (await self.log.present(WORKSPACE, scope, request.id)).state.host
+        position = await self.log.transact(WORKSPACE, scope, request.id, rules.delete)
+        worker = next((each.id for each in self.presence.alive().values() if each.host == host), None)
+        if worker is not None:
+            order = StopOrder(project=scope.project, environment=scope.environment, id=request.id)
+            await self._ask(worker, order, verb="delete")
+        return workspace_record(*scope, position.state)
+
+    async def _ask(self, worker: str, order: StopOrder, *, verb: str = "stop") -> None:
         try:
-            subject = subjects.worker(worker, "stop")
+            subject = subjects.worker(worker, verb)
             reply = await self.log.nc.request(subject, msgspec.json.encode(order), timeout=_STOP_TIMEOUT)
         except (TimeoutError, nats.errors.Error) as error:
             raise TimedOut(f"worker {worker} does not answer", hint="see `helmr status`; try again") from error

@@ -23,6 +23,7 @@ from helmr.durations import Duration
 from helmr.errors import UsageError
 from helmr.explanation import Explanation
 from helmr.models import (
+    Collected,
     Deployment,
     Event,
     FileEntry,
@@ -354,6 +355,14 @@ class Workspaces:
     def restore(self, workspace: str | Workspace, version: str) -> Workspace:
         """Have a workspace go on from one of its versions."""
         return self._client.call(self._client.aio.workspaces.restore, workspace, version)
+
+    def delete(self, workspace: str | Workspace) -> Workspace:
+        """Delete a workspace, its files, and in time its versions."""
+        return self._client.call(self._client.aio.workspaces.delete, workspace)
+
+    def collect(self, *, remove: bool = False) -> Collected:
+        """What the store of versions holds and no version needs; removed on request."""
+        return self._client.call(self._client.aio.workspaces.collect, remove=remove)
 
     def fork(self, workspace: str | Workspace, *, version: str | None = None) -> Workspace:
         """A new workspace that begins as a version of this one."""

@@ -9,13 +9,16 @@ import msgspec
 
 from helmr import ids
 from helmr.client.pages import newest
-from helmr.models import FileEntry, Workspace, WorkspaceVersion
+from helmr.models import Collected, FileEntry, Workspace, WorkspaceVersion
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
 
 #: Seconds a stop may take: the worker ends what is left of the container's processes first.
 _STOP_TIMEOUT = 40.0
+_DELETE_TIMEOUT = 80.0
+#: Seconds for a look at the whole store of versions.
+_COLLECT_TIMEOUT = 600.0
 #: Seconds for a look into a version: its manifest may have to be fetched first.
 _READ_TIMEOUT = 60.0
 #: Entries that come at a time; see :data:`bus.services.versions.MAX_LISTED`.
@@ -114,6 +117,21 @@ class Workspaces:
         """
         body = {"id": await self._id(workspace), "version": version, "request_id": ids.new("req")}
         return await self._call("fork", body, Workspace)
+
+    async def delete(self, workspace: str | Workspace) -> Workspace:
+        """Delete a workspace, its files, and in time its versions; there is no way back.
+
+        Raises:
+            Conflict: a run executes in it.
+        """
+        body = {"id": await self._id(workspace)}
+        return await self._client.wire.call("workspace", "delete", body, Workspace, timeout=_DELETE_TIMEOUT)
+
+    async def collect(self, *, remove: bool = False) -> Collected:
+        """What the store of versions holds, for all projects, and no version has needed for an hour; removed on request."""
+        return await self._client.wire.call(
+            "workspace", "collect", {"remove": remove}, Collected, timeout=_COLLECT_TIMEOUT
+        )
 
     async def _call(self, verb: str, body: dict[str, Any], reply: type[T]) -> T:
         return await self._client.wire.call("workspace", verb, body, reply, timeout=_READ_TIMEOUT)

@@ -155,6 +155,19 @@ def restore(state: WorkspaceState, *, version: str, manifest: str) -> Draft:
     return Draft(kind="restored", data=data, message=f"goes on from version {version}")
 
 
+def delete(state: WorkspaceState) -> Draft | None:
+    """The workspace and its versions are gone for good. None: they were.
+
+    Raises:
+        Conflict: it is live.
+    """
+    if state.status == "deleted":
+        return None
+    if state.materialization is not None:
+        raise Conflict(f"workspace {state.id} is live on {state.materialization.worker}", hint="stop it first")
+    return Draft(kind="deleted", data={"host": state.host}, message="deleted")
+
+
 def fork(captured: WorkspaceEvent) -> Draft:
     """A new workspace that begins as the version which this event made."""
     state, data = captured.state, captured.data

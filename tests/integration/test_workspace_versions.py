@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
+from bus.artifacts import digest_of
+from bus.garbage import Garbage
 from bus.log import WORKSPACE
 from helmr.client import AsyncClient
 from helmr.errors import Conflict, NotFound, UsageError
 from helmr.events import WorkspaceEvent
 from helmr.models import Run
 from helmr.subjects import Scope
-from tests.integration.platform import Platform, running
+from tests.integration.platform import Platform, running, until
 
 pytestmark = pytest.mark.anyio
 
 TASKS = """
-    import os
+    import os, time
     from pathlib import Path
     from helmr import task
 
@@ -38,6 +40,10 @@ TASKS = """
     def large(payload: dict):
         write(payload)
         Path("large").write_text("x" * 5_000_000)
+
+    @task("hold")
+    def hold():
+        time.sleep(60)
 
     @task("nothing")
     def nothing():
@@ -205,3 +211,46 @@ async def test_a_fork_goes_its_own_way(helmr: AsyncClient) -> None:
     assert await _content(helmr, late.id, "a", "1") == b"second"
     with pytest.raises(NotFound, match="has no version yet"):
         await helmr.workspaces.fork((await _do(helmr, "nothing")).workspace_id)
+
+
+async def test_what_deleted_workspaces_leave_is_garbage_and_nothing_else(tmp_path: Path) -> None:
+    async with running(tmp_path) as platform:
+        helmr = await platform.project("garbage", TASKS)
+        kept = await _do(helmr, "write", {"a": "kept"})
+        gone = await _do(helmr, "write", {"a": "gone"})
+        forked = await _do(helmr, "write", {"a": "forked"})
+        fork = await helmr.workspaces.fork(forked.workspace_id)
+        store = platform.control.versions.versions.store
+        stray = b"a pack of a capture that was killed"
+        await store.put_bytes(digest_of(stray), stray)
+        files = tmp_path / "engine" / "workspaces"
+        for each in (gone, forked):
+            assert (await helmr.workspaces.delete(each.workspace_id)).state == "deleted"
+            assert not (files / each.workspace_id).exists()
+            assert not (tmp_path / "engine" / "versions" / each.workspace_id).exists()
+        assert (files / kept.workspace_id).exists()
+        young = await helmr.workspaces.collect(remove=True)
+        assert (young.blobs, young.kept) == (0, 7)
+        garbage = Garbage(platform.nc, platform.control.versions.versions, min_age=0)
+        found = await garbage.find()
+        assert (len(found.garbage), found.kept) == (3, 4)
+        assert digest_of(stray) in {each.digest for each in found.garbage}
+        assert await store.has(digest_of(stray))
+        await garbage.remove(found)
+        assert (await garbage.find()).garbage == ()
+        assert await _content(helmr, kept.workspace_id, "a") == b"kept"
+        assert await _content(helmr, fork.id, "a") == b"forked"
+        with pytest.raises(Conflict, match="is deleted"):
+            await helmr.workspaces.fork(gone.workspace_id)
+        with pytest.raises(Conflict, match="is deleted"):
+            await helmr.sessions.start("write", {}, workspace=gone.workspace_id)
+
+
+async def test_a_workspace_in_use_is_not_deleted(platform: Platform, helmr: AsyncClient) -> None:
+    run = (await helmr.sessions.start("hold")).run
+    await until(helmr, run, "started")
+    with pytest.raises(Conflict, match="is in use"):
+        await helmr.workspaces.delete(run.record.workspace_id)
+    await run.cancel(force=True)
+    await run.wait(timeout=30)
+    assert "deleted" not in await _kinds(platform, helmr, run.record.workspace_id)
