@@ -70,14 +70,22 @@ class Archive:
             duckdb.Error: the database failed.
         """
         try:
+            async with self._lane.commit:
+                await asyncio.to_thread(self._checkpoint)
             closed = _day(now, self.retention.hot)
             for day in self._closed_event_days(closed):
                 await self._archive_events(day)
             for day in [day for day in self._home.days() if day < closed and day != self.store.logs.day]:
                 await asyncio.to_thread(self._archive_logs, day)
             await self._delete(now)
-        except (OSError, duckdb.IOException) as error:  # a full disk, mostly: what is hot stays hot until there is room
+        except (OSError, duckdb.IOException, duckdb.TransactionException) as error:
+            # A full disk, mostly: what is hot stays hot until there is room.
             log.warning("archiving has to wait: %s", error)
+
+    def _checkpoint(self) -> None:
+        """Little traffic would leave rows in the write-ahead log for weeks; were that damaged, the log may have let them go."""
+        with self.store.cursor() as cursor:
+            cursor.execute("CHECKPOINT h")
 
     # Events ---------------------------------------------------------------------------------------------------------
 

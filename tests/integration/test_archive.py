@@ -105,6 +105,16 @@ async def test_archived_logs_are_read_like_the_others(log: Nats, tmp_path: Path)
         assert len(found["matches"]) == 11
 
 
+async def test_what_is_written_does_not_stay_in_the_write_ahead_log(log: Nats, old: list[Life], tmp_path: Path) -> None:
+    journal = tmp_path / "h" / "history.db.wal"
+    async with history(log, tmp_path / "h") as projector:
+        await projector.fresh()
+        assert journal.stat().st_size > 0
+        await archived(projector, Retention(hot=36500))
+        assert not journal.exists()
+        assert await table(log, "SELECT count(*) FROM runs") == [[len(old)]]
+
+
 class Killed(BaseException):
     """Stands for the process that dies."""
 
