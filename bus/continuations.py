@@ -47,7 +47,8 @@ class Continuations:
     async def _run_ended(self, item: Delivery) -> None:
         state = RUN.decode(item.msg.data).state
         scope = subjects.parse_event(item.msg.subject).scope
-        if await self._inputs(scope, state.deployment_id):
+        # Nearly always there is none, and one look is enough: input that comes from here on is reacted to by itself.
+        if await self._newest(scope, state.session_id, state.deployment_id):
             await self.check(scope, state.session_id)
 
     async def _turned(self, item: Delivery) -> None:
@@ -72,8 +73,9 @@ class Continuations:
         session: SessionState = position.state
         if not run.state.terminal:
             return False
+        newest = await self._newest(scope, session.id, session.deployment_id)
         spec = spec_of(await self.log.first(RUN, scope, run.run_id))
-        input_seq = continuation.due(run.state, spec, await self._newest(scope, session))
+        input_seq = continuation.due(run.state, spec, newest)
         if input_seq is None:
             return False
         turn = session.turn + 1
@@ -122,10 +124,10 @@ class Continuations:
 
         await self.log.transact(RUN, scope, session.run_id, decide)
 
-    async def _newest(self, scope: Scope, session: SessionState) -> dict[str, Newest]:
+    async def _newest(self, scope: Scope, session_id: str, deployment_id: str) -> dict[str, Newest]:
         found: dict[str, Newest] = {}
-        for stream in await self._inputs(scope, session.deployment_id):
-            last = await records.last(self.log.js, subjects.io(scope, session.id, "in", stream))
+        for stream in await self._inputs(scope, deployment_id):
+            last = await records.last(self.log.js, subjects.io(scope, session_id, "in", stream))
             if last is not None:
                 found[stream] = Newest(sequence=last.record.sequence, seq=last.seq, at=last.record.at)
         return found
