@@ -39,5 +39,10 @@ async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Positi
 
     position = await log.transact(RUN, scope, run_id, decide)
     if held.state.lease is not None and held.state.lease.worker == worker and position.state.lease is None:
-        await chunks.bury(log.js, scope, run_id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)
+        await bury(log, scope, held)
     return position
+
+
+async def bury(log: Log, scope: Scope, held: RunEvent) -> None:
+    """Say in the log of the execution that ``held`` the run, an event under its lease, that it ends there."""
+    await chunks.bury(log.js, scope, held.run_id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)

@@ -8,7 +8,7 @@ import msgspec
 
 from bus.chunks import read_chunks
 from bus.explainer import Explainer
-from bus.leases import spec_of
+from bus.leases import bury, spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
@@ -126,11 +126,17 @@ class Runs:
     async def cancel(self, scope: Scope, request: CancelRequest) -> Run:
         """Cancel: at once when nothing executes the run, else by asking its worker. Asking twice is fine."""
 
+        before = await self.log.present(RUN, scope, request.id)
+
         def decide(state: RunState) -> Draft | None:
             alive = state.lease is not None and self.presence.is_alive(state.lease.worker)
             return rules.cancel(state, reason=request.reason, force=request.force, holder_alive=alive)
 
-        await self.log.transact(RUN, scope, request.id, decide, headers=cancel_header(scope, request.id, "ttl"))
+        after = await self.log.transact(RUN, scope, request.id, decide, headers=cancel_header(scope, request.id, "ttl"))
+        if (
+            before.state.lease is not None and after.state.status == "cancelled"
+        ):  # its worker, which is gone, cannot say so
+            await bury(self.log, scope, before)
         return await self.get(scope, RunRef(id=request.id))
 
     async def cancel_quietly(self, scope: Scope, run_id: str, reason: str) -> Any:

@@ -190,6 +190,7 @@ async def test_a_forced_cancel_needs_no_worker(tmp_path: Path) -> None:
                 await asyncio.sleep(0.1)
         run = await started.run.cancel(force=True)
         assert run.status == "cancelled"
+        assert [chunk.tombstone async for chunk in helmr.runs.logs(run) if chunk.tombstone] == ["worker_lost"]
 
 
 async def _take_over(platform: Platform, helmr: AsyncClient, first_home: Path, second_home: Path) -> None:
