@@ -420,7 +420,7 @@ def logs_are_whole(case: Case) -> Found:
 
 
 def _dispatches(run_id: str, entries: list[Entry]) -> Iterator[tuple[tuple[str, int, int], dict[str, Any] | None]]:
-    """Each lease that ended, and the bytes its holder said it had stored; None if the holder said nothing."""
+    """Each lease that ended other than by waiting, and the bytes its holder said it had stored; None if it said nothing."""
     lease: RunEvent | None = None
     for entry in entries:
         event = entry.event
@@ -428,6 +428,8 @@ def _dispatches(run_id: str, entries: list[Entry]) -> Iterator[tuple[tuple[str, 
             lease = event
         elif lease is not None and event.kind in {"lease_lost", "retry_scheduled", *TERMINAL}:
             yield (run_id, lease.data["attempt"], lease.data["dispatch_attempt"]), event.data.get("logs")
+            lease = None
+        elif event.kind == "waiting":
             lease = None
 
 

@@ -51,6 +51,7 @@ class Member:
         #: Starts that came to nothing because NATS was not there.
         self.gave_up = 0
         self._killed = 0
+        self._was_ready = False
         self.part = Part(
             name,
             lambda: [sys.executable, "-m", part_process.__name__, *words],
@@ -73,19 +74,19 @@ class Member:
     def _listen(self, line: str) -> bool:
         with self.log.open("a") as log:
             log.write(line + "\n")
-        if line == "control":
-            return True
-        if not line.startswith('{"ready"'):
+        if line.startswith('{"ready"'):
+            said = json.loads(line)
+            self.ids += [said["id"]] if said["part"] == "worker" else []
+        elif line != "control":
             return False
-        said = json.loads(line)
-        if said["part"] == "worker":
-            self.ids.append(said["id"])
+        self._was_ready = True
         return True
 
     def _died(self, words: str) -> None:
+        self._was_ready, was_ready = False, self._was_ready
         if self._killed and "SIGKILL" in words:
             self._killed -= 1
-        elif words.startswith(_GAVE_UP.format(self.name)):
+        elif words.startswith(_GAVE_UP.format(self.name)) and not was_ready:
             self.gave_up += 1
         else:
             self.crashes.append(words)

@@ -17,6 +17,7 @@ from typing import Any
 
 import worker.leasing
 from bus.log import _EXPECT_FILTER, _EXPECT_SEQ, Log
+from helmr.errors import Unavailable
 from helmr.reducers.queue import Room
 from tests.integration import worker_process
 from worker.log_pump import LogPump
@@ -131,7 +132,11 @@ def main() -> None:
     words = sys.argv[1:]
     if words[0] == "control":
         logging.basicConfig(level=logging.INFO)
-        asyncio.run(worker_process.main(*words))
+        try:
+            asyncio.run(worker_process.main(*words))
+        except* Unavailable as away:  # as the command does
+            print(f"error: {away.exceptions[0]}", file=sys.stderr)  # noqa: T201
+            sys.exit(Unavailable.exit_code)
     else:
         from cli.main import main as command
 
