@@ -22,17 +22,21 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+import msgspec
+
 from bench.installation import installation, server
 from bus import topology
 from bus.log import RUN, Log, Position
+from bus.presence import WorkerInfo, announce
 from bus.pull import Delivery, Puller, ensure_consumer
 from bus.reader import StreamReader
-from helmr import subjects
+from helmr import events, subjects
 from helmr.client import AsyncClient
 from helmr.events import Draft, RunEvent
 from helmr.reducers import run as rules
 
 _STARTERS = 64
+_WORKER = "wrk_bench"
 
 
 class Found(NamedTuple):
@@ -84,7 +88,7 @@ async def simulate(client: AsyncClient, slots: int) -> None:
         try:
             event = RUN.decode(item.msg.data)
             position: Position[RunEvent] = Position(item.stream_seq, event)
-            leased = rules.lease(event.state, worker="wrk_bench", dispatch=event.cursor)
+            leased = rules.lease(event.state, worker=_WORKER, dispatch=event.cursor)
             position = await log.append(RUN, client.scope, event.run_id, position, leased)
             await log.append(RUN, client.scope, event.run_id, position, Draft(kind="succeeded", source="worker"))
             await item.msg.ack()
@@ -95,10 +99,20 @@ async def simulate(client: AsyncClient, slots: int) -> None:
         Puller(nc, topology.RUNS, topology.lane_consumer_name("default")) as puller,
         asyncio.TaskGroup() as tasks,
     ):
+        tasks.create_task(seem_alive(client, slots))
         while True:
             async for item in puller.pull(slots):
                 await limit.acquire()
                 tasks.create_task(work(item))
+
+
+async def seem_alive(client: AsyncClient, slots: int) -> None:
+    """Renew the simulated worker's presence, or its runs would be rescued."""
+    about = {"id": _WORKER, "host": "bench", "group": "default", "engine": "none", "isolated": False, "running": 0}
+    told = {**about, "slots": slots, "started_at": events.now(), "version": "bench"}
+    while True:
+        await announce(client.wire.nc, msgspec.convert(told, WorkerInfo))
+        await asyncio.sleep(topology.HEARTBEAT)
 
 
 async def read_log(client: AsyncClient) -> Found:
