@@ -41,7 +41,8 @@ def told(name: str, found: list[float]) -> None:
 
 async def main(engine: str, times: int, parked: int) -> None:
     """Measure both."""
-    async with installation(engine, 2) as client:
+    async with installation(engine, 2) as running:
+        client = running.client
         await delays(client, "wakes", 5)
         told("hot", await delays(client, "wakes", times))
         told("parked", await delays(client, "wakes-parked", parked))
