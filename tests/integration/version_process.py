@@ -1,14 +1,18 @@
-"""Captures or restores one workspace as a process of its own, for tests that kill it at any point.
+"""Captures or restores one workspace in forked processes, for tests that kill them at any point.
 
-``python -m tests.integration.version_process capture|restore HOME`` says ``begin`` when it begins, and ``done`` at the end. The
-workspace's state is the file ``state`` in HOME: what the log would have.
+Each line of the standard input is ``capture|restore HOME SECONDS``, with ``-`` for a process that is left alone; each is
+answered with the exit code (negative for a signal) and the seconds it took. The workspace's state is the file ``state`` in
+HOME: what the log would have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import select
+import signal
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -51,17 +55,41 @@ async def _capture(home: Path, checkouts: Checkouts) -> None:
         await checkouts.save(WORKSPACE, Record(state.epoch, captured.snapshot))
 
 
-async def main(what: str, home: Path) -> None:
-    """Do it."""
+async def _live(what: str, home: Path) -> None:
     checkouts = Checkouts(ProcessEngine(home), Versions(DirectoryArtifacts(home / "store")))
-    os.write(1, b"begin\n")
     if what == "capture":
         await _capture(home, checkouts)
     else:
         await checkouts.ready(read_state(home), lambda _: None)
-    os.write(1, b"done\n")
+
+
+def _run(what: str, home: Path, kill_after: float | None) -> str:
+    """Fork a process that does it; how that ended, and after how many seconds."""
+    begin = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            asyncio.run(_live(what, home))
+            code = 0
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        handle = os.pidfd_open(child)
+        select.select([handle], [], [], kill_after)
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+    _, status = os.waitpid(child, 0)
+    return f"{os.waitstatus_to_exitcode(status)} {time.monotonic() - begin}"
+
+
+def main() -> None:
+    """Do what each line of the standard input asks for."""
+    for line in sys.stdin:
+        what, home, kill_after = line.split()
+        print(_run(what, Path(home), float(kill_after) if kill_after != "-" else None), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
     die_with_parent()
-    asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+    main()
