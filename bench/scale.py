@@ -44,6 +44,8 @@ from worker.process_engine import ProcessEngine
 from worker.worker import Worker
 
 _SCOPE = Scope("acme", "bench")
+#: The lane of those lives: whoever served it has acknowledged all of it.
+_PAST = "past"
 #: Lives sent before the server has to have stored them: it drops what is too far ahead.
 _AHEAD = 500
 _READS = 300
@@ -81,7 +83,7 @@ def life() -> tuple[dict[str, str], list[tuple[str, bytes]]]:
     for kind, draft in told:
         event = kind.make(states.get(kind.name), named[kind.name], draft)
         states[kind.name] = event.state
-        lane = "default" if draft.kind == "queued" else ""
+        lane = _PAST if draft.kind == "queued" else ""
         subject = subjects.event(_SCOPE, kind.name, named[kind.name], draft.kind, lane=lane)
         messages.append((subject, msgspec.json.encode(event)))
     return named, messages
@@ -141,6 +143,16 @@ async def controlled(url: str) -> AsyncIterator[tuple[Control, float]]:
         await asyncio.wait({task})
         control.close()
         await nc.close()
+
+
+async def caught_up(nc: Nats) -> float:
+    """Seconds until the reactors, which were not there in the past, have seen all of it."""
+    began = time.perf_counter()
+    while True:
+        infos = await nc.jetstream().consumers_info(topology.RUNS)
+        if not any(info.num_pending or info.num_ack_pending for info in infos if info.name.startswith("reactor-")):
+            return time.perf_counter() - began
+        await asyncio.sleep(0.5)
 
 
 def spread(values: list[float]) -> str:
@@ -213,6 +225,7 @@ async def after_restart(home: Path, runs: list[str], starts: int) -> None:
     async with controlled(server.url) as (control, taken):
         print(f"  control, no checkpoint        {taken:.2f} s")
         await control.live_follower.save((await api(nc, f"STREAM.INFO.{topology.RUNS}", None))["created"])
+        print(f"  its reactors catch up in      {await caught_up(nc):.0f} s")
     async with controlled(server.url) as (control, taken):
         print(f"  control, from a checkpoint    {taken:.2f} s")
         began = time.perf_counter()
