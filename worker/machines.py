@@ -62,6 +62,7 @@ class _Entry:
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.machine: Machine | None = None
+        self.confirmed = 0.0  #: when the claim was last known to be ours
         self.sources: set[str] = set()  #: what was put into the machine
         self.users = 0
         self.idle_since = 0.0
@@ -116,6 +117,8 @@ class Machines:
         entry.users += 1
         try:
             async with entry.lock:
+                if entry.machine is not None:
+                    await self._confirm_claim(scope, workspace_id, entry)
                 if entry.machine is None:
                     await self._bring_up(scope, workspace_id, needs, entry)
                 machine = entry.machine
@@ -210,7 +213,7 @@ class Machines:
 
     async def _bring_up(self, scope: Scope, workspace_id: str, needs: Needs, entry: _Entry) -> None:
         state = await self._claim(scope, workspace_id)
-        claimed = asyncio.get_running_loop().time()
+        entry.confirmed = asyncio.get_running_loop().time()
         try:
             entry.record = await self._checkouts.ready(state, needs.progress)
             image = await self._engine.ensure_image(await self._image(needs), needs.progress)
@@ -220,15 +223,32 @@ class Machines:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise
         entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry.machine))
-        if asyncio.get_running_loop().time() - claimed > STALE:
-            await self._confirm_claim(scope, workspace_id, entry)
+        await self._confirm_claim(scope, workspace_id, entry)
+        if entry.machine is None:
+            raise Misplaced(await self._lane(scope, workspace_id))
 
     async def _confirm_claim(self, scope: Scope, workspace_id: str, entry: _Entry) -> None:
-        """Whoever was stopped while it brought a machine up may have been replaced: there must not be a second one."""
+        """End our machine if the workspace has been claimed by another worker meanwhile; nothing is looked up that is fresh.
+
+        Whoever was stopped or cut off for a while may have been replaced: there must not be a second machine.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - entry.confirmed <= STALE:
+            return
         state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
-        if state.materialization is None or state.materialization.worker != self._worker_id:
-            await self._shut_down(scope, workspace_id, entry, "another worker has it")
-            raise Misplaced(rules.lane(state, group=self._group, alive=self._liveness.alive()))
+        if state.materialization is not None and state.materialization.worker == self._worker_id:
+            entry.confirmed = now
+            return
+        log.warning("workspace %s: another worker has it", workspace_id)
+        machine, entry.machine = entry.machine, None
+        if entry.watcher is not None:
+            entry.watcher.cancel()
+        if machine is not None:
+            await machine.stop()
+
+    async def _lane(self, scope: Scope, workspace_id: str) -> str:
+        state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
+        return rules.lane(state, group=self._group, alive=self._liveness.alive())
 
     async def _claim(self, scope: Scope, workspace_id: str) -> WorkspaceState:
         def decide(state: WorkspaceState) -> Draft:

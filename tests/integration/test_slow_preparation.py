@@ -10,6 +10,7 @@ import pytest
 
 from bus.leases import lose_lease
 from bus.log import WORKSPACE
+from bus.queueing import redispatch
 from helmr.client import AsyncClient
 from helmr.events import Draft, WorkspaceState
 from helmr.reducers import workspace as workspace_rules
@@ -93,6 +94,22 @@ async def test_a_machine_whose_workspace_another_worker_has_is_stopped(platform:
     assert not list(platform.home.glob("engine/processes/machines/*")), "there is no second machine"
     assert (await helmr.runs.get(run)).attempt == 1
     await started.run.cancel()
+
+
+async def test_nor_is_one_used_that_was_there_before(platform: Platform) -> None:
+    _Gated.go_on.set()
+    helmr = await platform.project("acme", TASKS)
+    run = await (await helmr.sessions.start("leaves-a-trace")).run.wait(timeout=20)
+    [before] = platform.home.glob("engine/processes/machines/*/run/supervisor.json")
+    former = before.read_text()
+    await _claim_for_another(platform, helmr, run.workspace_id)
+    started = await helmr.sessions.start("leaves-a-trace", workspace=run.workspace_id)
+    scope, log = Scope(*helmr.scope), platform.control.log
+    await redispatch(log, scope, started.run.id, dispatch=1, lane="default")
+    assert (await started.run.wait(timeout=20)).output == 2
+    assert before.read_text() != former, "it is another machine"
+    live = (await helmr.workspaces.get(run.workspace_id)).worker
+    assert live == platform.workers[0].id, "under a claim of its own"
 
 
 async def _claim_for_another(platform: Platform, helmr: AsyncClient, workspace_id: str) -> None:
