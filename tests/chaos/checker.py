@@ -229,15 +229,16 @@ def _excused(case: Case, run_id: str, start: Start) -> set[str]:
 
 @rule
 def the_same_start_is_one_run(case: Case) -> Found:
-    """Starts with one external id, repeated or at the same time, lead to one session and one run; the rest is reuse."""
+    """Starts with one external id, repeated or at the same time, lead to one session, and to one run until input comes."""
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
     fresh: Counter[str] = Counter()
     for start in case.evidence.starts:
         if start.external_id is not None:
-            found[start.external_id].add((start.session_id, start.run_id))
+            turn = case.spec(start.run_id).turn if start.run_id in case.runs else 0
+            found[start.external_id].add((start.session_id, start.run_id if turn == 0 else "a later turn"))
             fresh[start.external_id] += not start.reused
     for external_id, pairs in found.items():
-        if len(pairs) > 1:
+        if len({session for session, _ in pairs}) > 1 or len({run for _, run in pairs} - {"a later turn"}) > 1:
             yield _violation(the_same_start_is_one_run, external_id, f"led to several: {sorted(pairs)}")
         if fresh[external_id] > 1:
             yield _violation(the_same_start_is_one_run, external_id, f"was new {fresh[external_id]} times")
@@ -260,11 +261,14 @@ def executions_do_not_overlap(case: Case) -> Found:
 
 @rule
 def nothing_lives_after_its_end(case: Case) -> Found:
-    """Once the holder of the lease has said how a run ended, no process of it is alive, daemons included."""
+    """Once the holder of the lease has said how a run ended, no process of it is alive there, daemons included."""
     for run_id, marks in case.marks.items():
         end = case.runs[run_id][-1]
         if end.event.kind in TERMINAL and end.writer is not None:
-            late = [mark for mark in marks if mark.at > end.event.at.timestamp()]
+            here = max(
+                (mark for mark in marks if mark.what == "start"), key=lambda mark: mark.mono, default=marks[0]
+            ).where
+            late = [mark for mark in marks if mark.where == here and mark.at > end.event.at.timestamp()]
             if late:
                 after = late[-1].at - end.event.at.timestamp()
                 text = f"{late[-1].what} by process {late[-1].pid}, {after:.2f} s after {end.event.kind}"
