@@ -74,7 +74,7 @@ class Control:
         vault = Vault(nc, ring)
         planner = Planner(self.log, self.deployments, self.presence, self.admission.gate, vault)
         self.secrets = Secrets(self.log, vault)
-        self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly)
+        self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly, self.admission.lanes.forget)
         self.streams = Streams(self.log, self.deployments)
         self.live_service = Live(self.live, self.live_follower.ready)
         self.queues = Queues(self.log, self.deployments, self.admission)

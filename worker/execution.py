@@ -154,7 +154,7 @@ class Execution:
         if not isinstance(reason, HandedBack):
             raise reason
         await self._store_logs(chunks.WORKER_LOST)
-        await self._hand_back(str(reason))
+        await self._hand_back(str(reason), orderly=True)
 
     async def _work(self) -> None:
         started = asyncio.get_running_loop().time()
@@ -405,11 +405,13 @@ class Execution:
         await self.journal.flush()
         await self.pump.drain()
 
-    async def _hand_back(self, reason: str) -> None:
+    async def _hand_back(self, reason: str, *, orderly: bool = False) -> None:
         """Give the lease up; the worker has the run queued again, when it is ready for that."""
         at = events.now()
         state = await self.journal.append(
-            lambda state: rules.abandon(state, self.spec, reason=reason, began=self.conversation.began, at=at)
+            lambda state: rules.abandon(
+                state, self.spec, reason=reason, began=self.conversation.began, at=at, orderly=orderly
+            )
         )
         self.handed_back = state.status == "queued"
 

@@ -7,6 +7,7 @@ that a client's retry completes the same start and never makes a second one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -38,10 +39,12 @@ class Ref(msgspec.Struct, kw_only=True):
 class Sessions:
     """The session service."""
 
-    def __init__(self, log: Log, planner: Planner, cancel_run: Any) -> None:
+    def __init__(self, log: Log, planner: Planner, cancel_run: Any, withdraw: Callable[[str], None]) -> None:
         self.log = log
         self.planner = planner
         self._cancel_run = cancel_run
+        #: Told of a run that was let into a lane and is not queued after all: it has been, by an earlier start.
+        self._withdraw = withdraw
 
     def endpoints(self) -> list[Endpoint]:
         """What this service answers."""
@@ -61,6 +64,7 @@ class Sessions:
         try:
             opened = await self.log.append(SESSION, scope, plan.session_id, Position(0, None), plan.session)
         except Superseded:
+            self._withdraw(plan.run_id)
             return await self._reuse(scope, plan)
         # Not before: the session, and its timer, may be an earlier start's. Whoever finishes a half-done start arms it, too.
         await self._arm_expiry(scope, plan.session_id, plan.opened)
@@ -102,6 +106,7 @@ class Sessions:
         try:
             position = await self.log.append(kind, scope, entity_id, Position(0, None), draft)
         except Superseded:
+            self._withdraw(entity_id)
             return await self.log.present(kind, scope, entity_id)
         if position.event is None:
             raise HelmrError(f"{kind.name} {entity_id} was not stored")

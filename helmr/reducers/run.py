@@ -181,8 +181,9 @@ def _cancel_requested(state: RunState, data: dict[str, Any], _at: datetime) -> R
     )
 
 
-def _lease_lost(state: RunState, _data: dict[str, Any], at: datetime) -> RunState:
-    return msgspec.structs.replace(_released(state, at), status="queued", losses=state.losses + 1)
+def _lease_lost(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    losses = state.losses if data.get("orderly") else state.losses + 1
+    return msgspec.structs.replace(_released(state, at), status="queued", losses=losses)
 
 
 def _retry_scheduled(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
@@ -301,26 +302,27 @@ def holds(state: RunState, *, worker: str, cursor: int) -> bool:
     return state.lease is not None and state.lease.worker == worker and state.lease.cursor == cursor
 
 
-def lose_lease(state: RunState, *, reason: str) -> Draft:
-    """The holder is gone."""
+def lose_lease(state: RunState, *, reason: str, orderly: bool = False) -> Draft:
+    """The holder is gone, or stops in good order."""
     _require(state, "running")
     worker = state.lease.worker if state.lease else None
-    return Draft(kind="lease_lost", data={"worker": worker, "reason": reason}, message=reason, source="worker")
+    data = {"worker": worker, "reason": reason} | ({"orderly": True} if orderly else {})
+    return Draft(kind="lease_lost", data=data, message=reason, source="worker")
 
 
-def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: datetime) -> Draft:
+def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: datetime, orderly: bool = False) -> Draft:
     """The holder does not execute the run any more, and it has not ended.
 
     It goes back to the queue, unless somebody wanted its end anyway, the task's code began and may not begin twice, or it has
-    been dispatched too often.
+    been dispatched too often. ``orderly``: a worker that was told to stop hands it back, which says nothing about the run.
     """
     if state.cancel is not None:
         return cancelled(state.cancel.reason, source="worker")
     if began and spec.on_worker_lost == "fail":
         return end_attempt(state, spec, Failure(code="worker_lost", message=reason), at=at)
-    if state.losses + 1 >= MAX_DISPATCH_ATTEMPTS:
+    if state.losses + 1 >= MAX_DISPATCH_ATTEMPTS and not orderly:
         return exhausted(state)
-    return lose_lease(state, reason=reason)
+    return lose_lease(state, reason=reason, orderly=orderly)
 
 
 def wait(state: RunState, wanted: Wait, **data: Any) -> Draft:

@@ -171,7 +171,7 @@ def attempts_rise_by_retry_alone(case: Case) -> Found:
                 case "waiting":
                     losses = 0
                 case "lease_lost":
-                    losses += 1
+                    losses += not event.data.get("orderly")
                 case "leased":
                     attempt, dispatch, retried = attempt + retried, dispatch + 1, False
                     told = event.data["attempt"], event.data["dispatch_attempt"]

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from bus import requests, topology
 from bus.log import RUN, SESSION, WORKSPACE, Position, get_message
 from bus.starts import StartRequest
-from helmr import ids
+from helmr import ids, subjects
 from helmr.client import AsyncClient, Client
 from helmr.errors import Conflict, HelmrError, NotFound, UsageError
 from helmr.events import Draft
@@ -194,7 +195,7 @@ async def test_a_workspace_that_does_not_fit_is_refused_before_anything_is_creat
     first = await helmr.sessions.start("quick", {"n": 1})
     await first.run.wait(timeout=20)
     workspace = first.session.workspace_id
-    before = (await helmr.status())["control"]["streams"]["RUNS"]["last_seq"]
+    before = await _entities(platform)
     with pytest.raises(Conflict, match=r"sandbox default \(the task needs other\); mount path /workspace \(the"):
         await helmr.sessions.start("elsewhere", workspace=workspace)
     with pytest.raises(NotFound):
@@ -202,7 +203,14 @@ async def test_a_workspace_that_does_not_fit_is_refused_before_anything_is_creat
     foreign = await platform.project("foreign", TASKS)
     with pytest.raises(NotFound, match="in foreign"):
         await foreign.sessions.start("quick", {"n": 1}, workspace=workspace)
-    assert (await helmr.status())["control"]["streams"]["RUNS"]["last_seq"] == before
+    assert await _entities(platform) == before
+
+
+async def _entities(platform: Platform) -> set[tuple[str, str]]:
+    """Everything that the log has an event of."""
+    info = await requests.api(platform.nc, f"STREAM.INFO.{topology.RUNS}", {"subjects_filter": subjects.ALL_EVENTS})
+    parsed = map(subjects.parse_event, info["state"]["subjects"])
+    return {(each.entity, each.id) for each in parsed}
 
 
 async def test_a_workspace_fits_the_sandbox_as_it_was_when_it_was_made(platform: Platform) -> None:

@@ -137,6 +137,14 @@ class TestLease:
         end = rules.abandon(last, spec(), reason="gone", began=True, at=START)
         assert end.data["failure"]["code"] == "dispatch_exhausted"
 
+    def test_stopping_workers_may_hand_a_run_back_as_often_as_they_like(self) -> None:
+        state = queued()
+        for _ in range(2 * rules.MAX_DISPATCH_ATTEMPTS):
+            state = leased(state)
+            state = after(state, rules.abandon(state, spec(), reason="stop", began=True, at=START, orderly=True))
+            state = after(state, rules.requeue(state, cause="redispatch", lane="default"))
+        assert (state.status, state.losses) == ("queued", 0)
+
     def test_only_leases_lost_in_a_row_count(self) -> None:
         state = running()
         for _ in range(rules.MAX_DISPATCH_ATTEMPTS + 1):
