@@ -179,7 +179,7 @@ ROWS: list[tuple[str, str, float]] = [
     ("`max_duration`", "24 h", tasks.MAX_MAX_DURATION / 3600),
     ("`max_duration`", "24 h", starts.MAX_DURATION / 3600),
     ("`max_duration`", "15 min", tasks.DEFAULT_MAX_DURATION / 60),
-    ("dispatches", "5,", run_rules.MAX_DISPATCH_ATTEMPTS),
+    ("leases lost in a row", "5,", run_rules.MAX_DISPATCH_ATTEMPTS),
     ("version of", "1,000,000 files", manifest.MAX_ENTRIES),
     ("version of", "200 deep", manifest.MAX_DEPTH),
     ("version of", "256 GiB", packs.MAX_FILE / GIB),
