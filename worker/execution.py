@@ -30,7 +30,7 @@ from worker.host import is_full
 from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
-from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, judge, masked
+from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, judge, loss, masked
 from worker.run_journal import Fenced, RunJournal
 from worker.run_secrets import RunSecrets, SecretMissing
 from worker.services import Services
@@ -275,8 +275,8 @@ class Execution:
         finally:
             canceller.cancel()
             self._process = None
-        if exited is not None and exited.cause == "lost":
-            raise Unavailable(f"its machine was lost: {exited.detail}")
+        if exited is not None and (lost := loss(exited, asked=self._asked)) is not None:
+            raise Unavailable(f"its machine was lost: {lost}")
         await self._capture()
         if exited is None:
             return Waits()
@@ -287,6 +287,11 @@ class Execution:
             max_duration=self.spec.max_duration,
             schema=task.get("output_schema"),
         )
+
+    @property
+    def _asked(self) -> bool:
+        """Whether we have the process ended: somebody wants that, we stop, or it has broken the protocol."""
+        return self._cancelled.is_set() or self._stopping is not None or self.conversation.said.broken is not None
 
     async def _start(self, machine: Machine, deployment: Deployment, task: dict[str, Any], deadline: float) -> Process:
         """The process that was kept while the run waited, told the answer; or a new one, which knows what is recorded."""

@@ -100,6 +100,18 @@ _ERROR_CODES: tuple[FailureCode, ...] = (
 )
 
 
+def loss(exited: Exited, *, asked: bool) -> str | None:
+    """How a process came to its end without anybody's fault, or None; ``asked``: this worker had it ended.
+
+    Whoever else ends it ends the machine: another worker of this home, say, that took this one for dead.
+    """
+    if exited.cause == "lost":
+        return exited.detail or "the supervisor ended"
+    if exited.cause == "cancel" and not asked:
+        return "somebody else ended its processes"
+    return None
+
+
 def judge(said: Said, exited: Exited, *, cancel_requested: bool, max_duration: float, schema: Any) -> Outcome:
     """The outcome of an attempt."""
     finished = said.returned and exited.exit_code == 0

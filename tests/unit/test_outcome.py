@@ -10,7 +10,7 @@ import pytest
 from worker import messages
 from worker.engine import Exited
 from worker.messages import Broken
-from worker.outcome import MAX_OUTPUT, MAX_PARTS, Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge
+from worker.outcome import MAX_OUTPUT, MAX_PARTS, Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge, loss
 
 _RETURNED: dict[str, Any] = {"op": "result", "output": {"n": 1}}
 _ERROR: dict[str, Any] = {"op": "error", "code": "task_error", "type": "ValueError", "message": "no", "traceback": "…"}
@@ -54,6 +54,22 @@ def test_a_failure_has_its_code(bodies: list[dict[str, Any]], exited: Exited, co
     assert isinstance(outcome, Failed)
     assert outcome.failure.code == code
     assert outcome.exit_code == exited.exit_code
+
+
+@pytest.mark.parametrize(
+    ("exited", "asked", "lost"),
+    [
+        (Exited(cause="lost"), True, True),
+        (Exited(cause="lost", detail="the container is gone"), False, True),
+        (Exited(signal=15, cause="cancel"), False, True),
+        (Exited(signal=15, cause="cancel"), True, False),
+        (Exited(signal=15), False, False),
+        (Exited(signal=9, cause="deadline"), False, False),
+        (Exited(exit_code=0), False, False),
+    ],
+)
+def test_what_somebody_else_ended_is_lost(exited: Exited, asked: bool, lost: bool) -> None:
+    assert (loss(exited, asked=asked) is not None) == lost
 
 
 @pytest.mark.parametrize(
