@@ -21,6 +21,7 @@ from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 
 from bus import topology
+from bus.requests import api
 from helmr import events, ids, subjects
 from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable
 from helmr.events import (
@@ -305,14 +306,15 @@ class Log:
         return ack.seq
 
     async def _until_connected(self, deadline: float) -> None:
-        """Wait for the connection to come back; a flush answers as soon as it does."""
+        """Wait for the server to answer again."""
         try:
             async with asyncio.timeout_at(deadline):
                 while True:
                     try:
-                        await self.nc.flush(timeout=1)
-                    except (TimeoutError, nats.errors.Error, OSError):
-                        # Not connected: flush can fail at once, so give the reconnect loop room to run.
+                        # Not a flush: nats-py's read loop breaks on the answer to one that has timed out.
+                        await api(self.nc, "INFO", None, timeout=1.0)
+                    except Unavailable:
+                        # Not connected: a request can fail at once, so give the reconnect loop room to run.
                         await asyncio.sleep(0.05)
                     else:
                         return

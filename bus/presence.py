@@ -1,13 +1,14 @@
 """Which workers are alive: each renews a key of its own, and everybody else watches.
 
 A key that is not renewed counts as gone after :data:`bus.topology.PRESENCE_TTL` seconds in which the watcher was awake and
-connected: the bucket tells nobody when a key expires, and who slept or was cut off has no right to call others silent. Before
-anything is taken from a worker, :meth:`Presence.confirm_gone` has the server's word for it, too.
+the server answered it: the bucket tells nobody when a key expires, and who slept or was cut off has no right to call others
+silent. Before anything is taken from a worker, :meth:`Presence.confirm_gone` has the server's word for it, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -20,6 +21,13 @@ from bus import topology
 from bus.attention import Attention
 from bus.bucket import BucketView
 from bus.log import get_message
+from bus.requests import api
+from helmr.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+#: Seconds since the server's last sign of life in which it counts as being there.
+_HEARD_WITHIN = topology.HEARTBEAT / 2
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +68,7 @@ class Presence:
         self._view = BucketView(nc, topology.PRESENCE_BUCKET, self._on_value)
         self._attention = Attention(clock)
         self._connections = nc.stats["reconnects"]
+        self._answered = time.monotonic()
         self._undisturbed_since = 0.0
         self.ready = self._view.ready
         #: Set when a worker has said good-bye, or was found to be gone; for one listener, who clears it.
@@ -112,10 +121,25 @@ class Presence:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._view.watch())
             tasks.create_task(self._attention.keep(self._now))
+            tasks.create_task(self._knock())
+
+    async def _knock(self) -> None:
+        """Ask the server for a sign of life, for ever: one that hangs keeps its connections, and renews nobody's key."""
+        while True:
+            try:
+                await api(self.nc, "INFO", None, timeout=2.0)
+                self._answered = time.monotonic()
+            except Unavailable as error:
+                log.debug("%s", error)
+            await asyncio.sleep(_HEARD_WITHIN / 2)
+
+    @property
+    def _listening(self) -> bool:
+        return self.nc.is_connected and time.monotonic() - self._answered < _HEARD_WITHIN
 
     def forgive(self) -> None:
         """Give everybody a new term: the server did not answer us, so that others may not have reached it either."""
-        now = self._attention.seconds(listening=self.nc.is_connected)
+        now = self._attention.seconds(listening=self._listening)
         self._undisturbed_since = now
         self._seen = {key: (now, info) for key, (_, info) in self._seen.items()}
 
@@ -124,7 +148,7 @@ class Presence:
         if self.nc.stats["reconnects"] != self._connections:
             self._connections = self.nc.stats["reconnects"]
             self.forgive()
-        return self._attention.seconds(listening=self.nc.is_connected)
+        return self._attention.seconds(listening=self._listening)
 
     def _on_value(self, key: str, value: bytes | None) -> None:
         if value is None:

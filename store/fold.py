@@ -268,7 +268,8 @@ class Fold:
         self._sessions[s.id] = (
             *(s.id, s.status, s.task_id, *scope, s.external_id, s.workspace_id, s.deployment_id, s.run_id, s.turn),
             *(list(s.tags), msgspec.json.encode(s.metadata).decode(), s.reason),
-            *(s.created_at.isoformat(), finished, s.cursor, message.seq),
+            *(s.created_at.isoformat(), s.expires_at.isoformat() if s.expires_at else None, finished),
+            *(s.cursor, message.seq),
         )
 
     def _workspace(self, scope: Scope, message: Message) -> None:

@@ -231,6 +231,7 @@ SESSIONS = _table(
     metadata JSON metadata given at the start
     reason VARCHAR why it ended
     created_at TIMESTAMPTZ when it was opened
+    expires_at TIMESTAMPTZ when it ends by itself
     finished_at TIMESTAMPTZ when it ended
     cursor BIGINT how many events it has
     last_seq BIGINT sequence of its latest event
