@@ -43,8 +43,9 @@ class ChannelProcess:
         self._frames: deque[tuple[int, Frame, int]] = deque()
         self._buffered = 0
         self._acknowledged = taken
-        self._news = 0  # bytes since the last acknowledgement
+        self._owed = 0  # bytes taken since the last acknowledgement
         self._handed_out = taken
+        self._handed_size = 0
         self._finished = False
         self._waiter: asyncio.Future[None] | None = None
         self._sends: deque[asyncio.Future[None]] = deque()
@@ -58,12 +59,12 @@ class ChannelProcess:
     @property
     def owing(self) -> bool:
         """Whether what was taken should be acknowledged now."""
-        return self.over or self._news >= _LAZY_BYTES or self.taken - self._acknowledged >= _LAZY_FRAMES
+        return self.over or self._owed >= _LAZY_BYTES or self.taken - self._acknowledged >= _LAZY_FRAMES
 
     def acknowledged(self) -> None:
         """Take note that the supervisor has been told what was taken."""
         self._acknowledged = self.taken
-        self._news = 0
+        self._owed = 0
 
     def frames(self) -> AsyncIterator[Frame]:
         """Everything the tree says; a second call goes on where the first one stopped."""
@@ -71,7 +72,7 @@ class ChannelProcess:
 
     async def next_frame(self) -> Frame | None:
         """Be done with the frame before and wait for the next; None after :class:`Exited`."""
-        self._acknowledge(self._handed_out)
+        self._acknowledge(self._handed_out, self._handed_size)
         if self._finished:
             return None
         while not self._frames:
@@ -80,8 +81,8 @@ class ChannelProcess:
                 await self._waiter
             finally:
                 self._waiter = None
-        self._handed_out, frame, size = self._frames.popleft()
-        self._buffered -= size
+        self._handed_out, frame, self._handed_size = self._frames.popleft()
+        self._buffered -= self._handed_size
         self._finished = isinstance(frame, Exited)
         return frame
 
@@ -120,7 +121,7 @@ class ChannelProcess:
         if not self.ended:
             self._channel.write(protocol.json_frame(protocol.CANCEL, {"grace": 0.0}, self.number))
         if self._frames:
-            self._acknowledge(self._frames[-1][0])
+            self._acknowledge(self._frames[-1][0], self._buffered)
             self._frames.clear()
             self._buffered = 0
 
@@ -134,7 +135,6 @@ class ChannelProcess:
         if self._buffered > _BUFFER_LIMIT:
             raise protocol.ProtocolError(f"it sends more of process {self.id} than its window allows")
         self._received = sequence
-        self._news += size
         self._put(sequence, frame, size)
 
     def lose(self, reason: str) -> None:
@@ -157,15 +157,16 @@ class ChannelProcess:
             self.ended = True
         if self._abandoned:
             self._buffered -= size
-            self._acknowledge(sequence)
+            self._acknowledge(sequence, size)
             return
         self._frames.append((sequence, frame, size))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _acknowledge(self, sequence: int) -> None:
+    def _acknowledge(self, sequence: int, size: int) -> None:
         if sequence > self.taken:
             self.taken = sequence
+            self._owed += size
             self._channel.acknowledge(self)
 
     def close(self, reason: str) -> None:

@@ -77,14 +77,10 @@ def _entry(manifest: Manifest, path: bytes) -> Entry:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def _trust(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file counts as just changed, or every second look would read it again."""
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A folder of which no file counts as just changed, or every second look would read it again."""
     monkeypatch.setattr(tree, "_RACY", -(10**12))
+    return Bench(tmp_path)
 
 
 async def test_what_is_restored_is_what_was_captured(bench: Bench) -> None:
