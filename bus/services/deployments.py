@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -67,6 +69,7 @@ class DeploymentService:
         self.deployments = deployments
         self.artifacts = artifacts
         self._scratch = Path(tempfile.mkdtemp(prefix="helmr-upload-"))
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def close(self) -> None:
         """Remove what has arrived only in part."""
@@ -88,6 +91,11 @@ class DeploymentService:
             raise UsageError("the archive's name is not a sha-256 in hex")
         if request.offset < 0:
             raise UsageError("an offset is not negative")
+        # Several may send the same archive: no part may touch the file while another's last part is being stored.
+        async with self._locks.setdefault(request.archive, asyncio.Lock()):
+            return await self._receive(request)
+
+    async def _receive(self, request: UploadRequest) -> UploadReply:
         if request.offset == 0 and await self.artifacts.has(request.archive):
             return UploadReply(have=0, stored=True)
         path = self._scratch / request.archive
