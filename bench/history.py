@@ -21,12 +21,12 @@ from nats.aio.client import Client as Nats
 from bench.ingest import SCOPE, life
 from bench.projection import projector, spent
 from bus import topology, watermark
-from bus.connection import connected
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import events, subjects
 from helmr.chunks import headers
 from helmr.client import AsyncClient
+from helmr.connection import connected
 
 #: Bytes of a log chunk, as a chatty run leaves them.
 _CHUNK = 16 * 1024

@@ -22,12 +22,12 @@ from nats.aio.client import Client as Nats
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bus import topology
-from bus.connection import connect
 from bus.reader import StreamReader
 from bus.requests import api
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import events, ids, subjects
+from helmr.connection import connect
 from helmr.events import RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope

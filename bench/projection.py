@@ -25,11 +25,11 @@ from pathlib import Path
 from nats.aio.client import Client as Nats
 
 from bus import topology, watermark
-from bus.connection import connected
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import subjects
 from helmr.chunks import headers
+from helmr.connection import connected
 from tests.lives import SCOPE, Life, session, workspace
 
 Told = list[tuple[str, bytes, dict[str, str] | None]]

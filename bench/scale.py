@@ -26,7 +26,6 @@ from nats.aio.client import Client as Nats
 
 from bench.installation import PROJECT
 from bus import topology
-from bus.connection import connect
 from bus.control import Control
 from bus.keyring import KeyRing
 from bus.log import RUN, SESSION, WORKSPACE, Kind, Log
@@ -36,6 +35,7 @@ from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import events, ids, subjects
 from helmr.client import AsyncClient
+from helmr.connection import connect
 from helmr.events import Draft, RunSpec
 from helmr.reducers import run as run_rules
 from helmr.reducers import workspace as workspace_rules

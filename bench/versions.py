@@ -19,11 +19,11 @@ from pathlib import Path
 
 from bus import topology
 from bus.artifacts import ArtifactStore, DirectoryArtifacts, JetStreamArtifacts
-from bus.connection import connected
 from bus.packs import Snapshot
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from bus.versions import Captured, Versions
+from helmr.connection import connected
 
 
 @asynccontextmanager

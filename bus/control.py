@@ -15,7 +15,6 @@ from nats.aio.client import Client as Nats
 from bus import topology
 from bus.admission import Admission
 from bus.artifacts import open_artifacts
-from bus.connection import server_version
 from bus.deployments import Deployments
 from bus.explainer import Explainer
 from bus.half_starts import HalfStarts
@@ -43,6 +42,7 @@ from bus.setup import ensure_topology
 from bus.starts import Planner
 from bus.vault import Vault
 from bus.versions import Versions
+from helmr.connection import server_version
 from helmr.subjects import Scope
 from helmr.version import __version__
 

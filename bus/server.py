@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from typing import IO, Literal
 
-from bus.connection import connect
+from helmr.connection import connect
 from helmr.errors import ConfigError, Unavailable
 
 log = logging.getLogger(__name__)

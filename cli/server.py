@@ -197,7 +197,7 @@ class _Server:
 
     async def _stand_on(self, url: str, embedded: EmbeddedServer | None) -> None:
         from bus.allocator import keep_buffers
-        from bus.connection import connect
+        from helmr.connection import connect
 
         keep_buffers()
         _use_scratch(self.home / "tmp")

@@ -126,7 +126,7 @@ async def parts_of(client: AsyncClient) -> dict[str, Part]:
 
 
 def _nats(client: AsyncClient, control: dict[str, Any] | None) -> Part:
-    from bus.connection import server_version
+    from helmr.connection import server_version
 
     nats = client.wire.nc
     version = server_version(nats)

@@ -99,10 +99,10 @@ async def _run(
     artifacts: Path | None,
 ) -> None:
     from bus.allocator import keep_buffers
-    from bus.connection import connect
     from bus.exposition import Address
     from helmr import local
     from helmr.config import ensure_home
+    from helmr.connection import connect
 
     keep_buffers()
     address = Address.parse(metrics) if metrics else None

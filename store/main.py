@@ -21,8 +21,8 @@ import duckdb
 from nats.aio.client import Client as Nats
 
 from bus.allocator import keep_buffers
-from bus.connection import connect
 from bus.services.endpoint import serve
+from helmr.connection import connect
 from helmr.errors import HelmrError, Unavailable
 from helmr.version import __version__
 from store import files

@@ -23,8 +23,8 @@ import msgspec
 from nats.aio.client import Client as Nats
 
 from bus import topology
-from bus.connection import connected
 from bus.requests import api
+from helmr.connection import connected
 from helmr.errors import ConfigError, Conflict, NotFound, UsageError
 from store import files, schema, tables
 from store.home import Home

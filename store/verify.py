@@ -21,7 +21,7 @@ import duckdb
 import msgspec
 
 from bus import topology
-from bus.connection import connected
+from helmr.connection import connected
 from helmr.errors import Conflict, NotFound, Unavailable
 from store import files, schema, tables
 from store.home import Home

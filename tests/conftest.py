@@ -14,8 +14,8 @@ os.environ.setdefault("HELMR_TEST_PACE", "0.4")
 import pytest
 from nats.aio.client import Client as Nats
 
-from bus.connection import connect
 from bus.server import EmbeddedServer
+from helmr.connection import connect
 from tests import leaks
 
 #: In the path of what lives longer than one test.

@@ -13,20 +13,18 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from helmr import errors, subjects
-from helmr.errors import HelmrError, NotAllowed, TimedOut, Unavailable
+from helmr import connection, errors, subjects
+from helmr.errors import HelmrError, TimedOut, Unavailable
 from helmr.subjects import Scope
 
 T = TypeVar("T")
 
 #: Seconds a request may take unless its caller says otherwise.
 TIMEOUT = 10.0
-_CONNECT_TIMEOUT = 5.0
 _RETRY_DELAY = 0.2
 #: Seconds a follower puts up with a part of Helmr being away.
 PATIENCE = 30.0
 _END, _PART = "Helmr-End", "Helmr-Part"
-_START_HINT = "start Helmr with `helmr dev` (or `helmr server`), or set HELMR_URL to a server that runs"
 
 
 class Wire:
@@ -35,8 +33,6 @@ class Wire:
     def __init__(self, nc: Nats, scope: Scope) -> None:
         self.nc = nc
         self.scope = scope
-        #: Set anew whenever the connection was lost and came back: live messages may have been missed.
-        self.reconnects = 0
 
     @classmethod
     async def connect(cls, url: str, scope: Scope, *, token: str | None) -> Wire:
@@ -46,35 +42,13 @@ class Wire:
             Unavailable: nothing answers at ``url``.
             NotAllowed: the credentials are refused.
         """
-        nc = Nats()
-        wire = cls(nc, scope)
-        try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
-                await nc.connect(
-                    url,
-                    name="helmr-client",
-                    token=token,
-                    connect_timeout=2,
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a float works
-                    ping_interval=10,
-                    drain_timeout=1,
-                    error_cb=_ignore,
-                    reconnected_cb=wire._reconnected,
-                )
-        except nats.errors.AuthorizationError as error:
-            raise NotAllowed(f"NATS at {url} refuses these credentials", hint="check HELMR_API_KEY") from error
-        except (TimeoutError, OSError, nats.errors.Error) as error:
-            await nc.close()
-            raise Unavailable(f"no NATS server answers at {url}", hint=_START_HINT) from error
-        if not nc.is_connected:  # connect() can return unconnected when the server hangs up during the handshake
-            await nc.close()
-            raise Unavailable(f"no NATS server answers at {url}", hint=_START_HINT)
-        return wire
+        nc = await connection.connect(url, name="helmr-client", token=token, on_error=_ignore)
+        return cls(nc, scope)
 
-    async def _reconnected(self) -> None:
-        self.reconnects += 1
+    @property
+    def reconnects(self) -> int:
+        """How many times the connection was lost and came back: live messages may have been missed then."""
+        return self.nc.stats["reconnects"]
 
     async def close(self) -> None:
         """Close the connection; what could not be sent because the server is away is dropped."""

@@ -13,7 +13,7 @@ from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
 
 from bus import topology
-from bus.connection import connected
+from helmr.connection import connected
 from helmr.reducers.queue import Limits
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.connection import connect
+from helmr.connection import connect
 from tests.examples import (
     check_hello,
     check_human_approval,

@@ -11,13 +11,13 @@ from typing import Any
 
 from nats.aio.client import Client as Nats
 
-from bus.connection import connect
 from bus.control import Control
 from bus.janitor import RETENTION
 from bus.keyring import KeyRing
 from bus.log import RUN
 from bus.server import EmbeddedServer
 from helmr.client import AsyncClient, RunHandle
+from helmr.connection import connect
 from helmr.models import Event, Run
 from helmr.subjects import Scope
 from worker.process_engine import ProcessEngine

@@ -10,10 +10,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from bus.connection import connected
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from cli.main import call
+from helmr.connection import connected
 from store.home import Home
 from store.verify import compare
 from tests.integration.history import projecting, publish, publish_log, rows

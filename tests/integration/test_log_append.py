@@ -10,11 +10,11 @@ import signal
 import pytest
 from nats.aio.client import Client as Nats
 
-from bus.connection import connect
 from bus.log import RUN, Log, Position, Superseded
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from helmr import ids
+from helmr.connection import connect
 from helmr.errors import Conflict, NotFound, TooLarge, Unavailable
 from helmr.events import Draft, RunEvent, RunState
 from helmr.reducers import run as rules

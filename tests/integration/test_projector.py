@@ -13,12 +13,12 @@ from nats.aio.client import Client as Nats
 from nats.js.kv import KeyValue
 
 from bus import topology, watermark
-from bus.connection import connected
 from bus.reader import Message
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from bus.watermark import Watermark
 from helmr import subjects
+from helmr.connection import connected
 from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
 from helmr.models import Deployment
 from store import schema

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from bus import topology
-from bus.connection import connect
 from bus.leases import lose_lease
 from bus.queueing import redispatch
 from bus.server import EmbeddedServer
 from helmr.client import AsyncClient
+from helmr.connection import connect
 from helmr.subjects import Scope
 from tests import leaks
 from tests.integration.parts import part, worker

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bus.connection import connect
 from bus.control import Control
 from bus.keyring import KeyRing
 from bus.server import die_with_parent
+from helmr.connection import connect
 from worker.process_engine import ProcessEngine
 from worker.worker import Worker
 

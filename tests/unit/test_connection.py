@@ -1,4 +1,4 @@
-"""Awaiting what may swallow a cancellation."""
+"""What nats-py does not survive, and our connection does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from bus.connection import heed_cancel
+from helmr.connection import heed_cancel
 
 pytestmark = pytest.mark.anyio
 

@@ -26,6 +26,7 @@ _CONNECT_TIMEOUT = 5.0
 #: Seconds before the same error is worth another line.
 _REPEAT_AFTER = 10.0
 Callback = Callable[[], Awaitable[None]]
+ErrorCallback = Callable[[Exception], Awaitable[None]]
 
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ T = TypeVar("T")
 class _Client(Nats):
     """nats-py's client, which cannot be closed half way: what is left to send to a server that is away is dropped.
 
-    Nor does it swallow cancellations: see :func:`heed_cancel`.
+    Nor does it swallow cancellations (see :func:`heed_cancel`), nor stop reading at the answer to a flush that has timed out.
     """
 
     async def request(self, *args: Any, **options: Any) -> Msg:
@@ -42,6 +43,15 @@ class _Client(Nats):
 
     async def flush(self, *args: Any, **options: Any) -> None:
         await heed_cancel(super().flush(*args, **options))
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():
+            # Nobody waits for it any more: nats-py would fail, and its reader end.
+            self._pongs.pop(0)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+        else:
+            await super()._process_pong()
 
     async def close(self) -> None:
         if not self.is_connected:
@@ -74,9 +84,11 @@ async def connect(
     token: str | None = None,
     on_reconnect: Callback | None = None,
     on_closed: Callback | None = None,
+    on_error: ErrorCallback | None = None,
 ) -> Nats:
     """A connection that reconnects for ever; ``name`` shows in the server's connection list.
 
+    ``on_error`` is called with what the connection runs into; without one, that is logged.
     ``on_closed`` is called when the client gives up for good all the same (the server answered with an error it does not
     recover from): whoever owns the connection must build a new one, or end.
 
@@ -98,7 +110,7 @@ async def connect(
                 ping_interval=10,
                 max_outstanding_pings=2,
                 drain_timeout=2,
-                error_cb=_error_log(),
+                error_cb=on_error or _error_log(),
                 reconnected_cb=on_reconnect,
                 closed_cb=on_closed,
             )
@@ -125,7 +137,7 @@ def server_version(client: Nats) -> str:
     return f"{version.major}.{version.minor}.{version.patch}"
 
 
-def _error_log() -> Callable[[Exception], Awaitable[None]]:
+def _error_log() -> ErrorCallback:
     """Logs what a connection runs into, but the same thing only every now and then: it is tried ten times a second."""
     last = ("", -math.inf)
 
