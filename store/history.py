@@ -1,41 +1,27 @@
 """Answers the canned questions about the past over request/reply, from within the projector's process.
 
-Every request reads with a cursor and a read-only transaction of its own, in one of four threads, and is interrupted at
-its deadline: a reader that stays open would keep the database from checkpointing. Free SQL is for :mod:`store.queries`.
+What a question needs of the database is the store's business (:class:`store.history_store.Reads`). Free SQL is for
+:mod:`store.queries`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import duckdb
 import msgspec
 
 from bus.services.endpoint import Endpoint
 from helmr.chunks import LogChunk
-from helmr.errors import HelmrError, TimedOut, Unavailable, UsageError
+from helmr.errors import UsageError
 from helmr.models import Event, LogMatch
 from helmr.subjects import Scope
 from helmr.version import __version__
-from store import reads, search
+from store.history_store import Entity, Found
 from store.projector import FRESHNESS_DEADLINE, Projector
-from store.reads import LOG_PAGE_BYTES, NOUNS, Cursor
+from store.reads import point_in_time
 from store.search import Wanted
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-#: Seconds a canned question may take.
-DEADLINE = 5.0
-#: Questions answered at the same time; on two cores more would only slow each other down.
-THREADS = 4
 
 
 class Request(msgspec.Struct, kw_only=True):
@@ -174,7 +160,7 @@ class SearchPage(msgspec.Struct, kw_only=True):
 class ResolveRequest(Request, kw_only=True):
     """Ids by prefix, or the last one."""
 
-    entity: Literal["run", "session", "workspace", "deployment"]
+    entity: Entity
     prefix: str | None = None
     last: bool = False
 
@@ -205,9 +191,7 @@ class History:
 
     def __init__(self, projector: Projector) -> None:
         self.projector = projector
-        self.store = projector.store
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="history")
-        self._limit = asyncio.Semaphore(THREADS)
+        self.reads = projector.store.answers()
 
     def endpoints(self) -> list[Endpoint]:
         """What this service answers."""
@@ -228,8 +212,8 @@ class History:
         return [Endpoint("history", verb, request, handler) for verb, (request, handler) in verbs.items()]
 
     def close(self) -> None:
-        """Let go of the threads; requests under way are finished."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Take no more questions; those under way are answered."""
+        self.reads.close()
 
     async def runs(self, scope: Scope, request: RunsRequest) -> RunsPage:
         """A page of runs."""
@@ -239,8 +223,8 @@ class History:
             "session_id": request.session,
             "workspace_id": request.workspace,
         }
-        found, following = await self._page("run", scope, request, filters, since=request.since)
-        return RunsPage(runs=found, next=following)
+        found = await self._page("run", scope, request, filters, since=request.since)
+        return RunsPage(runs=found.records, next=found.next)
 
     async def sessions(self, scope: Scope, request: SessionsRequest) -> SessionsPage:
         """A page of sessions."""
@@ -250,76 +234,55 @@ class History:
             "workspace_id": request.workspace,
             "external_id": request.external_id,
         }
-        found, following = await self._page("session", scope, request, filters, since=request.since)
-        return SessionsPage(sessions=found, next=following)
+        found = await self._page("session", scope, request, filters, since=request.since)
+        return SessionsPage(sessions=found.records, next=found.next)
 
     async def workspaces(self, scope: Scope, request: WorkspacesRequest) -> WorkspacesPage:
         """A page of workspaces."""
-        found, following = await self._page("workspace", scope, request, {"state": request.state}, since=request.since)
-        return WorkspacesPage(workspaces=found, next=following)
+        found = await self._page("workspace", scope, request, {"state": request.state}, since=request.since)
+        return WorkspacesPage(workspaces=found.records, next=found.next)
 
     async def deployments(self, scope: Scope, request: DeploymentsRequest) -> DeploymentsPage:
         """A page of deployments."""
-        found, following = await self._page("deployment", scope, request, {})
-        return DeploymentsPage(deployments=found, next=following)
+        found = await self._page("deployment", scope, request, {})
+        return DeploymentsPage(deployments=found.records, next=found.next)
 
     async def events(self, scope: Scope, request: EventsRequest) -> EventsPage:
         """A page of a run's events."""
         _require_limit(request.limit)
         await self._fresh(request)
-        read = reads.events(scope, request.run_id, self.store.home.archive, after=request.after, limit=request.limit)
-        found, terminal = await self.read(read)
+        found, terminal = await self.reads.events(scope, request.run_id, after=request.after, limit=request.limit)
         return EventsPage(events=found, terminal=terminal)
 
     async def logs(self, scope: Scope, request: LogsRequest) -> LogsPage:
-        """A page of a run's log, from as many daily files as it takes."""
+        """A page of a run's log."""
         _require_limit(request.limit)
         await self._fresh(request, logs=True)
-        run = await self.read(lambda cursor: reads.run_bounds(cursor, scope, request.run_id))
-        days, _, _ = reads.log_days(run, self.store.logs.days())
-        found: list[LogChunk] = []
-        room = LOG_PAGE_BYTES
-        for day in days:
-            after = found[-1].seq if found else request.after_seq
-            read = reads.chunks(
-                request.run_id,
-                attempt=request.attempt,
-                stream=request.stream,
-                after=after,
-                room=room,
-                limit=request.limit - len(found),
-            )
-            listed = await self.read(read, day=day)
-            found += listed
-            room -= sum(len(chunk.data) + 200 for chunk in listed)
-            if room <= 0 or len(found) >= request.limit:
-                return LogsPage(chunks=found, more=True)
-        return LogsPage(chunks=found, more=False)
+        found, more = await self.reads.chunks(
+            scope,
+            request.run_id,
+            attempt=request.attempt,
+            stream=request.stream,
+            after=request.after_seq,
+            limit=request.limit,
+        )
+        return LogsPage(chunks=found, more=more)
 
     async def search(self, scope: Scope, request: SearchRequest) -> SearchPage:
-        """A piece of a search through the daily log files, oldest first."""
-        since = reads.point_in_time(request.since)
+        """A piece of a search through the logs, oldest first."""
         names = ("pattern", "regex", "ignore_case", "task", "run_id", "stream", "context")
-        wanted = Wanted(**{name: getattr(request, name) for name in names}, since=since)
-        await asyncio.to_thread(search.require, wanted)
+        chosen = {name: getattr(request, name) for name in names}
+        wanted = Wanted(**chosen, since=point_in_time(request.since))
         await self._fresh(request, logs=True)
-        begin, after = _place(request.after, since)
-        days = [day for day in self.store.logs.days() if day >= begin]
-        for day, following in itertools.zip_longest(days, days[1:]):
-            found, seq = await self.read(search.piece(scope, wanted, after=after if day == begin else 0), day=day)
-            if seq is not None:
-                return SearchPage(matches=found, next=f"{day}:{seq}")
-            if found:
-                return SearchPage(matches=found, next=f"{following}:0" if following else None)
-        return SearchPage(matches=[], next=None)
+        found, following = await self.reads.search(scope, wanted, request.after)
+        return SearchPage(matches=found, next=following)
 
     async def resolve(self, scope: Scope, request: ResolveRequest) -> Resolved:
         """Ids by prefix."""
         if not request.last and not request.prefix:
             raise UsageError("resolve needs a prefix, or last")
         await self._fresh(request)
-        read = reads.resolve(NOUNS[request.entity], scope, request.prefix, last=request.last)
-        return Resolved(ids=await self.read(read))
+        return Resolved(ids=await self.reads.resolve(request.entity, scope, request.prefix, last=request.last))
 
     async def status(self, _scope: Scope, request: Request) -> HistoryStatus:
         """How far the projection is."""
@@ -333,75 +296,24 @@ class History:
                 streams[stream] = StreamStatus(applied=applied, last=last, lag_seconds=round(lag, 3))
         return HistoryStatus(streams=streams, version=__version__)
 
-    def _one(self, noun: str) -> Callable[[Scope, Ref], Any]:
+    def _one(self, entity: Entity) -> Callable[[Scope, Ref], Any]:
         async def answer(scope: Scope, request: Ref) -> Any:
             await self._fresh(request)
-            return await self.read(reads.one(NOUNS[noun], scope, request.id))
+            return await self.reads.one(entity, scope, request.id)
 
         return answer
 
     async def _page(
-        self, noun: str, scope: Scope, request: Any, filters: dict[str, Any], since: str | float | None = None
-    ) -> tuple[list[msgspec.Raw], str | None]:
-        read = reads.page(NOUNS[noun], scope, filters, since=since, limit=request.limit, before=request.before)
+        self, entity: Entity, scope: Scope, request: Any, filters: dict[str, Any], since: str | float | None = None
+    ) -> Found:
+        _require_limit(request.limit)
+        oldest = None if since is None else point_in_time(since)
         await self._fresh(request)
-        return await self.read(read)
+        return await self.reads.page(entity, scope, filters, since=oldest, limit=request.limit, before=request.before)
 
     async def _fresh(self, request: Request, *, logs: bool = False) -> None:
         if request.fresh:
             await self.projector.fresh(logs=logs, timeout=FRESHNESS_DEADLINE)
-
-    async def read(self, read: Callable[[Cursor], T], *, day: str | None = None) -> T:
-        """Call ``read`` with a cursor over the history, or over the log of a ``day``, in a read-only transaction.
-
-        Raises:
-            TimedOut: it took longer than the deadline, waiting for a thread included.
-            Unavailable: the database cannot answer.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + DEADLINE
-        try:
-            async with asyncio.timeout_at(deadline):
-                await self._limit.acquire()
-        except TimeoutError:
-            raise _late() from None
-        cursor = self.store.cursor()
-        alarm = loop.call_at(deadline, cursor.interrupt)
-        work = loop.run_in_executor(self._threads, self._transact, cursor, day, read)
-        work.add_done_callback(lambda _: self._limit.release())
-        try:
-            return await work
-        finally:
-            alarm.cancel()
-
-    def _transact(self, cursor: Cursor, day: str | None, read: Callable[[Cursor], T]) -> T:
-        try:
-            self.store.use(cursor, day)
-            cursor.execute("BEGIN TRANSACTION READ ONLY")
-            return read(cursor)
-        except duckdb.InterruptException:
-            raise _late() from None
-        except HelmrError:
-            raise
-        except duckdb.Error as error:
-            log.exception("a question failed")
-            raise Unavailable(f"the history cannot answer: {error}") from error
-        finally:
-            cursor.close()
-
-
-def _place(after: str | None, since: datetime) -> tuple[str, int]:
-    """The day a search goes on in, and the sequence it goes on after."""
-    if after is None:
-        return since.strftime("%Y%m%d"), 0
-    day, _, seq = after.partition(":")
-    if not (day.isdigit() and seq.isdigit()):
-        raise UsageError(f"after is {after!r}, not the next of a reply")
-    return day, int(seq)
-
-
-def _late() -> TimedOut:
-    return TimedOut(f"the history did not answer within {DEADLINE:g} s", hint="ask for less, or ask again")
 
 
 def _require_limit(limit: int) -> None:

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from nats.aio.client import Client as Nats
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bus.reader import Message
-    from store.sinks import Batch, Prepared, Store
+    from store.history_store import HistoryStore, Sink
+    from store.steps import Batch, Prepared
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +47,6 @@ WATERMARK_PACE = 1.0
 HISTORY_STREAMS = (topology.RUNS, topology.SESSIONS, topology.CONFIG)
 #: Not the configuration: the watermark itself is part of it.
 PUBLISHED_STREAMS = (topology.RUNS, topology.SESSIONS, topology.LOGS)
-
-
-class Sink(Protocol):
-    """What a lane writes into. Both methods run in threads, each one call at a time, ``store`` in the order prepared."""
-
-    applied: dict[str, int]
-    created: dict[str, str]
-
-    def prepare(self, batch: Batch) -> Prepared:
-        """Make rows of the messages."""
-        ...
-
-    def store(self, prepared: Prepared) -> None:
-        """Write the rows and advance ``applied``."""
-        ...
 
 
 class Lane:
@@ -206,7 +192,7 @@ class Lane:
 class Projector:
     """The two lanes over an open store: history and logs."""
 
-    def __init__(self, nc: Nats, store: Store) -> None:
+    def __init__(self, nc: Nats, store: HistoryStore) -> None:
         self.nc = nc
         self.store = store
         self._progress = asyncio.Event()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from helmr.errors import NotFound, UsageError
 from helmr.models import Deployment, Event, Run, Session, Workspace
 from helmr.subjects import Scope
 from store import schema
+from store.history_store import Found
 from store.tables import EVENTS
 
 #: Bytes of records in one reply, so that it stays below the payload limit of NATS (1 MiB by default).
@@ -98,11 +99,15 @@ def one(noun: Noun, scope: Scope, entity_id: str) -> Callable[[Cursor], Any]:
 
 
 def page(
-    noun: Noun, scope: Scope, filters: dict[str, Any], *, since: str | float | None, limit: int, before: str | None
-) -> Callable[[Cursor], tuple[list[msgspec.Raw], str | None]]:
-    """Read the newest records first; the second part is what ``before`` must be for the next page, if there is one."""
-    if not 1 <= limit <= 1000:
-        raise UsageError(f"limit is {limit}, not 1 to 1000")
+    noun: Noun,
+    scope: Scope,
+    filters: Mapping[str, str | list[str] | None],
+    *,
+    since: datetime | None,
+    limit: int,
+    before: str | None,
+) -> Callable[[Cursor], Found]:
+    """Read the newest records first."""
     where: list[str] = [_MINE]
     parameters: list[Any] = [*scope]
     for name, value in filters.items():
@@ -111,16 +116,16 @@ def page(
             parameters.append(value if isinstance(value, list) else [value])
     if since is not None:
         where.append("created_at >= ?")
-        parameters.append(point_in_time(since))
+        parameters.append(since)
 
-    def read(cursor: Cursor) -> tuple[list[msgspec.Raw], str | None]:
+    def read(cursor: Cursor) -> Found:
         conditions, values = list(where), list(parameters)
         if before is not None:
             conditions.append("(created_at, id) < (?, ?)")
             values += [_created(cursor, noun, scope, before), before]
         order = f"ORDER BY created_at DESC, id DESC LIMIT {limit + 1}"
         found = rows(cursor, f"{noun.select} WHERE {' AND '.join(conditions)} {order}", values)
-        return _fit(noun, found, limit)
+        return fit(noun, found, limit)
 
     return read
 
@@ -133,8 +138,8 @@ def _created(cursor: Cursor, noun: Noun, scope: Scope, entity_id: str) -> dateti
     return created
 
 
-def _fit(noun: Noun, found: list[Row], limit: int) -> tuple[list[msgspec.Raw], str | None]:
-    """As many records as fit into one reply, at least one."""
+def fit(noun: Noun, found: list[Row], limit: int) -> Found:
+    """As many records as fit into one reply, at least one; ``found``: one row more than ``limit``, if there is one."""
     fitting: list[msgspec.Raw] = []
     size = 0
     for row in found[:limit]:
@@ -143,7 +148,7 @@ def _fit(noun: Noun, found: list[Row], limit: int) -> tuple[list[msgspec.Raw], s
         if fitting and size > PAGE_BYTES:
             break
         fitting.append(msgspec.Raw(encoded))
-    return fitting, found[len(fitting) - 1]["id"] if len(fitting) < len(found) else None
+    return Found(records=fitting, next=found[len(fitting) - 1]["id"] if len(fitting) < len(found) else None)
 
 
 def point_in_time(since: str | float) -> datetime:
@@ -226,13 +231,13 @@ def run_bounds(cursor: Cursor, scope: Scope, run_id: str) -> Row:
     return found[0]
 
 
-def log_days(run: Row, days: list[str]) -> tuple[list[str], datetime, datetime]:
-    """The days whose files may hold the run's log, and the times between which it was stored."""
+def log_days(run: Row, days: list[str]) -> list[str]:
+    """The days whose files may hold the run's log."""
     begin = run["first_stored_at"] - timedelta(minutes=1)
     end = (run["last_stored_at"] if run["finished_at"] else datetime.now(UTC)) + _LOG_TAIL
     first, last = begin.strftime("%Y%m%d"), end.strftime("%Y%m%d")
     # A clock set back leaves chunks in the file of a later day: the newest file may hold any.
-    return [day for day in days if first <= day <= last or day == days[-1]], begin, end
+    return [day for day in days if first <= day <= last or day == days[-1]]
 
 
 def chunks(
@@ -255,7 +260,7 @@ def chunks(
             sql = f"SELECT {columns} FROM logs WHERE {' AND '.join(where)} AND seq > {int(seen)} ORDER BY seq LIMIT {step}"
             found = rows(cursor, sql, parameters)
             for row in found:
-                listed.append(_chunk(row))
+                listed.append(chunk(row))
                 size += row["bytes"] + 200
                 seen = row["seq"]
                 if size >= room:
@@ -267,7 +272,7 @@ def chunks(
     return read
 
 
-def _chunk(row: Row) -> LogChunk:
+def chunk(row: Row) -> LogChunk:
     return LogChunk(
         seq=row["seq"],
         attempt=row["attempt"],

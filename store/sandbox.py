@@ -32,6 +32,7 @@ import pyarrow.lib as pa
 
 from helmr.errors import HelmrError, TimedOut, UsageError
 from store import schema, sql_guard, tables
+from store.question import Parameter, Summary
 from store.sandbox_json import json_lines
 
 #: Kinds of frames.
@@ -55,11 +56,6 @@ _NO_MEMORY = re.compile(r"bad_alloc|malloc|memory allocation", re.IGNORECASE)
 _ERROR_LENGTH = 4000
 
 
-#: What a parameter of a query may be: a bound value, never a piece of SQL.
-Scalar = str | int | float | bool | None
-Parameter = Scalar | list[Scalar]
-
-
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What the parent asks: first ``check``, and then, with the copies that takes, ``run``."""
 
@@ -75,13 +71,6 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int = 0
     max_bytes: int = 0
     seconds: float = 0.0
-
-
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """How a result ended: rows sent, and which cap cut it off, if any."""
-
-    rows: int
-    truncated: str | None = None
 
 
 class CheckedReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,50 +8,26 @@ write is not repaired in place: the process ends, and the next one begins from t
 
 from __future__ import annotations
 
-import itertools
 import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import duckdb
-import msgspec
-import pyarrow.lib as pa
 
 from bus import topology
-from bus.reader import Message
 from helmr.errors import Unavailable
 from store import files, schema, tables
-from store.fold import Fold, Row, restore
+from store.answers import Answers
 from store.home import Home
-from store.log_fold import day_of, row_of
 from store.messages import instant
-from store.staging import Writer, staged
+from store.projector import Projector
+from store.sandboxes import Sandboxes
+from store.staging import Writer
+from store.steps import Batch, HistorySteps, LogSteps, Prepared, Step, rows_of_step
 
 log = logging.getLogger(__name__)
-
-Batch = Mapping[str, list[Message]]
-
-
-class Step(NamedTuple):
-    """One transaction: the rows for the tables of one database, and the watermarks that go with them.
-
-    ``replaced``: by table, the ids whose former rows go. ``runs``: rows of runs, which may lack what only the former ones tell.
-    """
-
-    place: str
-    tables: dict[str, pa.Table]
-    marks: dict[str, int]
-    replaced: Mapping[str, list[str]] = MappingProxyType({})
-    runs: Sequence[Row] = ()
-
-
-Prepared = list[Step]
-_UNREADABLE = (ValueError, KeyError, TypeError, IndexError, msgspec.MsgspecError)
 
 
 @contextmanager
@@ -87,46 +63,15 @@ class HistorySink:
         self._writer = Writer(self._cursor, tables.HISTORY_TABLES, schema.REPLACED, schema.CARRIED)
         #: Watermarks that no row has come with: they are stored with the next one, and mean nothing until then.
         self._due: dict[str, int] = {}
-        self.created: dict[str, str] = {}
-        self.applied: dict[str, int] = {}
-        for stream, (seq, created) in _load_marks(self._cursor).items():
-            self.applied[stream] = seq
-            if created:
-                self.created[stream] = created
-        #: Per stream, the last sequence that is folded; what comes later only moves the watermark.
-        self.until: Mapping[str, int] | None = None
-        self._prepared = dict(self.applied)
-        self._fold = Fold(open_runs=restore(self._cursor.sql(schema.LOAD_LIVE).to_arrow_table().to_pylist()))
-        self._folds: dict[str, Callable[[Message], None]] = {
-            topology.RUNS: self._fold.event,
-            topology.SESSIONS: self._fold.record,
-            topology.CONFIG: self._fold.config,
-        }
+        marks = _load_marks(self._cursor)
+        self.applied: dict[str, int] = {stream: seq for stream, (seq, _) in marks.items()}
+        self.created: dict[str, str] = {stream: created for stream, (_, created) in marks.items() if created}
+        open_runs = self._cursor.sql(schema.LOAD_LIVE).to_arrow_table().to_pylist()
+        self.steps = HistorySteps(marks, open_runs)
 
     def prepare(self, batch: Batch) -> Prepared:
-        """Fold a batch; messages at or below what was prepared before are passed over."""
-        marks: dict[str, int] = {}
-        for stream, messages in batch.items():
-            fold, seq = self._folds[stream], self._prepared.get(stream, 0)
-            until = _end(self.until, stream)
-            for message in messages:
-                if seq < message.seq <= until:
-                    self._fold_one(stream, fold, message)
-                seq = max(seq, message.seq)
-            if seq > self._prepared.get(stream, 0):
-                marks[stream] = seq
-        self._prepared.update(marks)
-        replaced, rows = self._fold.replaced(), self._fold.take()
-        runs = rows.pop("runs_live", [])
-        rows |= _split("sessions", _SESSION_ENDED, rows.pop("sessions_live", []))
-        return [Step("h", {name: staged(_TABLES[name], found) for name, found in rows.items()}, marks, replaced, runs)]
-
-    def _fold_one(self, stream: str, fold: Callable[[Message], None], message: Message) -> None:
-        try:
-            fold(message)
-        except _UNREADABLE as error:
-            log.exception("%s #%s (%s) cannot be understood, passed over", stream, message.seq, message.subject)
-            self._fold.unreadable(stream, message, f"{type(error).__name__}: {error}")
+        """Fold a batch."""
+        return self.steps.prepare(batch)
 
     def store(self, prepared: Prepared) -> None:
         """Write what was prepared, in one transaction with its watermarks."""
@@ -140,11 +85,8 @@ class HistorySink:
         try:
             with transaction(self._cursor):
                 carried = {name: self._writer.remove(name, ids) for name, ids in step.replaced.items()}
-                runs = _carry(step.runs, carried.get("runs_live", []))
-                for name, rows in _split("runs", _RUN_ENDED, runs).items():
-                    self._writer.insert(name, staged(_TABLES[name], rows))
-                for name, found in step.tables.items():
-                    self._writer.insert(name, found)
+                for name, rows in rows_of_step(step, carried.get("runs_live", [])).items():
+                    self._writer.insert(name, rows)
                 self._writer.mark(self._due, self.created, instant(time.time_ns()))
         except duckdb.Error as error:
             if files.damaged(error):
@@ -155,35 +97,6 @@ class HistorySink:
     def close(self) -> None:
         """Let go of the file."""
         self._cursor.close()
-
-
-_TABLES = {table.name: table for table in tables.HISTORY_TABLES}
-_RUN_ENDED, _SESSION_ENDED = tables.RUNS.names.index("finished_at"), tables.SESSIONS.names.index("finished_at")
-_RUN_CARRIED = [(at, name) for at, name in enumerate(tables.RUNS.names) if name in tables.RUN_SPEC_COLUMNS]
-
-
-def _split(noun: str, ended: int, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows for the tables of what is open and of what has ended; the latter may have fewer columns."""
-    width = len(_TABLES[f"{noun}_closed"].columns)
-    live = [row for row in rows if row[ended] is None]
-    closed = [row[:width] for row in rows if row[ended] is not None]
-    return {name: found for name, found in ((f"{noun}_live", live), (f"{noun}_closed", closed)) if found}
-
-
-def _carry(runs: Sequence[Row], former: list[dict[str, Any]]) -> Sequence[Row]:
-    """The rows of runs, with what the first event of each told taken over from the former row."""
-    if not former:
-        return runs
-    known = {row["id"]: row for row in former}
-    return [_completed(row, known[row[0]]) if row[0] in known else row for row in runs]
-
-
-def _completed(row: Row, former: dict[str, Any]) -> Row:
-    made = list(row)
-    for at, name in _RUN_CARRIED:
-        if made[at] is None:
-            made[at] = former[name]
-    return tuple(made)
 
 
 class LogSink:
@@ -208,28 +121,11 @@ class LogSink:
             # The newest file is empty, e.g. because it was moved aside: the one before says where to go on.
             self.use(self._cursor, day)
             self._note(_load_marks(self._cursor))
-        self.until: Mapping[str, int] | None = None
-        self._prepared = self.applied.get(topology.LOGS, 0)
-        self._latest = self.day or ""
+        self.steps = LogSteps(self.applied.get(topology.LOGS, 0), self.day)
 
     def prepare(self, batch: Batch) -> Prepared:
-        """Make rows of a batch, day by day; messages at or below what was prepared before are passed over."""
-        fresh = [message for message in batch.get(topology.LOGS, []) if message.seq > self._prepared]
-        until = _end(self.until, topology.LOGS)
-        steps = []
-        for day, group in itertools.groupby(fresh, key=self._day):
-            messages = list(group)
-            rows = [row for m in messages if m.seq <= until and (row := _row(m)) is not None]
-            rows_of = {"logs": staged(tables.LOGS, rows)} if rows else {}
-            steps.append(Step(day, rows_of, {topology.LOGS: messages[-1].seq}))
-        if fresh:
-            self._prepared = fresh[-1].seq
-        return steps
-
-    def _day(self, message: Message) -> str:
-        """A clock that is set back must not bring back a finished file."""
-        self._latest = max(day_of(message), self._latest)
-        return self._latest
+        """Make rows of a batch."""
+        return self.steps.prepare(batch)
 
     def store(self, prepared: Prepared) -> None:
         """Write what was prepared: one transaction per day, in the order of the log."""
@@ -301,20 +197,8 @@ class LogSink:
         self._cursor.close()
 
 
-def _end(until: Mapping[str, int] | None, stream: str) -> int:
-    return sys.maxsize if until is None else until.get(stream, 0)
-
-
-def _row(message: Message) -> Row | None:
-    try:
-        return row_of(message)
-    except _UNREADABLE:
-        log.exception("LOGS #%s (%s) cannot be understood, passed over", message.seq, message.subject)
-        return None
-
-
 class Store:
-    """The open files of a home: both sinks, and cursors for readers."""
+    """The open files of a home: DuckDB's :class:`store.history_store.HistoryStore`."""
 
     def __init__(self, home: Home) -> None:
         home.make()
@@ -328,6 +212,14 @@ class Store:
         except BaseException:
             self.close()
             raise
+
+    def answers(self) -> Answers:
+        """What answers the canned questions."""
+        return Answers(self)
+
+    def sql(self, projector: Projector) -> Sandboxes:
+        """What runs users' SQL."""
+        return Sandboxes(self, projector)
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A new cursor, one request each; :meth:`use` says what it reads."""

@@ -17,10 +17,8 @@ import duckdb
 import msgspec
 
 from helmr.errors import TooLarge, UsageError
+from store.question import MAX_SQL
 from store.schema import VISIBLE
-
-#: Bytes of SQL text: a list of 400,000 constants keeps DuckDB's planner busy beyond any interrupt.
-MAX_SQL = 64 * 1024
 
 _HINT = "a query is one SELECT over " + ", ".join(sorted(VISIBLE))
 

@@ -85,7 +85,7 @@ async def fold_log(url: str, home: Home, *, token: str | None = None, until: Map
     """Fold the log as it is now into the (new) files of ``home``; ``until``: leave out what comes after, per stream."""
     store = Store(home)
     try:
-        store.history.until = store.logs.until = until
+        store.history.steps.until = store.logs.steps.until = until
         async with connected(url, name="helmr-history-rebuild", token=token) as nc:
             projector = Projector(nc, store)
             await projector.check()

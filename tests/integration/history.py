@@ -88,9 +88,15 @@ def reading(store: Store, day: str | None = None) -> Iterator[duckdb.DuckDBPyCon
         yield cursor
 
 
+def store_of(projector: Projector) -> Store:
+    """The files that a projector of these tests writes."""
+    assert isinstance(projector.store, Store)
+    return projector.store
+
+
 def rows(projector: Projector, sql: str) -> Rows:
     """Rows of the history, read directly."""
-    with reading(projector.store) as cursor:
+    with reading(store_of(projector)) as cursor:
         found: Rows = cursor.sql(sql).to_arrow_table().to_pylist()
     return found
 

@@ -23,7 +23,7 @@ from store.home import Home
 from store.projector import Projector
 from store.sinks import Store
 from store.verify import compare, verify
-from tests.integration.history import ask, history, publish, publish_log, reading, table
+from tests.integration.history import ask, history, publish, publish_log, reading, store_of, table
 from tests.lives import SCOPE, START, Life, lives
 
 pytestmark = pytest.mark.anyio
@@ -59,7 +59,7 @@ async def old(log: Nats) -> list[Life]:
 async def archived(projector: Projector, retention: Retention = CLOSED) -> None:
     """Archive what is to be archived now."""
     await projector.fresh(logs=True)
-    await Archive(projector.store, projector.history, retention).once(datetime.now(UTC))
+    await Archive(store_of(projector), projector.history, retention).once(datetime.now(UTC))
 
 
 async def asked(nc: Nats, life: Life) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ async def test_archived_events_are_read_like_the_others(
         sql = "SELECT seq, kind, code, data::JSON FROM events ORDER BY seq"
         rows = await table(log, sql)
         await archived(projector)
-        with reading(projector.store) as cursor:
+        with reading(store_of(projector)) as cursor:
             assert cursor.execute("SELECT count(*) FROM events").fetchone() == (len(old[-1].events),)
         assert [await asked(log, life) for life in old] == before
         assert await table(log, sql) == rows
@@ -95,9 +95,9 @@ async def test_archived_logs_are_read_like_the_others(log: Nats, tmp_path: Path)
         await publish_log(log, life.id, b"today\n")
     async with history(log, tmp_path / "h") as projector:
         await archived(projector)
-        assert projector.store.logs.days()[0] == DAY
+        assert store_of(projector).logs.days()[0] == DAY
         assert not Home(tmp_path / "h").day(DAY).exists()
-        with reading(projector.store, DAY) as cursor:
+        with reading(store_of(projector), DAY) as cursor:
             read = reads.chunks(life.id, attempt=1, stream="stdout", after=9, room=10**6, limit=100)
             assert [each.seq for each in read(cursor)] == list(range(10, 50))
         assert await table(log, "SELECT count(*), min(seq), max(text) FROM logs") == [[50, 1, "today\n"]]
@@ -143,7 +143,7 @@ async def test_a_kill_at_any_step_neither_loses_nor_doubles_an_event(
     async with history(log, tmp_path / "h") as projector:
         await archived(projector)
         assert await table(log, "SELECT count(*) FROM events") == [[sum(len(life.events) for life in old)]]
-        assert {path.suffix for path in projector.store.home.archive.iterdir()} == {".parquet"}
+        assert {path.suffix for path in store_of(projector).home.archive.iterdir()} == {".parquet"}
         assert (await verify(str(log.connected_url.geturl()), tmp_path / "h")).same  # type: ignore[union-attr]
 
 
@@ -173,13 +173,13 @@ async def test_what_has_been_kept_long_enough_is_deleted(log: Nats, old: list[Li
         await archived(projector, Retention(hot=7, logs=30, events=30))
         assert await table(log, "SELECT DISTINCT run_id FROM events") == [[old[-1].id]]
         assert await table(log, "SELECT count(*) FROM runs") == [[len(old)]]
-        assert not list(projector.store.home.archive.glob("events-*"))
+        assert not list(store_of(projector).home.archive.glob("events-*"))
 
 
 async def test_anything_that_reads_parquet_reads_the_archive(log: Nats, old: list[Life], tmp_path: Path) -> None:
     async with history(log, tmp_path / "h") as projector:
         await archived(projector)
-        (path,) = projector.store.home.archive.glob("events-*.parquet")
+        (path,) = store_of(projector).home.archive.glob("events-*.parquet")
     found = pyarrow.parquet.read_table(path).to_pylist()
     expected = [event for life in old[:-1] for event in life.events]
     assert [row["id"] for row in found] == [event.id for event in expected]

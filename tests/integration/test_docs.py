@@ -25,7 +25,7 @@ from helmr import declarations, durations, indexing, logger, metadata, project, 
 from helmr.guest import failures, journal, outbox
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
-from store import queries, sql_guard
+from store import question, sandboxes
 from tests.integration.platform import Platform
 from worker import container_spec, images, log_pump, machines, masking, outcome, process_engine
 
@@ -189,13 +189,13 @@ ROWS: list[tuple[str, str, float]] = [
     ("task project", "64 MiB", project.SIZE_LIMIT / MIB),
     ("task project", "20,000 files", project.FILE_LIMIT),
     ("importing", "60 s", indexing.TIMEOUT),
-    ("query", "30 s", queries.TIMEOUT),
-    ("query", "5 min", queries.MAX_TIMEOUT / 60),
-    ("query", "10,000 rows", queries.ROWS),
-    ("query", "5,000,000;", queries.MAX_ROWS),
-    ("query", "256 MiB", queries.MAX_BYTES / MIB),
-    ("query", "2 at once", queries.CONCURRENT),
-    ("query", "64 KiB", sql_guard.MAX_SQL / KIB),
+    ("query", "30 s", question.TIMEOUT),
+    ("query", "5 min", question.MAX_TIMEOUT / 60),
+    ("query", "10,000 rows", question.ROWS),
+    ("query", "5,000,000;", question.MAX_ROWS),
+    ("query", "256 MiB", question.MAX_BYTES / MIB),
+    ("query", "2 at once", sandboxes.CONCURRENT),
+    ("query", "64 KiB", question.MAX_SQL / KIB),
     ("stored logs", "7 days", topology.LOG_AGE / 86400),
     ("stored logs", "20 GiB", topology.LOG_BYTES / GIB),
     ("free disk", "64 MiB", server.MIN_FREE_BYTES / MIB),

@@ -18,10 +18,11 @@ from helmr import subjects
 from helmr.errors import NotFound, TimedOut, UsageError
 from helmr.models import Deployment, Event, Run, Session, Workspace, event_record
 from helmr.subjects import Scope
+from store import answers
 from store import history as service
 from store.projector import Projector
 from store.reads import NOUNS
-from tests.integration.history import ask, history, publish, publish_log, reading
+from tests.integration.history import ask, history, publish, publish_log, reading, store_of
 from tests.lives import SCOPE, START, Life, lives, session, workspace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("projector")]
@@ -145,11 +146,11 @@ async def test_logs_come_in_pages_over_days(nc: Nats, projector: Projector, monk
     now = datetime.now(UTC)
     for day, body in enumerate((b"one", b"two\xff", b"three")):
         today = (now + timedelta(days=day)).strftime("%Y%m%d")
-        monkeypatch.setattr("store.sinks.day_of", lambda _message, today=today: today)
+        monkeypatch.setattr("store.steps.day_of", lambda _message, today=today: today)
         await publish_log(nc, life.id, body, offset=day)
         await projector.fresh(logs=True)
     monkeypatch.setattr("store.reads._LOG_TAIL", timedelta(days=3))
-    assert len(projector.store.logs.days()) == 3
+    assert len(store_of(projector).logs.days()) == 3
     whole = await ask(nc, "logs", {"run_id": life.id, "fresh": True})
     assert [base64.b64decode(chunk["data"]) for chunk in whole["chunks"]] == [b"one", b"two\xff", b"three"]
     assert not whole["more"]
@@ -239,7 +240,7 @@ async def test_a_history_that_stands_still_says_so(
 
 
 async def test_a_slow_question_is_interrupted(nc: Nats, projector: Projector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "DEADLINE", 0.3)
+    monkeypatch.setattr(answers, "DEADLINE", 0.3)
     monkeypatch.setitem(
         NOUNS, "run", NOUNS["run"]._replace(view="(SELECT r.* FROM runs r, range(1000000000) a, range(1000) b)")
     )
@@ -268,7 +269,7 @@ async def test_bad_requests_are_explained(nc: Nats, verb: str, body: dict[str, A
 
 
 async def test_every_record_can_be_read_from_its_view(projector: Projector) -> None:
-    with reading(projector.store) as cursor:
+    with reading(store_of(projector)) as cursor:
         for noun in NOUNS.values():
             assert cursor.execute(f"{noun.select} LIMIT 0").fetchall() == []
 

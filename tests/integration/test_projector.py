@@ -35,6 +35,7 @@ from tests.integration.history import (
     query,
     reading,
     rows,
+    store_of,
     table,
 )
 from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
@@ -88,7 +89,7 @@ async def test_every_message_becomes_a_row(log: Nats, tmp_path: Path) -> None:
         )
         expected = {"sessions": 8, "workspaces": 8, "records": 8, "deployments": 1}
         assert counts == {"events": sum(len(life.events) for life in told), **expected}
-        with reading(projector.store, projector.store.logs.days()[-1]) as cursor:
+        with reading(store_of(projector), store_of(projector).logs.days()[-1]) as cursor:
             assert cursor.execute("SELECT count(*), min(text) FROM logs").fetchone() == (8, "hello\n")
 
 
@@ -338,7 +339,7 @@ async def test_times_in_the_log_file_are_those_of_the_writer_and_of_the_log(log:
     await publish_log(log, "run_1", b"\xff\xfe")
     async with projecting(log, tmp_path / "h") as projector:
         await projector.fresh(logs=True)
-        with reading(projector.store, projector.store.logs.days()[-1]) as cursor:
+        with reading(store_of(projector), store_of(projector).logs.days()[-1]) as cursor:
             (row,) = cursor.sql('SELECT "at", stored_at, raw, bytes FROM logs').to_arrow_table().to_pylist()
     assert row["at"] == START
     assert before <= row["stored_at"] <= datetime.now(UTC)

@@ -20,11 +20,11 @@ from nats.aio.client import Client as Nats
 from bus.setup import ensure_topology
 from helmr.errors import HelmrError, TimedOut, UsageError
 from helmr.subjects import Scope
-from store import queries, sandbox, schema
+from store import question, sandbox, sandboxes, schema
 from store.projector import Projector
 from store.sandbox import Task
 from tests.hostile import BOMBS, MISDIRECTED, REFUSED
-from tests.integration.history import ask, history, publish, publish_log, query, reading, table
+from tests.integration.history import ask, history, publish, publish_log, query, reading, store_of, table
 from tests.lives import Life, lives, record, session, workspace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("projector")]
@@ -119,13 +119,13 @@ async def test_a_query_sees_what_was_stored_before_it(nc: Nats) -> None:
 
 async def test_logs_of_all_days_are_one_table(nc: Nats, projector: Projector, monkeypatch: pytest.MonkeyPatch) -> None:
     await projector.fresh(logs=True)
-    monkeypatch.setattr("store.sinks.day_of", lambda _message: "29991231")
+    monkeypatch.setattr("store.steps.day_of", lambda _message: "29991231")
     await publish_log(nc, "run_later", b"tomorrow")
     assert await table(nc, "select count(*), count(distinct run_id) from logs") == [[9, 9]]
-    assert len(projector.store.logs.days()) == 2
+    assert len(store_of(projector).logs.days()) == 2
     assert await table(nc, "select text from logs where run_id = 'run_later'") == [["tomorrow"]]
     await projector.fresh(logs=True)
-    with reading(projector.store, projector.store.logs.days()[0]) as cursor:
+    with reading(store_of(projector), store_of(projector).logs.days()[0]) as cursor:
         assert cursor.execute("SELECT count(*) FROM logs").fetchone() == (9,)
 
 
@@ -138,7 +138,7 @@ async def test_large_results_come_in_parts(nc: Nats) -> None:
 
 
 async def test_rows_are_capped(nc: Nats) -> None:
-    for limit, rows in ((None, queries.ROWS), (0, 0), (1, 1), (5000, 5000)):
+    for limit, rows in ((None, question.ROWS), (0, 0), (1, 1), (5000, 5000)):
         body, fields = await query(nc, "from range(20000)", limit=limit)
         assert arrow_ipc.open_stream(body).read_all().num_rows == rows
         assert fields["Helmr-Truncated"] == "rows"
@@ -146,7 +146,7 @@ async def test_rows_are_capped(nc: Nats) -> None:
 
 
 async def test_bytes_are_capped(nc: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "MAX_BYTES", 1024**2)
+    monkeypatch.setattr(sandboxes, "MAX_BYTES", 1024**2)
     body, fields = await query(nc, "select md5(range::varchar) from range(1000000)", limit=1_000_000)
     assert fields["Helmr-Truncated"] == "bytes"
     assert len(body) < 2 * 1024**2
@@ -169,7 +169,7 @@ async def test_errors_show_the_place(nc: Nats) -> None:
 
 def stored(projector: Projector) -> set[str]:
     """The files of a history; copies for queries are left out, which are renewed when the history has grown."""
-    home = projector.store.home
+    home = store_of(projector).home
     return {str(path) for path in home.root.rglob("*") if path.is_file() and home.snapshots not in path.parents}
 
 
@@ -221,7 +221,7 @@ async def test_attacks_on_time_and_memory_are_stopped_and_disturb_nobody(
     await table(nc, "select 1 from runs")
     before = stored(projector)
     bombs = BOMBS[first : first + _AT_A_TIME]
-    attacking = asyncio.gather(*(attackers() for _ in range(queries.CONCURRENT)))
+    attacking = asyncio.gather(*(attackers() for _ in range(sandboxes.CONCURRENT)))
     added = 0
     while not attacking.done():
         await publish(nc, Life(task_id="meanwhile").queued().leased().succeeds().published())
@@ -255,7 +255,7 @@ async def test_what_the_guard_would_miss_is_refused_by_the_engine(
     nc: Nats, projector: Projector, tmp_path: Path
 ) -> None:
     await table(nc, "select 1 from runs")
-    (copy,) = projector.store.home.snapshots.rglob("history.db")
+    (copy,) = store_of(projector).home.snapshots.rglob("history.db")
     task = Task(verb="run", sql="", project="acme", environment="dev", history=str(copy))
     for sql in BEYOND:
         with sandbox.connection(task) as con, pytest.raises(duckdb.Error):
@@ -359,7 +359,7 @@ async def test_bad_requests_are_explained(nc: Nats) -> None:
 
 
 async def test_copies_are_few_and_small(nc: Nats, projector: Projector) -> None:
-    home = projector.store.home
+    home = store_of(projector).home
 
     def copies() -> list[Path]:
         return [path for path in home.snapshots.rglob("*.db") if path.is_file()]
@@ -374,7 +374,7 @@ async def test_copies_are_few_and_small(nc: Nats, projector: Projector) -> None:
     (second,) = copies()
     assert second != first
     assert second.stat().st_ino == inode  # the database file itself has not changed: only its journal was copied
-    projector.store.cursor().execute("CHECKPOINT h")
+    store_of(projector).cursor().execute("CHECKPOINT h")
     await publish(nc, Life().queued().published())
     assert await table(nc, "select count(*) from runs") == [[10]]
     assert [path.stat().st_ino for path in copies()] != [inode]
