@@ -27,6 +27,7 @@ from bus.presence import Presence, WorkerInfo
 from bus.reactors import Reactors
 from bus.requests import api
 from bus.rescue import Rescue
+from bus.services.access import AccessTokens
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, Tally, serve
 from bus.services.live import Live
@@ -79,6 +80,7 @@ class Control:
         self.live_service = Live(self.live, self.live_follower.ready)
         self.queues = Queues(self.log, self.deployments, self.admission)
         self.tokens = Tokens(self.log)
+        self.access = AccessTokens(self.log, self.streams)
         self.workspaces = Workspaces(self.log, self.presence)
         stored = Versions(open_artifacts(nc, topology.VERSIONS, artifacts))
         self.versions = WorkspaceVersions(self.log, self.workspaces, stored)
@@ -111,6 +113,7 @@ class Control:
             self.sessions,
             self.streams,
             self.tokens,
+            self.access,
             self.runs,
             self.workspaces,
             self.versions,

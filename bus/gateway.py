@@ -1,7 +1,7 @@
-"""The HTTP endpoint for the outside world: completing tokens, and nothing else. Fit to be exposed, so it says little.
+"""The HTTP endpoint for the outside world: what tokens and access tokens allow, and no more. Fit to be exposed: it says little.
 
-Whoever calls has a secret or has nothing: an unknown token and a wrong secret get the same answer. Nothing can be listed.
-Requests are bounded in size, time and number. Needs the optional packages ``starlette`` and ``uvicorn``.
+Whoever calls has a secret or has nothing: unknown, expired, used up or for something else is the same answer. Nothing can be
+listed. Requests are bounded in size, time and number. Needs the optional packages ``starlette`` and ``uvicorn``.
 """
 
 from __future__ import annotations
@@ -9,160 +9,257 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from bus import tokens
+from bus import access, tokens
 from bus.exposition import Address
-from bus.log import Log
-from bus.services.tokens import MAX_DATA
-from helmr.errors import ConfigError, Conflict, HelmrError, NotFound
+from bus.http_request import Refused, bearer, body, number
+from bus.log import TOKEN, Log
+from bus.rate_limit import RateLimit
+from bus.services.streams import ListRequest, SendRequest, Streams
+from helmr import events, ids
+from helmr.access import AccessState, Action
+from helmr.errors import ConfigError, Conflict, HelmrError, NotAllowed, NotFound, PayloadInvalid, TooLarge, UsageError
 from helmr.events import TokenState
+from helmr.reducers import access as access_rules
+from helmr.reducers import token as token_rules
+from helmr.subjects import Scope
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.routing import Route
 
 log = logging.getLogger(__name__)
 
-#: Requests of one address: so many at once, and so many a second after that.
-BURST, RATE = 60.0, 20.0
-#: Addresses remembered; the one that was quiet for longest is forgotten.
-_ADDRESSES = 10_000
-#: Seconds in which a body must have arrived.
-_BODY_TIME = 10.0
-#: Bytes of a body that are read at most, only to be able to say that it is too large.
-_DROPPED = 16 * 1024 * 1024
-#: Requests at the same time, whoever they are from.
+#: Requests at the same time, whoever they are from; those who follow a stream come on top.
 _CONCURRENT = 128
 _SECRET_LENGTH = 256
+#: Records of a page, at most.
+_PAGE = 500
+#: The largest number that a record could have.
+_LAST = 2**53
+_EVENT_STREAM = "text/event-stream"
+#: What scripts of other origins may send along: the secret is all that counts, and no browser adds that by itself.
+_HEADERS = ["Authorization", "Content-Type", "Idempotency-Key", "Correlation-Id", "Last-Event-ID"]
+
+Handler = Callable[["Request"], Awaitable["Response | dict[str, Any]"]]
 
 
-class Refused(Exception):
-    """The request ends with this status; there is nothing more to be said."""
+class Holder(NamedTuple):
+    """What the secret of a request allows, and where."""
 
-    def __init__(self, status: int, error: str) -> None:
-        super().__init__(error)
-        self.status = status
-        self.error = error
-
-
-class RateLimit:
-    """A bucket of requests for each address."""
-
-    def __init__(self, now: Callable[[], float], *, burst: float = BURST, rate: float = RATE) -> None:
-        self._now = now
-        self._burst = burst
-        self._rate = rate
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, address: str) -> bool:
-        """Whether one more request is fine."""
-        now = self._now()
-        left, at = self._buckets.pop(address, (self._burst, now))
-        left = min(self._burst, left + (now - at) * self._rate)
-        allowed = left >= 1
-        self._buckets[address] = (left - allowed, now)
-        if len(self._buckets) > _ADDRESSES:
-            self._buckets.popitem(last=False)
-        return allowed
+    scope: Scope
+    state: AccessState
 
 
 class Gateway:
     """What the endpoint does with a request."""
 
-    def __init__(self, log_: Log, now: Callable[[], float]) -> None:
+    def __init__(self, log_: Log, streams: Streams, now: Callable[[], float]) -> None:
+        from bus.followers import Followers
+
         self._log = log_
-        self._limit = RateLimit(now)
+        self._streams = streams
+        self._addresses = RateLimit(now)
+        self._holders = RateLimit(now)
+        self._followers = Followers(log_)
 
-    async def complete(self, request: Request) -> Response:
-        """``POST /v1/tokens/{id}/complete`` with ``Authorization: Bearer <secret>``; the body is the data."""
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        given = secret.strip() if scheme.lower() == "bearer" else ""
-        return await self._answer(request, request.path_params["token"], given)
+    def routes(self) -> list[Route]:
+        """What is answered, and how."""
+        from starlette.routing import Route
 
-    async def callback(self, request: Request) -> Response:
-        """``POST /v1/callbacks/{secret}``; the body is the data."""
-        secret = request.path_params["secret"]
-        return await self._answer(request, secret.partition(".")[0], secret)
+        made = [
+            Route("/v1/tokens/{token}/complete", self._answering(self._complete), methods=["POST"]),
+            Route("/v1/callbacks/{secret}", self._answering(self._callback), methods=["POST"]),
+            Route("/v1/sessions/{session}/input/{stream}", self._answering(self._append), methods=["POST"]),
+            Route("/v1/sessions/{session}/output/{stream}", self._answering(self._read), methods=["GET"]),
+        ]
+        for route in made:
+            (route.methods or set()).discard("HEAD")  # which would be a use, and for nothing
+        return made
 
-    async def _answer(self, request: Request, token_id: str, secret: str) -> Response:
-        from starlette.responses import JSONResponse
+    def _answering(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+        """The handler, with its refusals and errors made into answers."""
+        from starlette.responses import JSONResponse, Response
 
-        try:
-            self._admit(request)
-            data = await _body(request)
-            await self._complete(token_id, secret, data)
-        except Refused as refused:
-            return JSONResponse({"error": refused.error}, refused.status)
-        except Exception:
-            log.exception("a request to complete a token failed")
-            return JSONResponse({"error": "failure"}, 500)
-        return JSONResponse({"status": "completed"})
+        async def answer(request: Request) -> Response:
+            try:
+                self._admit(request)
+                told = await _translated(handler(request))
+            except Refused as refused:
+                told = JSONResponse(refused.body, refused.status)
+            except Exception:
+                log.exception("a request over HTTP failed")
+                told = JSONResponse({"error": "failure"}, 500)
+            if isinstance(told, Response):
+                return told
+            return Response(msgspec.json.encode(told), media_type="application/json", headers=_NOT_KEPT)
+
+        return answer
 
     def _admit(self, request: Request) -> None:
-        if not self._limit.take(request.client.host if request.client else ""):
+        if not self._addresses.take(request.client.host if request.client else ""):
             raise Refused(429, "too_many_requests")
 
-    async def _complete(self, token_id: str, secret: str, data: Any) -> None:
-        try:
-            found = await tokens.find(self._log, token_id)
-            state = found[1].state if found is not None else None
-            if not _allowed(state, secret) or found is None:
-                raise Refused(401, "unauthorized")
-            await tokens.complete(self._log, found[0], token_id, data)
-        except NotFound:
-            raise Refused(401, "unauthorized") from None
-        except Conflict as conflict:
-            status = conflict.details.get("status", "completed")
-            raise Refused(410 if status == "expired" else 409, status) from None
-        except HelmrError as error:
-            log.warning("a token could not be completed: %s", error)
-            raise Refused(503, "unavailable") from None
+    # Tokens -------------------------------------------------------------------------------------------------------
+
+    async def _complete(self, request: Request) -> dict[str, Any]:
+        """Complete a token with one of its own secrets, or with an access token for it; the body is the data."""
+        token_id, secret = request.path_params["token"], bearer(request)
+        data = await body(request)
+        if secret.startswith("acc_"):
+            return await self._complete_with_access(request, token_id, data)
+        return await self._complete_with_secret(token_id, secret, data)
+
+    async def _callback(self, request: Request) -> dict[str, Any]:
+        """Complete a token with the secret that is the path."""
+        secret = request.path_params["secret"]
+        return await self._complete_with_secret(secret.partition(".")[0], secret, await body(request))
+
+    async def _complete_with_secret(self, token_id: str, secret: str, data: Any) -> dict[str, Any]:
+        found = await self._log.find(TOKEN, "tok", token_id)
+        if not _fits(found[1].state if found is not None else None, secret) or found is None:
+            raise NotAllowed("no such token, or not its secret")
+        await tokens.complete(self._log, found[0], token_id, data)
+        return _COMPLETED
+
+    async def _complete_with_access(self, request: Request, token_id: str, data: Any) -> dict[str, Any]:
+        mark = token_rules.digest(data)
+        holder = await self._holder(request, "complete", mark)
+        if holder.state.token_id != token_id:
+            raise NotAllowed("the access token is for another token")
+        token = await self._log.present(TOKEN, holder.scope, token_id)
+        if token_rules.complete(token.state, data, at=events.now()) is not None:
+            await access.use(self._log, holder.scope, holder.state.id, key=mark)
+            await tokens.complete(self._log, holder.scope, token_id, data)
+        return _COMPLETED
+
+    # Streams ------------------------------------------------------------------------------------------------------
+
+    async def _append(self, request: Request) -> dict[str, Any]:
+        """Append the body to an input stream."""
+        data = await body(request)
+        given = request.headers.get("idempotency-key")
+        mark = given or ids.new("req")
+        holder = await self._holder(request, "append", mark)
+        _of_stream(request, holder.state)
+        correlation_id = request.headers.get("correlation-id") or holder.state.correlation_id
+        if holder.state.correlation_id not in (None, correlation_id):
+            raise NotAllowed("the access token is for another correlation id")
+        wanted = SendRequest(
+            session=request.path_params["session"],
+            stream=request.path_params["stream"],
+            data=data,
+            correlation_id=correlation_id,
+            # Keys of its own: nobody outside may find out, or take away, those of others.
+            idempotency_key=f"{holder.state.id} {given}" if given else None,
+        )
+        draft = await self._streams.draft(holder.scope, wanted)
+        await access.use(self._log, holder.scope, holder.state.id, key=mark)
+        made = msgspec.structs.replace(draft, access_id=holder.state.id)
+        stored = await self._streams.store(holder.scope, made, wanted)
+        return {"id": stored.id, "sequence": stored.sequence}
+
+    async def _read(self, request: Request) -> Response | dict[str, Any]:
+        """A page of an output stream, or, for who accepts an event stream, what is there and what comes."""
+        mark = ids.new("req")
+        holder = await self._holder(request, "read", mark)
+        _of_stream(request, holder.state)
+        after = number(request, "after", 0, _LAST)
+        if _EVENT_STREAM in request.headers.get("accept", ""):
+            return await self._follow(request, holder, mark, after)
+        limit = number(request, "limit", _PAGE, _PAGE)
+        await access.use(self._log, holder.scope, holder.state.id, key=mark)
+        return await self._page(holder, after, limit)
+
+    async def _page(self, holder: Holder, after: int, limit: int) -> dict[str, Any]:
+        from bus.followers import public
+
+        wanted = ListRequest(
+            session=holder.state.session_id or "",
+            stream=holder.state.stream or "",
+            after=after,
+            limit=limit,
+            correlation_id=holder.state.correlation_id,
+        )
+        page = await self._streams.list_output(holder.scope, wanted)
+        return {"records": [public(each) for each in page.records], "end": page.end, "more": page.more}
+
+    async def _follow(self, request: Request, holder: Holder, mark: str, after: int) -> Response:
+        from bus.followers import EventStream
+
+        last = request.headers.get("last-event-id", "")
+        if self._followers.full(holder.state.id):
+            raise Refused(429, "too_many_requests")
+        await access.use(self._log, holder.scope, holder.state.id, key=mark)
+        seen = max(after, min(int(last), _LAST)) if last.isascii() and last.isdigit() and len(last) <= 18 else after
+        return EventStream(self._followers.follow(holder.scope, holder.state, seen))
+
+    async def _holder(self, request: Request, action: Action, mark: str) -> Holder:
+        """What the bearer may do, if that is ``action`` and he may do it (again).
+
+        Raises:
+            NotAllowed: it is not; the answer must not tell why.
+            Refused: too many requests with this secret.
+        """
+        found = await access.of_secret(self._log, bearer(request))
+        if found is None or found[1].state.action != action:
+            raise NotAllowed("no access token for this")
+        state = found[1].state
+        access_rules.use(state, key=access_rules.key_of(mark), at=events.now())
+        if not self._holders.take(state.id):
+            raise Refused(429, "too_many_requests")
+        return Holder(found[0], state)
 
 
-def _allowed(state: TokenState | None, secret: str) -> bool:
+_COMPLETED = {"status": "completed"}
+_NOT_KEPT = {"Cache-Control": "no-store"}
+
+
+async def _translated(work: Awaitable[Response | dict[str, Any]]) -> Response | dict[str, Any]:
+    """What the work results in; its errors as refusals that say no more than they must.
+
+    Raises:
+        Refused: the request ends here.
+    """
+    try:
+        return await work
+    except (NotFound, NotAllowed):
+        raise Refused(401, "unauthorized") from None
+    except Conflict as conflict:
+        status = conflict.details.get("status", "conflict")
+        raise Refused(410 if status == "expired" else 409, status) from None
+    except PayloadInvalid as error:
+        raise Refused(422, "invalid", path=str(error.details.get("path", "$"))) from None
+    except TooLarge:
+        raise Refused(413, "too_large") from None
+    except UsageError:
+        raise Refused(400, "bad_request") from None
+    except HelmrError as error:
+        log.warning("a request over HTTP could not be answered: %s", error)
+        raise Refused(503, "unavailable") from None
+
+
+def _of_stream(request: Request, state: AccessState) -> None:
+    """Check that the path is what the access token is for.
+
+    Raises:
+        NotAllowed: it is not.
+    """
+    if (request.path_params["session"], request.path_params["stream"]) != (state.session_id, state.stream):
+        raise NotAllowed("the access token is for another stream")
+
+
+def _fits(state: TokenState | None, secret: str) -> bool:
     """Whether the secret is one of the token's; for a token that does not exist it takes the same time to say no."""
     if len(secret) > _SECRET_LENGTH:
         return False
-    if state is None:
-        return tokens.fits(_NOBODY, secret)
-    return tokens.fits(state, secret)
-
-
-async def _body(request: Request) -> Any:
-    """The JSON of a request; an empty body is null.
-
-    Raises:
-        Refused: it is too large, comes too slowly, or is no JSON.
-    """
-    try:
-        async with asyncio.timeout(_BODY_TIME):
-            text = await _read(request)
-    except TimeoutError:
-        raise Refused(408, "too_slow") from None
-    try:
-        return msgspec.json.decode(text) if text else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refused(400, "not_json") from None
-
-
-async def _read(request: Request) -> bytes:
-    """The body. Of one that is too large the rest is read and dropped: a client that still sends does not hear the answer."""
-    text, size = bytearray(), 0
-    async for part in request.stream():
-        size += len(part)
-        if size <= MAX_DATA:
-            text += part
-        elif size > _DROPPED:
-            break
-    if size > MAX_DATA:
-        raise Refused(413, "too_large")
-    return bytes(text)
+    return tokens.fits(_NOBODY if state is None else state, secret)
 
 
 _NOBODY = msgspec.convert(
@@ -179,7 +276,7 @@ _NOBODY = msgspec.convert(
 
 
 @asynccontextmanager
-async def serving(address: Address, log_: Log) -> AsyncIterator[str]:
+async def serving(address: Address, log_: Log, streams: Streams) -> AsyncIterator[str]:
     """Answer at ``address`` for the length of a block; the URL.
 
     Raises:
@@ -188,7 +285,10 @@ async def serving(address: Address, log_: Log) -> AsyncIterator[str]:
     try:
         import uvicorn
         from starlette.applications import Starlette
-        from starlette.routing import Route
+        from starlette.middleware import Middleware
+        from starlette.middleware.cors import CORSMiddleware
+
+        from bus.followers import FOLLOWERS
     except ImportError as error:
         raise ConfigError("the HTTP endpoint needs starlette and uvicorn", hint="pip install 'helmr[http]'") from error
 
@@ -204,20 +304,17 @@ async def serving(address: Address, log_: Log) -> AsyncIterator[str]:
             ready.set()
 
     ready = asyncio.Event()
-    gateway = Gateway(log_, asyncio.get_running_loop().time)
-    routes = [
-        Route("/v1/tokens/{token}/complete", gateway.complete, methods=["POST"]),
-        Route("/v1/callbacks/{secret}", gateway.callback, methods=["POST"]),
-    ]
+    gateway = Gateway(log_, streams, asyncio.get_running_loop().time)
+    origins = Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=_HEADERS)
     config = uvicorn.Config(
-        Starlette(routes=routes),
+        Starlette(routes=gateway.routes(), middleware=[origins]),
         host=address.host,
         port=address.port,
         access_log=False,  # the path of a callback is a secret
         log_config=None,
         server_header=False,
         lifespan="off",
-        limit_concurrency=_CONCURRENT,
+        limit_concurrency=_CONCURRENT + FOLLOWERS,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
     )

@@ -1,9 +1,9 @@
 """Deletes from the log what has ended long ago and is safe in the history: by entity, message by message.
 
-The ends of runs, sessions, workspaces and tokens are followed by one durable consumer, in the order of the log, which is that
-of time: where it stands is all there is to remember, and any number of control processes share it. An end that is too young,
-not yet in the history, or still of use is put back until it is due. The message of the end is deleted last, so that whoever
-dies in between leaves an entity that has ended, and the end is delivered again.
+The ends of runs, sessions, workspaces, tokens and access tokens are followed by one durable consumer, in the order of the log,
+which is that of time: where it stands is all there is to remember, and any number of control processes share it. An end that
+is too young, not yet in the history, or still of use is put back until it is due. The message of the end is deleted last, so
+that whoever dies in between leaves an entity that has ended, and the end is delivered again.
 
 The latest run of a session keeps its first and its last message for as long as the session is there: an open session may go on
 from it, and an external id leads to it.
@@ -39,6 +39,7 @@ _ENDS: dict[Entity, tuple[str, ...]] = {
     "session": ("closed", "cancelled", "expired"),
     "workspace": ("deleted",),
     "token": ("completed", "cancelled", "expired"),
+    "access": ("revoked", "expired"),
 }
 #: Seconds that an ended entity stays, unless told otherwise.
 RETENTION = 7 * 86_400.0
@@ -66,6 +67,7 @@ class Janitor:
             "session": self._clear_session,
             "workspace": self._clear_workspace,
             "token": self._clear_token,
+            "access": self._clear_access,
         }
 
     async def run(self) -> None:
@@ -145,6 +147,10 @@ class Janitor:
             await self._require_long_gone(ended.scope, runs)
         await self._delete(topology.RUNS, subjects.all_due(ended.scope, ended.id))
         await self._delete(topology.RUNS, subjects.history(ended.scope, "token", ended.id))
+
+    async def _clear_access(self, ended: EventSubject, _filed: Watermark) -> None:
+        await self._delete(topology.RUNS, subjects.all_due(ended.scope, ended.id))
+        await self._delete(topology.RUNS, subjects.history(ended.scope, "access", ended.id))
 
     async def _delete(self, stream: str, subject: str, *, keep_ends: bool = False) -> None:
         """Delete the messages under a filter, oldest first; or all but the first and the last."""

@@ -1,5 +1,5 @@
-"""The one log: every change of a run, session, workspace, queue or token is appended here, with compare-and-set, by
-this module alone.
+"""The one log: every change of a run, session, workspace, queue, token or access token is appended here, with
+compare-and-set, by this module alone.
 
 All writers of an entity send ``Nats-Expected-Last-Subject-Sequence`` together with the identical filter string of
 :func:`helmr.subjects.history`. On a replicated stream the server compares in-flight filters as strings; writers that use
@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from bus import topology
 from bus.requests import api
 from helmr import events, ids, subjects
+from helmr.access import AccessEvent, AccessState
 from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable
 from helmr.events import (
     Draft,
@@ -37,6 +38,7 @@ from helmr.events import (
     WorkspaceEvent,
     WorkspaceState,
 )
+from helmr.reducers import access as access_rules
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -131,6 +133,11 @@ TOKEN: Kind[TokenState, TokenEvent] = Kind(
     TokenEvent,
     lambda state, draft, at, key: token_rules.apply(state, draft.kind, draft.data, at, token_id=key),
 )
+ACCESS: Kind[AccessState, AccessEvent] = Kind(
+    "access",
+    AccessEvent,
+    lambda state, draft, at, key: access_rules.apply(state, draft.kind, draft.data, at, access_id=key),
+)
 
 
 class Position(msgspec.Struct, Generic[E], frozen=True):
@@ -183,6 +190,22 @@ class Log:
         if position.event is None:
             raise NotFound(f"no {kind.name} {entity_id} in {scope}")
         return position.event
+
+    async def find(self, kind: Kind[S, E], prefix: str, entity_id: str) -> tuple[Scope, E] | None:
+        """An entity's latest event by its id alone, whatever its scope; None if there is none, or this is no such id.
+
+        Raises:
+            Unavailable: the server does not answer.
+        """
+        if not ids.is_id(entity_id, prefix):
+            return None
+        try:
+            found = await self.js.get_msg(topology.RUNS, subject=subjects.anywhere(kind.name, entity_id), direct=True)
+        except nats.js.errors.NotFoundError:
+            return None
+        except (TimeoutError, nats.errors.Error, OSError) as error:
+            raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
+        return subjects.parse_event(found.subject or "").scope, kind.decode(found.data or b"")
 
     async def events(
         self, kind: Kind[S, E], scope: Scope, entity_id: str, *, after: int = 0, limit: int = 1000

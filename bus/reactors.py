@@ -11,7 +11,7 @@ from datetime import datetime
 
 import nats.errors
 
-from bus import timers, tokens, topology, waits
+from bus import access, timers, tokens, topology, waits
 from bus.continuations import Continuations
 from bus.deployments import Deployments
 from bus.leases import spec_of
@@ -80,7 +80,7 @@ class Reactors:
         await item.msg.ack()
 
     async def _due(self, item: Delivery) -> None:
-        """A timer fired: a queued run, a session or a token expires, the next attempt begins, or a wait is over."""
+        """A timer fired: a queued run, a session or a token of either kind expires, an attempt begins, or a wait is over."""
         scope, run_id, what = subjects.parse_due(item.msg.subject)
         if what == "ttl":
             ttl = spec_of(await self.log.first(RUN, scope, run_id)).ttl or 0.0
@@ -93,6 +93,8 @@ class Reactors:
             await self._sessions.expire(scope, run_id)
         elif what == tokens.TIMER:
             await tokens.expire(self.log, scope, run_id)
+        elif what == access.TIMER:
+            await access.expire(self.log, scope, run_id)
 
     async def _retry_scheduled(self, item: Delivery) -> None:
         """Arm the timer of a retry; whoever appended the event may have died before doing so."""

@@ -154,6 +154,28 @@ async def records(js: JetStreamContext, subject: str, *, after: int = 0) -> Asyn
         yield Stored(after, decode(message[1]))
 
 
+async def place(js: JetStreamContext, subject: str, sequence: int) -> int:
+    """A message sequence after which the records of one stream are those numbered beyond ``sequence``.
+
+    Numbers rise with message sequences, which others share: a search by halves, some twenty reads however long the stream.
+
+    Raises:
+        Unavailable: the server does not answer.
+    """
+    end = await last(js, subject) if sequence > 0 else None
+    if end is None or end.record.sequence <= sequence:
+        return 0 if end is None else end.seq
+    below, above = 0, end.seq
+    while above - below > 1:
+        middle = (below + above) // 2
+        found = await get_message(js, topology.SESSIONS, subject, after=middle - 1)
+        if found is None or decode(found[1]).sequence > sequence:
+            above = middle
+        else:
+            below = found[0]
+    return below
+
+
 async def publish(js: JetStreamContext, subject: str, record: StreamRecord, expected: int) -> Stored | None:
     """Store a record right after the message ``expected``.
 

@@ -11,13 +11,10 @@ import secrets
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-import nats.errors
-import nats.js.errors
-
-from bus import timers, topology
+from bus import timers
 from bus.log import TOKEN, Log, Position, Superseded
-from helmr import events, ids, subjects
-from helmr.errors import NotFound, Unavailable
+from helmr import events
+from helmr.errors import NotFound
 from helmr.events import Draft, TokenEvent, TokenState
 from helmr.reducers import token as rules
 from helmr.subjects import Scope
@@ -138,23 +135,6 @@ async def await_token(log: Log, scope: Scope, token_id: str, run_id: str) -> Non
         await log.transact(TOKEN, scope, token_id, lambda state: rules.await_(state, run_id=run_id))
     except NotFound:
         return
-
-
-async def find(log: Log, token_id: str) -> tuple[Scope, TokenEvent] | None:
-    """A token by its id alone, whatever its scope; None if there is none.
-
-    Raises:
-        Unavailable: the log does not answer.
-    """
-    if not ids.is_id(token_id, "tok"):
-        return None
-    try:
-        found = await log.js.get_msg(topology.RUNS, subject=subjects.anywhere("token", token_id), direct=True)
-    except nats.js.errors.NotFoundError:
-        return None
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
-    return subjects.parse_event(found.subject or "").scope, TOKEN.decode(found.data or b"")
 
 
 def fits(state: TokenState, secret: str) -> bool:

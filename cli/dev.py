@@ -49,7 +49,9 @@ _MILESTONES = frozenset(RUN_KINDS) - JOURNAL_KINDS - {"started"}
     help="docker: a container for each workspace; process: plain processes, isolating nothing.",
 )
 @click.option("--slots", type=click.IntRange(1, 1000), help="Runs at a time; default: two for each processor.")
-@click.option("--http", metavar="[HOST:]PORT", help="Complete tokens over HTTP there: see `helmr server --help`.")
+@click.option(
+    "--http", metavar="[HOST:]PORT", help="Serve tokens and streams over HTTP there: see `helmr server --help`."
+)
 def dev(folder: Path | None, engine: str, slots: int | None, http: str | None) -> None:
     """Run everything on this machine: NATS, control, the projector and a worker; deploy DIR whenever its files change.
 
@@ -231,7 +233,7 @@ class _Dev:
     def _on_ready(self, ready: _Ready) -> None:
         if ready.part == "server":
             self._url = ready.url
-            http = f", tokens over HTTP at {ready.http}" if ready.http else ""
+            http = f", tokens and streams over HTTP at {ready.http}" if ready.http else ""
             pid, text = self._server.pid, f"server at {ready.url}, home {self.home}{http}"
             self._tell("ready", text, part="server", pid=pid, url=ready.url)
             return

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("cli.run:run", "List, show, follow, wait for and cancel runs."),
     "queue": ("cli.queue:queue", "List and show queues: limits, slots, who waits."),
     "token": ("cli.token:token", "Create, show, list, complete and cancel tokens."),
+    "access": ("cli.access:access", "Let somebody use one stream or token over HTTP; list that, revoke it."),
     "logs": ("cli.logs:logs", "Search the logs of all runs."),
     "workspace": ("cli.workspace:workspace", "List, show and stop workspaces."),
     "secret": ("cli.secret:secret", "Store secrets for tasks; values are never printed."),

@@ -77,9 +77,14 @@ async def _tokens(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.id, each.status) for each in await client.tokens.list(limit=_LIMIT)]
 
 
+async def _access(client: AsyncClient) -> list[tuple[str, str]]:
+    return [(each.id, f"{each.action} {each.status}") for each in await client.access.list(limit=_LIMIT)]
+
+
 RUN = Reference("run", _runs)
 SESSION = Reference("session", _sessions)
 TOKEN = Reference("token", _tokens)
+ACCESS = Reference("access", _access)
 WORKSPACE = Reference("workspace", _workspaces)
 DEPLOYMENT = Reference("deployment", _deployments)
 TASK = Reference("task", _tasks)

@@ -52,7 +52,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     home: str
     metrics: str | None = None  #: where Prometheus finds them, with --metrics
-    http: str | None = None  #: where tokens are completed, with --http
+    http: str | None = None  #: where tokens are completed and streams served, with --http
 
 
 _DAYS = click.IntRange(1, 36500)
@@ -98,7 +98,7 @@ _DAYS = click.IntRange(1, 36500)
 @click.option(
     "--http",
     metavar="[HOST:]PORT",
-    help="Complete tokens over HTTP there, by their secrets; without a host, on 127.0.0.1. Needs helmr[http].",
+    help="Complete tokens and serve streams over HTTP there, by secrets; without a host, on 127.0.0.1. Needs helmr[http].",
 )
 @click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
 def server(
@@ -298,7 +298,7 @@ class _Server:
         if self._metrics_url:
             note(f"metrics at {self._metrics_url}")
         if self._http_url:
-            note(f"tokens are completed at {self._http_url}")
+            note(f"tokens and streams over HTTP at {self._http_url}")
 
 
 @asynccontextmanager
@@ -316,7 +316,7 @@ async def _metrics_of(control: Control, address: Address) -> AsyncIterator[str]:
 async def _gateway_of(control: Control, address: Address) -> AsyncIterator[str]:
     from bus.gateway import serving
 
-    async with serving(address, control.log) as url:
+    async with serving(address, control.log, control.streams) as url:
         yield url
 
 

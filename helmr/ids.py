@@ -15,9 +15,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _TIME_CHARS = 10
 _RANDOM_CHARS = 14
 
-#: The prefixes in use: run, session, workspace, deployment, token, exec, PTY, schedule, version, worker, host, event,
-#: record, request.
-PREFIXES = ("run", "ses", "ws", "dep", "tok", "exec", "pty", "sch", "ver", "wrk", "host", "evt", "rec", "req")
+#: The prefixes in use: run, session, workspace, deployment, token, access token, exec, PTY, schedule, version, worker, host,
+#: event, record, request.
+PREFIXES = ("run", "ses", "ws", "dep", "tok", "acc", "exec", "pty", "sch", "ver", "wrk", "host", "evt", "rec", "req")
 
 
 def _encode(value: int, length: int) -> str:

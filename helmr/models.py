@@ -348,7 +348,10 @@ class LogMatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One record of a session stream; ``sequence`` counts the records of the stream from 1 without a gap."""
+    """One record of a session stream; ``sequence`` counts the records of the stream from 1 without a gap.
+
+    ``access_id``: the access token it was appended with, if it was.
+    """
 
     id: str
     session_id: str
@@ -358,6 +361,7 @@ class StreamRecord(msgspec.Struct, frozen=True, kw_only=True):
     data: Any
     correlation_id: str | None = None
     run_id: str | None = None
+    access_id: str | None = None
     at: datetime
 
 

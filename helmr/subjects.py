@@ -3,7 +3,7 @@
 The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
 
     helmr.ev.<scope>.<entity>.<id>.<kind>[.<lane>.<priority>]   events, stored in RUNS; entity: run, session,
-                                                                workspace, queue, token
+                                                                workspace, queue, token, access
     helmr.event.<scope>.…                                       the same, republished for core-NATS subscribers
     helmr.log.<scope>.<owner>.<id>.<attempt>.<stream>           log chunks, stored in LOGS; owner: run
     helmr.io.<scope>.<session>.<in|out>.<stream>                records of session streams, stored in SESSIONS
@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 
 from helmr.errors import UsageError
 
-Entity = Literal["run", "session", "workspace", "queue", "token"]
+Entity = Literal["run", "session", "workspace", "queue", "token", "access"]
 
 _EVENTS = "helmr.ev"
 _LIVE = "helmr.event"

@@ -90,7 +90,7 @@ async def check_webhook_token(platform: Platform) -> None:
     started = await client.sessions.start("webhook-token", {"ref": "main"})
     await until(client, started.run, "waiting")
     order = json.loads((files(platform, started.run.record) / "order.json").read_text())
-    async with serving(Address("127.0.0.1", 0), platform.control.log) as url:
+    async with serving(Address("127.0.0.1", 0), platform.control.log, platform.control.streams) as url:
         status = await asyncio.to_thread(_post, url + order["callback"], {"ok": True, "image": "app:1"})
     assert (order["ref"], status) == ("main", 200)
     run = await started.run.wait(timeout="100s")

@@ -80,12 +80,21 @@ class Streams:
             PayloadInvalid, TooLarge, UsageError: the record cannot be taken.
             Conflict: the session is not open, or the idempotency key stands for another record.
         """
+        return await self.store(scope, await self.draft(scope, request), request)
+
+    async def draft(self, scope: Scope, request: SendRequest) -> StreamRecord:
+        """The record that a request asks for, checked, and not stored yet.
+
+        Raises:
+            NotFound, PayloadInvalid, TooLarge, UsageError, Conflict: it cannot be taken.
+        """
         state = (await self.log.present(SESSION, scope, request.session)).state
         declared = await self._declared(scope, state, request.stream, "in")
         _check(request, declared, state.deployment_id)
         if state.status != "open":
-            raise Conflict(f"session {state.id} is {state.status}: it takes no more input")
-        draft = StreamRecord(
+            reason = f"session {state.id} is {state.status}: it takes no more input"
+            raise Conflict(reason, details={"status": state.status})
+        return StreamRecord(
             id=ids.new("rec"),
             session_id=state.id,
             stream=request.stream,
@@ -95,7 +104,22 @@ class Streams:
             correlation_id=request.correlation_id,
             at=events.now(),
         )
+
+    async def store(self, scope: Scope, draft: StreamRecord, request: SendRequest) -> StreamRecord:
+        """Store what :meth:`draft` made of a request; one with an idempotency key once.
+
+        Raises:
+            Conflict: the key stands for another record.
+        """
         return (await records.send(self.log.js, scope, draft, key=request.idempotency_key)).record
+
+    async def declared(self, scope: Scope, session: str, stream: str, direction: Direction) -> None:
+        """Check that a session is there and has such a stream.
+
+        Raises:
+            NotFound: it has not, or is not there.
+        """
+        await self._declared(scope, (await self.log.present(SESSION, scope, session)).state, stream, direction)
 
     async def list_input(self, scope: Scope, request: ListRequest) -> RecordsPage:
         """A page of an input stream."""
@@ -111,9 +135,8 @@ class Streams:
         subject = subjects.io(scope, state.id, direction, request.stream)
         page = RecordsPage(records=[], end=request.after, more=False)
         size = 0
-        async for _, record in records.records(self.log.js, subject):
-            if record.sequence <= request.after:
-                continue
+        place = await records.place(self.log.js, subject, request.after)
+        async for _, record in records.records(self.log.js, subject, after=place):
             if size > _PAGE_BYTES or len(page.records) >= min(request.limit, _PAGE):
                 page.more = True
                 break

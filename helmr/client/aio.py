@@ -9,6 +9,7 @@ from typing import Any, Self
 import msgspec
 
 from helmr import ids, local
+from helmr.client.access import AccessTokens
 from helmr.client.deployments import Deployments
 from helmr.client.queues import Queues
 from helmr.client.runs import Runs
@@ -54,6 +55,7 @@ class AsyncClient:
         self.sessions = Sessions(self)
         self.runs = Runs(self)
         self.tokens = Tokens(self)
+        self.access = AccessTokens(self)
         self.workspaces = Workspaces(self)
         self.queues = Queues(self)
         self.deployments = Deployments(self)

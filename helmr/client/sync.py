@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from helmr.access import Access, NewAccess
 from helmr.chunks import LogChunk
 from helmr.client import runs as aio_runs
 from helmr.client.aio import AsyncClient
@@ -60,6 +61,7 @@ class Client(AbstractContextManager["Client"]):
         self.sessions = Sessions(self)
         self.runs = Runs(self)
         self.tokens = Tokens(self)
+        self.access = AccessTokens(self)
         self.workspaces = Workspaces(self)
         self.queues = Queues(self)
         self.deployments = Deployments(self)
@@ -313,6 +315,37 @@ class Tokens:
     def cancel(self, token: str | Token, *, reason: str | None = None) -> Token:
         """Cancel a token."""
         return self._client.call(self._client.aio.tokens.cancel, token, reason=reason)
+
+
+class AccessTokens:
+    """``client.access``; the options are those of :class:`helmr.client.access.AccessTokens`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def for_input(self, session: str | Session, stream: str, **options: Any) -> NewAccess:
+        """Let whoever has the secret append to one input stream."""
+        return self._client.call(self._client.aio.access.for_input, session, stream, **options)
+
+    def for_output(self, session: str | Session, stream: str, **options: Any) -> NewAccess:
+        """Let whoever has the secret read one output stream."""
+        return self._client.call(self._client.aio.access.for_output, session, stream, **options)
+
+    def for_token(self, token: str | Token, **options: Any) -> NewAccess:
+        """Let whoever has the secret complete one token."""
+        return self._client.call(self._client.aio.access.for_token, token, **options)
+
+    def get(self, access: str | Access) -> Access:
+        """One access token."""
+        return self._client.call(self._client.aio.access.get, access)
+
+    def list(self, *, session: str | Session | None = None, active: bool = False, limit: int = 50) -> list[Access]:
+        """Access tokens, newest first."""
+        return self._client.call(self._client.aio.access.list, session=session, active=active, limit=limit)
+
+    def revoke(self, access: str | Access, *, reason: str | None = None) -> Access:
+        """End an access token now."""
+        return self._client.call(self._client.aio.access.revoke, access, reason=reason)
 
 
 class Workspaces:

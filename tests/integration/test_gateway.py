@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bus.exposition import Address
-from bus.gateway import BURST, RateLimit, serving
+from bus.gateway import serving
+from bus.rate_limit import BURST, RateLimit
 from helmr.client import AsyncClient
 from helmr.models import NewToken
 from tests.integration.platform import Platform
@@ -29,7 +30,7 @@ TASKS = """
 @pytest.fixture
 async def url(platform: Platform) -> AsyncIterator[str]:
     """Where the endpoint answers; each test has its own, with its own limits."""
-    async with serving(Address("127.0.0.1", 0), platform.control.log) as found:
+    async with serving(Address("127.0.0.1", 0), platform.control.log, platform.control.streams) as found:
         yield found
 
 

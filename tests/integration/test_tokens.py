@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from bus import tokens as stored
+from bus.log import TOKEN
 from helmr.client import AsyncClient
 from helmr.errors import Conflict, NotFound, TooLarge, UsageError
 from helmr.subjects import Scope
@@ -125,7 +126,7 @@ async def test_secrets_fit_their_token_alone(helmr: AsyncClient, platform: Platf
     told = await until(helmr, started.run, "waiting")
     secret = (await helmr.runs.get(told.run_id)).metadata["secret"]
     token_id = secret.partition(".")[0]
-    found = await stored.find(platform.control.log, token_id)
+    found = await platform.control.log.find(TOKEN, "tok", token_id)
     assert found is not None
     scope, event = found
     assert scope == Scope(*helmr.scope)
