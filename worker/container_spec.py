@@ -18,6 +18,7 @@ from worker.engine import MachineSpec
 from worker.seccomp import profile
 
 INSTALL, WORKER, WORKSPACE, KIND = "helmr.install", "helmr.worker", "helmr.workspace", "helmr.kind"
+CLAIM = "helmr.claim"
 
 #: What the supervisor needs to become root's opposite: drop to the tasks' user, signal its processes, own their files.
 _CAPABILITIES = ["SETUID", "SETGID", "KILL", "CHOWN"]
@@ -57,7 +58,7 @@ def container(client: APIClient, spec: MachineSpec, host: HostSide) -> dict[str,
         "entrypoint": _supervisor(spec),
         "user": "0:0",
         "working_dir": "/",
-        "labels": {**spec.labels, **labels, WORKER: spec.worker_id, KIND: "machine"},
+        "labels": {**spec.labels, **labels, WORKER: spec.worker_id, CLAIM: str(spec.claim), KIND: "machine"},
         "healthcheck": {"test": ["NONE"]},
         "detach": True,  # with an attached container the engine would close its standard input for ever
         "host_config": client.create_host_config(mounts=mounts, **_limits(spec, host.cpus), **_confinement(spec)),

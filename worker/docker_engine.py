@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,9 @@ from docker.types import Mount
 from helmr import ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, TimedOut
 from worker.channel import Channel, ChannelProcess
-from worker.container_spec import INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
+from worker.container_spec import CLAIM, INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
 from worker.docker_api import DockerApi, connection
-from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
+from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
 from worker.host import host_id, writing
 from worker.images import Images
 from worker.machine_folder import MachineFolder, library, remove_files, sweep, workspace_files
@@ -140,9 +141,10 @@ class DockerEngine:
         Raises:
             ImageError: the image is not there, or its Python cannot run the supervisor.
             EngineUnavailable, HelmrError: the engine is gone, or refuses.
+            Unavailable: another container has them, under a later claim.
         """
         async with self._locks[spec.workspace_id]:
-            await self._clear(spec.workspace_id)
+            await self._clear(spec.workspace_id, claim=spec.claim)
             name = f"helmr-{spec.workspace_id}-{ids.new('m')[-8:]}"
             folder = MachineFolder(self._home, name.rpartition("-")[2])
             try:
@@ -239,12 +241,15 @@ class DockerEngine:
 
     # The life of a container
 
-    async def _clear(self, workspace_id: str) -> None:
-        """Remove every container that has the workspace's files: two would both write to them."""
+    async def _clear(self, workspace_id: str, *, claim: float = math.inf) -> None:
+        """Remove every container that has the workspace's files, of claims up to this one: two would both write to them."""
         machine = self._machines.get(workspace_id)
         if machine is not None:
             await machine.stop(0)
-        for item in await self._list({INSTALL: self.install, WORKSPACE: workspace_id}):
+        found = await self._list({INSTALL: self.install, WORKSPACE: workspace_id})
+        if any(int(item["Labels"].get(CLAIM, 0)) > claim for item in found):
+            raise superseded(workspace_id)
+        for item in found:
             await self.remove(item["Id"])
 
     async def _list(self, labels: dict[str, str]) -> list[dict[str, Any]]:

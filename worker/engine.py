@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from helmr.errors import Unavailable
+
 Network = Literal["none", "internet"]
 Progress = Callable[[str], None]
 
@@ -44,11 +46,18 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     workspace_id: str
     worker_id: str
+    #: Which of the claims of the workspace, in the order of the log, the machine is made under.
+    claim: int = 0
     image: str  #: what :meth:`Engine.ensure_image` returned
     mount_path: str = "/workspace"
     limits: Limits = Limits()
     network: Network = "internet"
     labels: dict[str, str] = {}
+
+
+def superseded(workspace_id: str) -> Unavailable:
+    """The error of whoever wants to make a machine, and was replaced by another worker of this host meanwhile."""
+    return Unavailable(f"workspace {workspace_id} has been given to another worker of this host meanwhile")
 
 
 class SecretFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +226,9 @@ class Engine(Protocol):
         """A live machine for the workspace, its files as they were left; ready to start processes.
 
         What an earlier, lost machine of the same workspace left running (a dead worker's container) is removed first.
+
+        Raises:
+            Unavailable: there is a machine of a later claim, which is left alone: whoever asks here was replaced.
         """
         ...
 

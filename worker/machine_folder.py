@@ -17,7 +17,7 @@ from pathlib import Path
 
 import helmr
 from helmr import ids
-from helmr.errors import UsageError
+from helmr.errors import Unavailable, UsageError
 
 #: The longest path a unix socket can have on Linux, its closing zero byte included.
 _SOCKET_PATH_LIMIT = 108
@@ -55,16 +55,24 @@ class MachineFolder:
 
         Raises:
             UsageError: ``name`` is not a plain name.
+            Unavailable: the folder was removed, by a worker that has been given the workspace meanwhile.
         """
         if not name or name.startswith(".") or "/" in name:
             raise UsageError(f"{name!r} cannot be the name of a source")
-        if not (self.sources / name).exists():
+        if (self.sources / name).exists():
+            return
+        try:
             await asyncio.to_thread(self._copy, name, tree)
+        except OSError as error:
+            if self.run.exists():
+                raise
+            raise Unavailable("the machine was removed by another worker of this host") from error
 
     def _copy(self, name: str, tree: Path) -> None:
         draft = self.sources / f".{ids.new('src')}"
         try:
-            shutil.copytree(tree, draft, symlinks=True, copy_function=_readable_copy)
+            draft.mkdir()  # fails if the machine's folder has been removed, which copytree would make anew
+            shutil.copytree(tree, draft, symlinks=True, copy_function=_readable_copy, dirs_exist_ok=True)
             for folder, _, _ in os.walk(draft):
                 Path(folder).chmod(0o755)
             _rename_unless_there(draft, self.sources / name)

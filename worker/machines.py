@@ -213,12 +213,13 @@ class Machines:
 
     async def _bring_up(self, scope: Scope, workspace_id: str, needs: Needs, entry: _Entry) -> None:
         state = await self._claim(scope, workspace_id)
+        claim = state.cursor
         entry.confirmed = asyncio.get_running_loop().time()
         try:
             entry.record = await self._checkouts.ready(state, needs.progress)
             image = await self._engine.ensure_image(await self._image(needs), needs.progress)
             entry.sources.clear()
-            entry.machine = await self._engine.materialize(self._spec(workspace_id, image, needs.sandbox))
+            entry.machine = await self._engine.materialize(self._spec(workspace_id, claim, image, needs.sandbox))
         except BaseException as error:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise
@@ -275,11 +276,12 @@ class Machines:
         context = await self._sources.tree(needs.deployment) if needs_context else None
         return ImageSpec(base=image["base"], steps=steps, context=context)
 
-    def _spec(self, workspace_id: str, image: str, sandbox: dict[str, Any]) -> MachineSpec:
+    def _spec(self, workspace_id: str, claim: int, image: str, sandbox: dict[str, Any]) -> MachineSpec:
         limits = {key: sandbox[key] for key in ("cpu", "memory", "pids", "disk") if sandbox.get(key) is not None}
         return MachineSpec(
             workspace_id=workspace_id,
             worker_id=self._worker_id,
+            claim=claim,
             image=image,
             mount_path=sandbox["mount_path"],
             limits=msgspec.convert(limits, Limits, strict=False),

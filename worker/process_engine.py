@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import platform
 import re
@@ -27,7 +28,7 @@ import msgspec
 import helmr.guest
 from helmr.errors import EngineUnavailable, Unavailable, UsageError
 from worker.channel import Channel, ChannelProcess
-from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress
+from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
 from worker.host import host_id
 from worker.machine_folder import MachineFolder
 
@@ -166,12 +167,13 @@ class ProcessEngine:
         Raises:
             UsageError: the workspace's id cannot be the name of a folder.
             EngineUnavailable: the supervisor does not start.
+            Unavailable: another supervisor has the folder, under a later claim, or takes it just now.
         """
         workspace = self._workspace(spec.workspace_id)
         async with self._locks[spec.workspace_id]:
-            await self._clear(spec.workspace_id)
+            await self._clear(spec.workspace_id, claim=spec.claim)
             workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder = self._folder(spec.workspace_id, spec.worker_id)
+            folder = self._folder(spec)
             try:
                 machine = await self._boot(spec, workspace, folder)
             except BaseException:
@@ -192,7 +194,7 @@ class ProcessEngine:
         """End the supervisors of workers that are gone."""
         removed = []
         for folder in self._folders("*"):
-            workspace_id, _, worker_id = folder.path.name.partition(".")
+            workspace_id, worker_id = folder.path.name.split(".")[:2]
             ours = self._machines.get(workspace_id)
             if worker_id not in live_workers and (ours is None or ours.folder.path != folder.path):
                 async with self._locks[workspace_id]:
@@ -216,12 +218,12 @@ class ProcessEngine:
             raise UsageError(f"{workspace_id!r} cannot be the id of a workspace")
         return self._home / "workspaces" / workspace_id
 
-    def _folder(self, workspace_id: str, worker_id: str) -> MachineFolder:
+    def _folder(self, spec: MachineSpec) -> MachineFolder:
         """Apart from those of the docker engine, which would take them for leftovers of its own.
 
-        Each worker has its own, so that one which wakes up late cannot clear away what its successor is just setting up.
+        Each claim has its own, so that who wakes up late can tell what its successor is just setting up, and leaves it alone.
         """
-        return MachineFolder(self._home / "processes", f"{workspace_id}.{worker_id}")
+        return MachineFolder(self._home / "processes", f"{spec.workspace_id}.{spec.worker_id}.{spec.claim}")
 
     def _folders(self, workspace_id: str) -> list[MachineFolder]:
         """Those of all workers."""
@@ -230,6 +232,14 @@ class ProcessEngine:
 
     async def _boot(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
         folder.create()
+        try:
+            return await self._start(spec, workspace, folder)
+        except FileNotFoundError as error:
+            if folder.run.exists():
+                raise
+            raise superseded(spec.workspace_id) from error
+
+    async def _start(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
         process = await self._spawn(spec, workspace, folder)
         try:
             record = _Record(pid=process.pid, born=_born(process.pid))
@@ -287,12 +297,15 @@ class ProcessEngine:
         python = str(Path(sys.executable).parent)
         return {**inherited, "PATH": f"{python}:{inherited.get('PATH', os.defpath)}", **self._environment}
 
-    async def _clear(self, workspace_id: str, grace: float = 0.0) -> None:
-        """End whatever works in the workspace, be it ours or left by an earlier worker."""
+    async def _clear(self, workspace_id: str, *, claim: float = math.inf) -> None:
+        """End whatever works in the workspace under a claim up to this one, be it ours or left by an earlier worker."""
         machine = self._machines.pop(workspace_id, None)
         if machine is not None:
-            await machine.stop(grace)
-        for folder in self._folders(workspace_id):
+            await machine.stop(0)
+        found = self._folders(workspace_id)
+        if any(_claim(folder) > claim for folder in found):
+            raise superseded(workspace_id)
+        for folder in found:
             await self._remove_leftover(folder)
 
     async def _remove_leftover(self, folder: MachineFolder) -> list[str]:
@@ -311,6 +324,12 @@ async def _reap(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
     await process.wait()
+
+
+def _claim(folder: MachineFolder) -> int:
+    """The claim that a machine folder is named after; those of earlier versions of Helmr are not."""
+    words = folder.path.name.split(".")
+    return int(words[2]) if len(words) > 2 else 0
 
 
 def _read_record(path: Path) -> _Record | None:

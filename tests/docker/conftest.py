@@ -53,11 +53,17 @@ async def materialize(engine: DockerEngine, image: str) -> AsyncIterator[Materia
     made: set[str] = set()
 
     async def make(
-        workspace: str = "", *, worker: str = "wrk_test", network: Network = "none", **limits: Any
+        workspace: str = "",
+        *,
+        worker: str = "wrk_test",
+        claim: int = 0,
+        network: Network = "none",
+        **limits: Any,
     ) -> DockerMachine:
         spec = MachineSpec(
             workspace_id=workspace or ids.new("ws"),
             worker_id=worker,
+            claim=claim,
             image=image,
             network=network,
             limits=Limits(**{"memory": 256 * 1024**2, "pids": 64, **limits}),

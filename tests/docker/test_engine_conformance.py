@@ -561,6 +561,19 @@ async def test_what_a_vanished_worker_left_is_removed_before_the_next_machine(
     await left.stop()
 
 
+async def test_a_worker_that_wakes_up_late_leaves_its_successor_alone(
+    engine_name: str, home: Path, materialize: Materialize, image: str
+) -> None:
+    successor: Machine = await materialize(claim=7)
+    late = FACTORIES[engine_name](home)
+    spec = MachineSpec(workspace_id=successor.workspace_id, worker_id="wrk_late", image=image, claim=5)
+    with pytest.raises(Unavailable, match="another worker"):
+        await late.materialize(spec)
+    assert (await run(successor, "echo", "alive")).stdout == "alive\n"
+    await late.close()
+    await successor.stop()
+
+
 async def test_machines_of_dead_workers_are_collected(
     engine_name: str, home: Path, engine: Engine, materialize: Materialize, machine: Machine
 ) -> None:

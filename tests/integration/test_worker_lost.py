@@ -212,7 +212,8 @@ async def _take_over(platform: Platform, helmr: AsyncClient, first_home: Path, s
         after = await (await helmr.sessions.start("once-long", workspace=run.workspace_id)).run.wait(timeout=20)
         assert after.output == 3
         live = await helmr.workspaces.get(run.workspace_id)
-        folder = second_home / "engine" / "processes" / "machines" / f"{run.workspace_id}.{second.id}"
+        machines = second_home / "engine" / "processes" / "machines"
+        (folder,) = machines.glob(f"{run.workspace_id}.{second.id}.*")
         assert folder.is_dir()
         assert await first.end() == 0
         assert folder.is_dir(), "it is not the fenced worker's any more"
