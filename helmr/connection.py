@@ -99,7 +99,7 @@ async def connect(
     client = _Client()
     try:
         async with asyncio.timeout(_CONNECT_TIMEOUT):
-            await client.connect(
+            connecting = client.connect(
                 url,
                 name=name,
                 token=token,
@@ -114,11 +114,15 @@ async def connect(
                 reconnected_cb=on_reconnect,
                 closed_cb=on_closed,
             )
+            await heed_cancel(connecting)
     except nats.errors.AuthorizationError as error:
         raise NotAllowed(f"NATS at {url} refuses these credentials", hint="check HELMR_API_KEY") from error
     except (TimeoutError, OSError, nats.errors.Error) as error:
         await client.close()
         raise unreachable(url) from error
+    except asyncio.CancelledError:
+        await client.close()
+        raise
     if not client.is_connected:  # connect() can return unconnected when the server hangs up during the handshake
         await client.close()
         raise unreachable(url)

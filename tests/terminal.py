@@ -10,7 +10,7 @@ import struct
 import sys
 import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[=>]")
@@ -58,6 +58,15 @@ class Terminal:
             raise AssertionError(f"{words!r} did not appear in {self.text[self._seen :]!r}") from None
         since, self._seen = self._seen, at + len(words)
         return self.text[since : self._seen]
+
+    async def press(self, key: str, words: str) -> str:
+        """Press a key until ``words`` appear: Python's readline misses a signal that comes just before it listens."""
+        for _ in range(10):
+            self.type(key)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE / 10):
+                    return await self.see(words)
+        return await self.see(words)
 
     async def end(self) -> int:
         """Wait for the program to end; its exit code."""

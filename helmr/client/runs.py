@@ -244,7 +244,8 @@ class _Inbox:
             if self.ended:
                 return
             try:
-                await asyncio.wait_for(self._arrived.wait(), _LOOK_AGAIN)
+                async with asyncio.timeout(_LOOK_AGAIN):
+                    await self._arrived.wait()
             except TimeoutError:
                 return
 
@@ -327,7 +328,8 @@ async def _successors(live: asyncio.Queue[Msg], after: int) -> AsyncIterator[Eve
     """Live events for as long as each follows the one before; ends at a gap, and when nothing has come for a while."""
     while True:
         try:
-            msg = await asyncio.wait_for(live.get(), _LOOK_AGAIN)
+            async with asyncio.timeout(_LOOK_AGAIN):
+                msg = await live.get()
         except TimeoutError:
             return
         event = msgspec.json.decode(msg.data, type=Event)

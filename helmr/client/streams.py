@@ -86,7 +86,8 @@ class _Stream:
                     if correlation_id in (None, record.correlation_id):
                         yield record
                 try:
-                    await asyncio.wait_for(arrived.wait(), _LOOK_AGAIN)
+                    async with asyncio.timeout(_LOOK_AGAIN):
+                        await arrived.wait()
                 except TimeoutError:
                     continue
 

@@ -125,7 +125,8 @@ class Wire:
             expected = 0
             while True:
                 try:
-                    msg = await asyncio.wait_for(queue.get(), timeout)
+                    async with asyncio.timeout(timeout):
+                        msg = await queue.get()
                 except TimeoutError as error:
                     raise TimedOut(f"no answer to {noun} {verb} in {timeout:g} s", hint="see `helmr status`") from error
                 headers = msg.headers or {}

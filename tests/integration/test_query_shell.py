@@ -91,8 +91,7 @@ async def test_commands(shell: Terminal) -> None:
 async def test_ctrl_c_drops_what_is_typed_and_ctrl_d_leaves(shell: Terminal, tmp_path: Path) -> None:
     shell.type("select nonsense\n")
     await shell.see(MORE)
-    shell.type("\x03")
-    await shell.see(PROMPT)
+    await shell.press("\x03", PROMPT)
     shell.type("select 1 as fine;\n")
     assert "error" not in await shell.see(PROMPT)
     shell.type("\x04")
