@@ -133,6 +133,7 @@ async def engine(home: Path, client: AsyncClient | None) -> AsyncIterator[Findin
         yield Finding(
             check="docker", state="ok", detail=f"{facts['ServerVersion']}, cgroup v{cgroup}, {facts['Driver']}"
         )
+        yield walls(facts)
         yield _engine_disk(Path(facts["DockerRootDir"]))
         yield await _containers(api, home, client)
         yield await _volumes(api, home, client)
@@ -140,6 +141,28 @@ async def engine(home: Path, client: AsyncClient | None) -> AsyncIterator[Findin
         yield _failed("docker", error)
     finally:
         await api.close()
+
+
+#: What limits of containers need of the kernel, by the fact that says whether the engine can set them.
+_LIMITS = {"MemoryLimit": "memory", "SwapLimit": "swap", "PidsLimit": "processes", "CpuCfsQuota": "processors"}
+
+
+def walls(facts: dict[str, Any]) -> Finding:
+    """What stands between a task and this machine, as the engine describes itself; ``docs/explanation/isolation.md``."""
+    options = {part.removeprefix("name=") for each in facts.get("SecurityOptions") or () for part in each.split(",")}
+    standing = ["namespaces", "network by the worker's proxy alone"]
+    standing += [name for name in ("seccomp", "apparmor", "selinux", "userns", "rootless") if name in options]
+    missing = [what for fact, what in _LIMITS.items() if not facts.get(fact, True)]
+    limits = [what for what in _LIMITS.values() if what not in missing]
+    standing.append(f"limits of {', '.join(limits)}" if limits else "no limits")
+    detail = "; ".join(standing)
+    if "seccomp" not in options:
+        fix = "use an engine and a kernel with seccomp: without it a task may make any system call"
+        return Finding(check="walls", state="failed", detail=f"{detail}; NO seccomp", fix=fix)
+    if missing:
+        fix = "enable the cgroup controllers for it (a rootless engine needs cgroup v2 and systemd's delegation)"
+        return Finding(check="walls", state="warning", detail=f"{detail}; NOT of {', '.join(missing)}", fix=fix)
+    return Finding(check="walls", state="ok", detail=detail)
 
 
 def _engine_disk(root: Path) -> Finding:

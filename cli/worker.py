@@ -102,7 +102,7 @@ async def _run(
     from bus.exposition import Address
     from helmr import local
     from helmr.config import ensure_home
-    from helmr.connection import connect
+    from helmr.connection import connect, endpoints
 
     keep_buffers()
     address = Address.parse(metrics) if metrics else None
@@ -113,6 +113,7 @@ async def _run(
     engine = _engine(engine_name, home)
     info = await engine.check()
     url = settings.url or local.find(home)
+    engine.guard(endpoints(url))
     lost = asyncio.Event()
 
     async def closed() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 _CONNECT_TIMEOUT = 5.0
 #: Seconds before the same error is worth another line.
 _REPEAT_AFTER = 10.0
+#: Where a URL without a port leads.
+_PORTS = {"ws": 80, "wss": 443}
 Callback = Callable[[], Awaitable[None]]
 ErrorCallback = Callable[[Exception], Awaitable[None]]
 
@@ -133,6 +136,12 @@ def unreachable(url: str) -> Unavailable:
     """The error for a server that does not answer."""
     hint = "start Helmr with `helmr dev` (or `helmr server`), or set HELMR_URL to a server that runs"
     return Unavailable(f"no NATS server answers at {url}", hint=hint)
+
+
+def endpoints(url: str) -> tuple[tuple[str, int], ...]:
+    """Host and port of each server that a URL (or several, with commas) names."""
+    found = [urlsplit(each.strip()) for each in url.split(",")]
+    return tuple((each.hostname, each.port or _PORTS.get(each.scheme, 4222)) for each in found if each.hostname)
 
 
 def server_version(client: Nats) -> str:

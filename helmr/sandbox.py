@@ -24,7 +24,10 @@ Step = tuple[str, ...]
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", re.IGNORECASE)
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 _WORD = re.compile(r"[^\s-][^\s]*")
-_HOST = re.compile(r"(\*\.)?([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(:\d+)?")
+_HOST = re.compile(
+    r"(?P<below>\*\.)?(?P<name>([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)"
+    r"(:(?P<port>\d{1,5}))?"
+)
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -48,6 +51,33 @@ def parse_size(value: int | str, *, what: str = "size") -> int:
     if result <= 0:
         raise ProjectError(f"{caller_location()}: {what} {value!r} is not above zero")
     return result
+
+
+def parse_host(text: str) -> tuple[str, bool, int | None]:
+    """An entry of a list of hosts: the name in lower case, whether names below it are meant instead, and the port, if any.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _HOST.fullmatch(text)
+    if match is None or not 0 < int(match["port"] or 1) < 65536:
+        raise ValueError(f"{text!r} is not a host")
+    return match["name"].lower(), match["below"] is not None, int(match["port"]) if match["port"] else None
+
+
+def check_network(value: object) -> str | tuple[str, ...]:
+    """A network policy in the form that is kept: ``"internet"``, ``"none"`` or a tuple of hosts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value in ("internet", "none"):
+        return str(value)
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ValueError(f"network={value!r} is not a network policy")
+    for host in value:
+        parse_host(str(host))
+    return tuple(map(str, value))
 
 
 @dataclass(frozen=True)
@@ -144,7 +174,7 @@ class Sandbox:
         cpu: cores; a fraction is fine.
         memory: ``"4GiB"``, or bytes.
         workspace: the folder the workspace is mounted at, and that tasks start in.
-        network: ``"internet"``, ``"none"``, or the hosts that may be reached.
+        network: ``"internet"`` (what is public), ``"none"``, or the hosts that may be reached, e.g. ``"*.example.com:8443"``.
         disk: what the workspace may hold; enforced where the machine can.
         pids: processes and threads at once.
 
@@ -207,16 +237,13 @@ class Sandbox:
 
 
 def _network(value: object, place: Location) -> str | tuple[str, ...]:
-    if value in ("internet", "none"):
-        return str(value)
-    if not isinstance(value, str) and isinstance(value, Sequence) and value:
-        hosts = tuple(str(host) for host in value)
-        if all(_HOST.fullmatch(host) for host in hosts):
-            return hosts
-    raise ProjectError(
-        f"{place}: network={value!r} is not a network policy",
-        hint='write "internet", "none", or a list of hosts such as ["api.example.com", "*.example.org"]',
-    )
+    try:
+        return check_network(value)
+    except ValueError as error:
+        raise ProjectError(
+            f"{place}: network={value!r} is not a network policy: {error}",
+            hint='write "internet", "none", or a list of hosts such as ["api.example.com", "*.example.org:8443"]',
+        ) from error
 
 
 #: What a task without a sandbox runs in.

@@ -28,7 +28,6 @@ ORPHAN_TIMEOUT = 60
 _TMP_SIZE = 1024**3
 #: Open files of each process: enough for a supervisor of hundreds, and below what engines that may not raise limits have.
 _NOFILE = 16384
-_NETWORKS = {"none": "none", "internet": "bridge"}
 
 
 class HostSide(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +60,7 @@ def container(client: APIClient, spec: MachineSpec, host: HostSide) -> dict[str,
         "labels": {**spec.labels, **labels, WORKER: spec.worker_id, CLAIM: str(spec.claim), KIND: "machine"},
         "healthcheck": {"test": ["NONE"]},
         "detach": True,  # with an attached container the engine would close its standard input for ever
-        "host_config": client.create_host_config(mounts=mounts, **_limits(spec, host.cpus), **_confinement(spec)),
+        "host_config": client.create_host_config(mounts=mounts, **_limits(spec, host.cpus), **_confinement()),
     }
 
 
@@ -81,6 +80,8 @@ def _supervisor(spec: MachineSpec) -> list[str]:
         "home": "/tmp/home",  # noqa: S108 - in the container
         "orphan-timeout": str(ORPHAN_TIMEOUT),
     }
+    if spec.network != "none":
+        options["way-out"] = "/helmr/run/way-out"
     command = ["python3", "-I", "-S", "-B", "/helmr/lib/helmr/guest/supervisor.py"]
     return [*command, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
@@ -104,13 +105,14 @@ def _limits(spec: MachineSpec, cpus: int) -> dict[str, Any]:
     }
 
 
-def _confinement(spec: MachineSpec) -> dict[str, Any]:
+def _confinement() -> dict[str, Any]:
     return {
         "read_only": True,
         "cap_drop": ["ALL"],
         "cap_add": _CAPABILITIES,
         "security_opt": ["no-new-privileges:true", f"seccomp={profile()}"],
-        "network_mode": _NETWORKS[spec.network],
+        # Whatever the policy: what may be reached is reached through the worker (worker/egress.py).
+        "network_mode": "none",
         # The socket belongs to the worker's group when the worker is not root, and there is no DAC_OVERRIDE here.
         "group_add": [] if os.getuid() == 0 else [str(os.getgid())],
     }

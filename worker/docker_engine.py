@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from docker import APIClient
 from docker.types import Mount
 
@@ -23,6 +24,8 @@ from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, No
 from worker.channel import Channel, ChannelProcess
 from worker.container_spec import CLAIM, INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
 from worker.docker_api import DockerApi, connection
+from worker.egress import Egress
+from worker.egress_rules import Neighbourhood, Rules
 from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
 from worker.host import host_id, writing
 from worker.images import Images
@@ -40,12 +43,20 @@ class DockerMachine:
     """A live container with a supervisor in it (:class:`worker.engine.Machine`)."""
 
     def __init__(
-        self, engine: DockerEngine, workspace_id: str, ref: str, channel: Channel, folder: MachineFolder
+        self,
+        engine: DockerEngine,
+        workspace_id: str,
+        ref: str,
+        *,
+        channel: Channel,
+        folder: MachineFolder,
+        egress: Egress | None,
     ) -> None:
         self.workspace_id = workspace_id
         self.ref = ref
         self._engine = engine
         self._channel = channel
+        self._egress = egress
         self.folder = folder
         self._stopping: asyncio.Task[None] | None = None
 
@@ -80,6 +91,8 @@ class DockerMachine:
                 await asyncio.wait_for(self._channel.wait_lost(), grace + _STOP_MARGIN)
         finally:
             self._channel.close("the machine was stopped")
+            if self._egress is not None:
+                await self._egress.close()
             self._engine.forget(self)
             await self._engine.remove(self.ref)
             await asyncio.to_thread(self.folder.remove)
@@ -90,8 +103,9 @@ class DockerEngine:
 
     name = "docker"
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, neighbourhood: Neighbourhood | None = None) -> None:
         self._home = home.absolute()
+        self._neighbourhood = neighbourhood or Neighbourhood.of()
         self._api = DockerApi()
         self._images = Images(self._api, self._home)
         self._machines: dict[str, DockerMachine] = {}
@@ -131,6 +145,10 @@ class DockerEngine:
         version = str(facts["ServerVersion"])
         return EngineInfo(name=self.name, version=version, host=self.install, isolated=True, notes=tuple(_notes(facts)))
 
+    def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
+        """Close these servers to the machines to come, whatever their operator opens."""
+        self._neighbourhood = msgspec.structs.replace(self._neighbourhood, servers=servers)
+
     async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
         """The name of the image for ``spec``, building or pulling it if need be; see :class:`worker.images.Images`."""
         return await self._images.ensure(spec, progress)
@@ -150,6 +168,7 @@ class DockerEngine:
             try:
                 ref = await self._start(spec, name, folder)
                 channel = await self._greet(spec, ref, folder)
+                egress = await self._let_out(spec, folder)
             except BaseException as error:
                 # By name: a creation that timed out may have happened all the same.
                 try:
@@ -157,7 +176,7 @@ class DockerEngine:
                 except HelmrError as failure:
                     error.add_note(f"the container {name} may be left: {failure.message}")
                 raise
-            machine = DockerMachine(self, spec.workspace_id, ref, channel, folder)
+            machine = DockerMachine(self, spec.workspace_id, ref, channel=channel, folder=folder, egress=egress)
             self._machines[spec.workspace_id] = machine
             return machine
 
@@ -298,6 +317,15 @@ class DockerEngine:
             return connecting.result()
         finally:
             connecting.cancel()
+
+    async def _let_out(self, spec: MachineSpec, folder: MachineFolder) -> Egress | None:
+        """Serve the machine's way out, if it is to have one."""
+        if spec.network == "none":
+            return None
+        hosts = None if spec.network == "internet" else spec.network
+        egress = Egress(spec.workspace_id, Rules(hosts, self._neighbourhood))
+        await egress.open(folder.socket("way-out"))
+        return egress
 
     async def _stillborn(self, image: str, ref: str, reason: str) -> HelmrError:
         log = await self._api.call(lambda client: client.logs(ref, tail=30))

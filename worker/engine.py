@@ -16,7 +16,8 @@ import msgspec
 
 from helmr.errors import Unavailable
 
-Network = Literal["none", "internet"]
+#: No network at all, whatever is public, or these hosts: see :func:`helmr.sandbox.check_network`.
+Network = Literal["none", "internet"] | tuple[str, ...]
 Progress = Callable[[str], None]
 
 
@@ -214,6 +215,10 @@ class Engine(Protocol):
         """
         ...
 
+    def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
+        """Keep the machines to come away from these servers (host and port), whatever else they may reach."""
+        ...
+
     async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
         """The reference of the image for ``spec``, building or pulling it if need be; concurrent calls build once.
 
@@ -225,7 +230,8 @@ class Engine(Protocol):
     async def materialize(self, spec: MachineSpec) -> Machine:
         """A live machine for the workspace, its files as they were left; ready to start processes.
 
-        What an earlier, lost machine of the same workspace left running (a dead worker's container) is removed first.
+        What an earlier, lost machine of the same workspace left running (a dead worker's container) is removed first. A network
+        policy that the engine cannot enforce is refused.
 
         Raises:
             Unavailable: there is a machine of a later claim, which is left alone: whoever asks here was replaced.

@@ -41,14 +41,14 @@ class MachineFolder:
         self.run.chmod(0o700 if os.getuid() == 0 else 0o770)
         self.sources.mkdir(mode=0o755)
 
-    def socket(self) -> Path:
-        """The supervisor's socket by a path that is short enough to connect to, however deep the home folder lies."""
-        path = self.run / "socket"
+    def socket(self, name: str = "socket") -> Path:
+        """A socket of the supervisor by a path that is short enough to connect to, however deep the home folder lies."""
+        path = self.run / name
         if len(os.fsencode(path)) < _SOCKET_PATH_LIMIT:
             return path
         if self._descriptor < 0:
             self._descriptor = os.open(self.run, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        return Path(f"/proc/self/fd/{self._descriptor}/socket")
+        return Path(f"/proc/self/fd/{self._descriptor}/{name}")
 
     async def put_source(self, name: str, tree: Path) -> None:
         """Copy the folder ``tree`` to ``sources/<name>``, all at once; see :meth:`worker.engine.Machine.put_source`.

@@ -25,7 +25,7 @@ from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.captures import Captures, Occasion
 from worker.checkouts import Checkouts, Record
-from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec
+from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec, Network
 from worker.liveness import Liveness
 from worker.run_journal import STALE
 from worker.sources import Sources
@@ -285,7 +285,7 @@ class Machines:
             image=image,
             mount_path=sandbox["mount_path"],
             limits=msgspec.convert(limits, Limits, strict=False),
-            network="internet" if sandbox.get("network") == "internet" else "none",
+            network=_policy(sandbox.get("network", "none")),
         )
 
     async def _watch(self, scope: Scope, workspace_id: str, machine: Machine) -> None:
@@ -327,3 +327,10 @@ class Machines:
         except HelmrError as error:
             # Presence will tell the others that we are gone; the claim can then be evicted.
             log.warning("workspace %s: cannot say that it is stopped: %s", workspace_id, error)
+
+
+def _policy(network: str | list[str]) -> Network:
+    """The network policy of an index; what is not understood is no network."""
+    if isinstance(network, str):
+        return "internet" if network == "internet" else "none"
+    return tuple(network)

@@ -154,6 +154,9 @@ class ProcessEngine:
             name=self.name, version=platform.python_version(), host=host, isolated=False, notes=tuple(notes)
         )
 
+    def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
+        """Nothing: this engine has no walls, and says so."""
+
     async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
         """Always the same: tasks get the worker's own Python, whatever the image says."""
         if spec.steps:
@@ -165,10 +168,15 @@ class ProcessEngine:
         """A live supervisor on the workspace's folder, which no other supervisor of this home has.
 
         Raises:
-            UsageError: the workspace's id cannot be the name of a folder.
+            UsageError: the workspace's id cannot be the name of a folder, or its network is to be limited.
             EngineUnavailable: the supervisor does not start.
             Unavailable: another supervisor has the folder, under a later claim, or takes it just now.
         """
+        if spec.network != "internet":
+            raise UsageError(
+                "the process engine cannot limit what a task reaches, and this sandbox has a network policy",
+                hint='run the worker with --engine docker, or give the sandbox network="internet"',
+            )
         workspace = self._workspace(spec.workspace_id)
         async with self._locks[spec.workspace_id]:
             await self._clear(spec.workspace_id, claim=spec.claim)

@@ -18,6 +18,7 @@ from bus.services.endpoint import Endpoint
 from helmr.declarations import NAME
 from helmr.errors import NotFound, TooLarge, UsageError
 from helmr.models import Deployment
+from helmr.sandbox import check_network
 from helmr.secret_targets import env_problem, file_problem
 from helmr.subjects import Scope
 
@@ -148,17 +149,19 @@ class DeploymentService:
 
 
 def check_networks(index: dict[str, Any]) -> None:
-    """Refuse a network policy that no worker would enforce yet.
+    """Refuse a network policy that is none, whoever made the index: no worker could enforce it.
 
     Raises:
-        UsageError: a sandbox names hosts.
+        UsageError: says which sandbox, and what is wrong.
     """
     for sandbox in index.get("sandboxes", ()):
-        if sandbox.get("network") not in ("internet", "none"):  # a list of hosts cannot be in a set
+        try:
+            check_network(sandbox.get("network"))
+        except ValueError as error:
             raise UsageError(
-                f"sandbox {sandbox['name']}: this version of Helmr cannot limit the network to a list of hosts",
-                hint='choose network="none" or network="internet"',
-            )
+                f"sandbox {sandbox['name']}: {error}",
+                hint='a network is "internet", "none", or a list of hosts such as ["api.example.com", "*.example.org"]',
+            ) from error
 
 
 def check_secrets(index: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class Totals(TypedDict):
     seconds: float
 
 
-box = Sandbox("reporter", cpu=2, memory="1GiB", network="none")
+box = Sandbox("reporter", cpu=2, memory="1GiB")
 packages_stream = streams.output("packages", schema=PackageRecord)
 
 

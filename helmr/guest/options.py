@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from helmr.guest.doors import proxy_environment
+
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -22,6 +24,7 @@ class Options:
         self.orphan_timeout = float(given.pop("--orphan-timeout", "60"))
         self.stop_grace = float(given.pop("--stop-grace", "2"))
         self.secret_root = given.pop("--secret-root", "")
+        self.way_out = given.pop("--way-out", "")
         self.runner = given.pop("--runner", "helmr.guest.runner:main")
         if given or len(arguments) % 2 or not self.socket:
             raise SystemExit(f"supervisor: unknown option, or no --socket: {' '.join(arguments)}")
@@ -38,6 +41,7 @@ class Options:
             "PATH": _PATH,
             "LANG": "C.UTF-8",
             **os.environ,
+            **(proxy_environment() if self.way_out else {}),
             "HOME": self.home,
             "HELMR_WORKSPACE": self.workspace,
             "HELMR_WORKSPACE_ID": self.workspace_id,

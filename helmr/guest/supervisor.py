@@ -8,7 +8,7 @@ Run as a script, by any Python >= 3.10, from wherever the folder ``helmr`` is mo
 
     python3 -I -S -B …/helmr/guest/supervisor.py --socket PATH --workspace DIR [--workspace-id ID] [--sources DIR]
         [--uid N --gid N] [--home DIR] [--orphan-timeout SECONDS] [--stop-grace SECONDS] [--runner MODULE:FUNCTION]
-        [--secret-root DIR]
+        [--secret-root DIR] [--way-out PATH]
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ import json
 import resource
 import selectors
 import signal
-import socket
 import time
 
 from helmr.guest import cgroup, protocol
 from helmr.guest.child import Child
+from helmr.guest.doors import WayOut, listen
 from helmr.guest.forks import Forks
 from helmr.guest.link import Link
 from helmr.guest.options import Options, prepare
@@ -55,28 +55,6 @@ _FAREWELL = 1.0
 _SPARE_DELAY = 0.001
 
 
-def listen(path: str) -> socket.socket:
-    """The socket for workers: only whoever owns its folder may connect, and it appears under its name once it answers."""
-    folder = os.path.dirname(path) or "."  # a relative path stays one: that of a socket must be short
-    draft = os.path.join(folder, "new")
-    for name in (path, draft):
-        if os.path.exists(name):
-            os.unlink(name)
-    listener = socket.socket(socket.AF_UNIX)
-    previous = os.umask(0o177)
-    try:
-        listener.bind(draft)
-    finally:
-        os.umask(previous)
-    owner = os.stat(folder)
-    if owner.st_uid != os.geteuid():
-        os.chown(draft, owner.st_uid, owner.st_gid)
-    listener.listen(16)
-    listener.setblocking(False)
-    os.rename(draft, path)
-    return listener
-
-
 class Supervisor:
     """The loop, the children, and the one client."""
 
@@ -96,6 +74,7 @@ class Supervisor:
         self.selector.register(self.wakeup, selectors.EVENT_READ, self.on_signal)
         self.listener = listen(options.socket)
         self.selector.register(self.listener, selectors.EVENT_READ, self.on_connection)
+        self.way_out = WayOut(options.way_out, self.selector) if options.way_out else None
         settings = [options.workspace, options.sources, options.uid, options.gid, options.runner]
         self.forks = Forks(self.selector, settings, options.environment())
         highest_fd = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
@@ -173,6 +152,8 @@ class Supervisor:
         for link in [*self.strangers, *([self.client] if self.client else [])]:
             link.close()
         self.listener.close()
+        if self.way_out is not None:
+            self.way_out.close()
         self.secret_files.clear()
         os.unlink(self.options.socket)
         self.shims.close()

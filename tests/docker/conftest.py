@@ -57,7 +57,7 @@ async def materialize(engine: DockerEngine, image: str) -> AsyncIterator[Materia
         *,
         worker: str = "wrk_test",
         claim: int = 0,
-        network: Network = "none",
+        network: Network | None = None,
         **limits: Any,
     ) -> DockerMachine:
         spec = MachineSpec(
@@ -65,7 +65,7 @@ async def materialize(engine: DockerEngine, image: str) -> AsyncIterator[Materia
             worker_id=worker,
             claim=claim,
             image=image,
-            network=network,
+            network=network or ("none" if engine.name == "docker" else "internet"),
             limits=Limits(**{"memory": 256 * 1024**2, "pids": 64, **limits}),
         )
         made.add(spec.workspace_id)

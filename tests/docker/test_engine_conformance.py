@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helmr import ids
-from helmr.errors import Conflict, Unavailable
+from helmr.errors import Conflict, Unavailable, UsageError
 from tests.conftest import SHARED
 from tests.docker.engines import FACTORIES, Materialize, python, run
 from worker.channel import Channel, ChannelProcess
@@ -598,3 +598,15 @@ async def test_an_engine_says_what_it_is(engine: Engine, engine_name: str, home:
         assert "no isolation" in " ".join(info.notes)
         await engine.ensure_image(ImageSpec(steps=(("apt", "git"),)), said.append)
         assert "ignores" in said[-1]
+
+
+async def test_a_network_policy_is_kept_or_refused(engine: Engine, engine_name: str, image: str) -> None:
+    spec = MachineSpec(workspace_id=ids.new("ws"), worker_id="wrk", image=image, network="none")
+    if engine_name == "process":
+        with pytest.raises(UsageError, match="network policy"):
+            await engine.materialize(spec)
+        return
+    machine = await engine.materialize(spec)
+    listing = await run(machine, "python3", "-c", "import os; print(os.listdir('/sys/class/net'))")
+    assert listing.stdout == "['lo']\n"
+    await engine.delete(spec.workspace_id)

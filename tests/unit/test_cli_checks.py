@@ -52,3 +52,13 @@ def test_the_projector_tells_how_far_behind_it_is() -> None:
     part = _projector({"version": "1", "streams": streams})
     assert (part.up, part.detail) == (True, "20 messages and 1.5s behind")
     assert part.facts["lag_seconds"] == 1.5
+
+
+def test_the_walls_that_stand_are_named() -> None:
+    limits = {"MemoryLimit": True, "SwapLimit": True, "PidsLimit": True, "CpuCfsQuota": True}
+    options = ["name=seccomp,profile=default", "name=userns"]
+    found = checks.walls({"SecurityOptions": options, **limits})
+    assert (found.state, "seccomp; userns" in found.detail, "processors" in found.detail) == ("ok", True, True)
+    found = checks.walls({"SecurityOptions": options, **limits, "PidsLimit": False})
+    assert (found.state, found.detail.endswith("NOT of processes")) == ("warning", True)
+    assert checks.walls({"SecurityOptions": [], **limits}).state == "failed"
