@@ -13,10 +13,12 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from helmr.errors import ConfigError
+from helmr.durations import seconds
+from helmr.errors import ConfigError, UsageError
+from helmr.index import RetentionEntry
 
 PROJECT_FILE = "helmr.toml"
 DEFAULT_ENV = "dev"
@@ -25,7 +27,8 @@ DEFAULT_MODULES = ("tasks",)
 #: Projects and environments are tokens of subjects.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SCHEMES = ("nats", "tls", "ws", "wss")
-_PROJECT_KEYS = ("project", "env", "modules", "ignore", "url")
+_PROJECT_KEYS = ("project", "env", "modules", "ignore", "url", "keep_logs", "keep_events")
+_UNSAID = RetentionEntry()
 _USER_KEYS = ("project", "env", "url", "api_key", "home")
 
 Table = Mapping[str, Any]
@@ -41,6 +44,7 @@ class Settings:
         home: where the local server keeps its store, its database and its connection file; need not exist.
         modules: what defines tasks: modules, packages or folders.
         ignore: patterns of files that are not deployed.
+        retention: how long the history keeps logs and events of the environments it is deployed to.
         root: the folder of the task project; None outside of any.
     """
 
@@ -51,6 +55,7 @@ class Settings:
     home: Path
     modules: tuple[str, ...] = DEFAULT_MODULES
     ignore: tuple[str, ...] = ()
+    retention: RetentionEntry = _UNSAID
     root: Path | None = None
 
     def require_project(self) -> str:
@@ -120,6 +125,9 @@ def load(
         home=Path(first("home", home and str(home), _text) or _default_home(environ)).expanduser().absolute(),
         modules=_texts(table.get("modules", DEFAULT_MODULES), f"{source}: modules"),
         ignore=_texts(table.get("ignore", ()), f"{source}: ignore", empty=True),
+        retention=RetentionEntry(
+            **{name: _days(table[name], f"{source}: {name}") for name in ("keep_logs", "keep_events") if name in table}
+        ),
         root=root,
     )
 
@@ -254,3 +262,19 @@ def _texts(value: object, origin: str, *, empty: bool = False) -> tuple[str, ...
     if isinstance(value, list | tuple) and (value or empty) and all(isinstance(each, str) and each for each in value):
         return tuple(value)
     raise ConfigError(f"{origin}: {value!r} is not a list of texts", hint='write e.g. ["tasks"]')
+
+
+def _days(value: object, origin: str) -> int | Literal["forever"]:
+    """Whole days, at least one."""
+    if value == "forever":
+        return "forever"
+    hint = 'write e.g. "30d", or "forever"'
+    if not isinstance(value, str):
+        raise ConfigError(f"{origin}: {value!r} is not a duration", hint=hint)
+    try:
+        days, rest = divmod(seconds(value, what=origin), 86_400)
+    except UsageError as failure:
+        raise ConfigError(failure.message, hint=hint) from failure
+    if days < 1 or rest:
+        raise ConfigError(f"{origin}: {value} is not a number of whole days", hint=hint)
+    return int(days)

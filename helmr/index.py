@@ -102,6 +102,13 @@ class StreamEntry(msgspec.Struct, frozen=True, kw_only=True):
     schema: JsonSchema | None = None
 
 
+class RetentionEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """How many days the history keeps logs and events of the environment; None: as long as the server is told to."""
+
+    keep_logs: int | Literal["forever"] | None = None
+    keep_events: int | Literal["forever"] | None = None
+
+
 class Index(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a task project declares, each part sorted by its name."""
 
@@ -111,6 +118,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[QueueEntry, ...] = ()
     streams: tuple[StreamEntry, ...] = ()
     schedules: tuple[dict[str, Any], ...] = ()
+    retention: RetentionEntry = RetentionEntry()  #: of the project's file, not of its modules
 
     def task(self, task_id: str) -> TaskEntry | None:
         """The task with this id."""

@@ -1,4 +1,4 @@
-"""Moves closed days out of the database files into Parquet, and deletes what has been kept long enough.
+"""Moves closed days out of the database files into Parquet, and has deleted what was kept long enough.
 
 A day of events, or of logs, becomes one Parquet file below ``archive/``: zstd, sorted by position in the log, readable by
 anything that reads Parquet. A process killed at any step neither loses nor doubles a row:
@@ -15,37 +15,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
-import msgspec
 
-from store import files, schema
+from store import parquet, schema
 from store.home import Home
 from store.projector import Lane
+from store.retention import Outdated, Retention, Rules, Scopes, note, rewrite, rules
 from store.schema import Archived, archived
 from store.sinks import Store, transaction
-from store.tables import EVENTS, LOGS, Table
+from store.tables import EVENTS, LOGS
 
 log = logging.getLogger(__name__)
 
 #: Seconds between two looks for a day that has closed.
 _LOOK = 600.0
-#: A run's log or events are a few row groups; with larger ones a lookup would read ten times as much.
-_ROW_GROUP = {"events": 10240, "logs": 2048}
-
-
-class Retention(msgspec.Struct, frozen=True, kw_only=True):
-    """How many days are kept where, the present one not counted; None: for good.
-
-    ``hot``: days whose events and logs stay in the database files. ``logs`` and ``events``: days after which they are deleted.
-    """
-
-    hot: int = 7
-    logs: int | None = 30
-    events: int | None = None
 
 
 class Archive:
@@ -56,6 +42,7 @@ class Archive:
         self.retention = retention
         self._home: Home = store.home
         self._lane = lane
+        self._scopes = Scopes()
 
     async def run(self) -> None:
         """Look again and again."""
@@ -72,12 +59,14 @@ class Archive:
         try:
             async with self._lane.commit:
                 await asyncio.to_thread(self._checkpoint)
-            closed = _day(now, self.retention.hot)
-            for day in self._closed_event_days(closed):
+            with self.store.cursor() as cursor:
+                applying = rules(cursor, self.retention, now)
+            for day in self._closed_event_days(applying.closed("events")):
                 await self._archive_events(day)
+            closed = applying.closed("logs")
             for day in [day for day in self._home.days() if day < closed and day != self.store.logs.day]:
                 await asyncio.to_thread(self._archive_logs, day)
-            await self._delete(now)
+            await self._delete(applying)
         except (OSError, duckdb.IOException, duckdb.TransactionException) as error:
             # A full disk, mostly: what is hot stays hot until there is room.
             log.warning("archiving has to wait: %s", error)
@@ -113,7 +102,8 @@ class Archive:
                 return None
             first, last = int(row[0]), int(row[1])
             path = self._home.archive / f"events-{day}-{first}.parquet"
-            _write(cursor, EVENTS, f"h.main.events WHERE seq BETWEEN {first} AND {last}", path)
+            rows = f"SELECT {schema.plain(EVENTS)} FROM h.main.events WHERE seq BETWEEN {first} AND {last}"
+            parquet.write(cursor, "events", rows, path)
         return Archived(day, first, last, path.name)
 
     def _enter_events(self, written: Archived) -> None:
@@ -128,34 +118,50 @@ class Archive:
     def _archive_logs(self, day: str) -> None:
         with self.store.cursor() as cursor:
             self.store.use(cursor, day)
-            _write(cursor, LOGS, "logs", self._home.cold_day(day))
+            parquet.write(cursor, "logs", f"SELECT {schema.plain(LOGS)} FROM logs", self._home.cold_day(day))
         self.store.logs.forget(day)
         log.info("archived the logs of %s", day)
 
     # Deletion -------------------------------------------------------------------------------------------------------
 
-    async def _delete(self, now: datetime) -> None:
-        if self.retention.logs is not None:
-            self._delete_logs(_day(now, self.retention.logs))
-        if self.retention.events is not None:
-            oldest = _day(now, self.retention.events)
+    async def _delete(self, applying: Rules) -> None:
+        outdated = await asyncio.to_thread(self._outdated, applying)
+        if outdated:
             async with self._lane.commit:
-                await asyncio.to_thread(self._delete_events, oldest)
+                await asyncio.to_thread(self._note, outdated)
+        for each in outdated:
+            if each.staying:
+                await asyncio.to_thread(self._rewrite, each)
+            else:
+                async with self._lane.commit:
+                    await asyncio.to_thread(self._drop, each.path)
+            self._scopes.drop(each)
+            log.info("deleted from %s what belongs to %s", each.path.name, ", ".join(map(str, sorted(each.going))))
         self._delete_leftovers()
 
-    def _delete_logs(self, oldest: str) -> None:
-        for day in [day for day in self.store.logs.days() if day < oldest and day != self.store.logs.day]:
-            self.store.logs.forget(day)
-            self._home.cold_day(day).unlink(missing_ok=True)
-            log.info("deleted the logs of %s", day)
+    def _outdated(self, applying: Rules) -> list[Outdated]:
+        archive = self._home.archive
+        with self.store.cursor() as cursor:
+            events = [(each.day, archive / each.file) for each in archived(cursor, "h.main.")]
+            logs = [(day, self._home.cold_day(day)) for day in self._home.cold_days()]
+            found = self._scopes.outdated(cursor, "events", events, applying)
+            return found + self._scopes.outdated(cursor, "logs", logs, applying)
 
-    def _delete_events(self, oldest: str) -> None:
+    def _note(self, outdated: list[Outdated]) -> None:
         with self.store.cursor() as cursor:
             cursor.execute("USE h")
-            for gone in [each for each in archived(cursor) if each.day < oldest]:
-                cursor.execute("DELETE FROM archived WHERE file = ?", [gone.file])
-                (self._home.archive / gone.file).unlink(missing_ok=True)
-                log.info("deleted the events of %s", gone.day)
+            with transaction(cursor):
+                note(cursor, outdated)
+
+    def _rewrite(self, each: Outdated) -> None:
+        with self.store.cursor() as cursor:
+            rewrite(cursor, each)
+
+    def _drop(self, path: Path) -> None:
+        with self.store.cursor() as cursor:
+            cursor.execute("USE h")
+            cursor.execute("DELETE FROM archived WHERE file = ?", [path.name])
+        path.unlink()
 
     def _delete_leftovers(self) -> None:
         """What a killed process left half-written, and files whose deletion it had only entered."""
@@ -164,25 +170,3 @@ class Archive:
         for path in self._home.archive.glob("*"):
             if path.suffix == ".part" or (path.name.startswith("events-") and path.name not in known):
                 path.unlink()
-
-
-def _day(now: datetime, ago: int) -> str:
-    return (now - timedelta(days=ago)).strftime("%Y%m%d")
-
-
-def _write(cursor: duckdb.DuckDBPyConnection, table: Table, source: str, path: Path) -> None:
-    """Write rows into a Parquet file that is there whole, and on the disk, or not at all."""
-    part = path.with_name(path.name + ".part")
-    kind = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP[table.name]}"
-    cursor.execute(f"COPY (SELECT {schema.plain(table)} FROM {source} ORDER BY seq) TO {files.quoted(part)} ({kind})")
-    _sync(part)
-    part.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

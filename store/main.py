@@ -26,11 +26,12 @@ from helmr.connection import connect
 from helmr.errors import HelmrError, Unavailable
 from helmr.version import __version__
 from store import files
-from store.archive import Archive, Retention
+from store.archive import Archive
 from store.history import History
 from store.home import Home
 from store.projector import Projector
 from store.queries import QUERY_NAME, Queries
+from store.retention import Retention
 from store.sinks import Store
 
 log = logging.getLogger("helmr.history")

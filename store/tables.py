@@ -394,6 +394,17 @@ ARCHIVED = _table(
     """,
 )
 
+FORGOTTEN = _table(
+    "forgotten",
+    "What the history has let go because it was kept long enough",
+    """
+    project VARCHAR the project
+    environment VARCHAR the environment
+    kind VARCHAR events or logs
+    before TIMESTAMPTZ those of earlier days are gone
+    """,
+)
+
 HISTORY_TABLES = (
     RUNS,
     RUNS_LIVE,
@@ -411,5 +422,6 @@ HISTORY_TABLES = (
     UNREADABLE,
     WATERMARKS,
     ARCHIVED,
+    FORGOTTEN,
 )
 LOG_TABLES = (LOGS, WATERMARKS)

@@ -53,6 +53,13 @@ _COMPARED: tuple[tuple[str, Table, tuple[str, str] | None], ...] = (
 )
 
 
+#: What the history deletes by age, and the time that goes by.
+_DATED = {"events": '"at"', "logs": "stored_at"}
+_FORGOTTEN = """
+    (SELECT max(f.before) FROM a.main.forgotten f
+     WHERE f.kind = '{0}' AND f.project = t.project AND f.environment = t.environment)"""
+
+
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """How a table compares: rows of the fresh fold that the history lacks, rows it has too many, rows the log let go."""
 
@@ -271,13 +278,15 @@ def _difference(con: duckdb.DuckDBPyConnection, name: str, table: Table, entity:
     aged = f"seq < (SELECT coalesce(min(seq), {2**62}) FROM b_{name})" if "seq" in table.names else "false"
     if entity is not None:
         aged += f" OR {entity[0]} NOT IN (SELECT id FROM b_{entity[1]})"
-    a = f"(SELECT {columns} FROM a_{name} WHERE NOT ({aged}))"
-    b = f"(SELECT {columns} FROM b_{name} WHERE NOT ({aged}))"
+    if name in _DATED:
+        aged += f" OR coalesce({_DATED[name]} < {_FORGOTTEN.format(name)}, false)"
+    a = f"(SELECT {columns} FROM a_{name} t WHERE NOT ({aged}))"
+    b = f"(SELECT {columns} FROM b_{name} t WHERE NOT ({aged}))"
     return Difference(
         rows=_count(con, f"FROM b_{name}"),
         missing=_count(con, f"FROM ({b} EXCEPT ALL {a})"),
         extra=_count(con, f"FROM ({a} EXCEPT ALL {b})"),
-        aged=_count(con, f"FROM a_{name} WHERE {aged}"),
+        aged=_count(con, f"FROM a_{name} t WHERE {aged}"),
     )
 
 

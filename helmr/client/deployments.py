@@ -55,7 +55,7 @@ class Deployments:
             "content_hash": archive.digest,
             "archive": name,
             "archive_bytes": len(archive.data),
-            "index": msgspec.to_builtins(index),
+            "index": msgspec.to_builtins(msgspec.structs.replace(index, retention=settings.retention)),
             "promote": promote,
         }
         return await self._client.wire.call("deployment", "create", body, Deployment)

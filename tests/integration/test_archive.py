@@ -16,15 +16,20 @@ from bus import topology
 from bus.reader import Message
 from bus.setup import ensure_topology
 from helmr import subjects
+from helmr.index import Index, RetentionEntry
+from helmr.models import Deployment
+from helmr.subjects import Scope
 from store import archive as archives
-from store import reads
-from store.archive import Archive, Retention
+from store import parquet, reads
+from store.archive import Archive
 from store.home import Home
 from store.projector import Projector
+from store.retention import Retention
 from store.sinks import Store
+from store.transfer import export, import_
 from store.verify import compare, verify
 from tests.integration.history import ask, history, publish, publish_log, reading, store_of, table
-from tests.lives import SCOPE, START, Life, lives
+from tests.lives import SCOPE, START, Life, Published, lives
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +41,7 @@ DAY = f"{START:%Y%m%d}"
 def chunk(seq: int, life: Life, at: datetime, text: str) -> Message:
     """A log chunk as it is stored at a time."""
     fields = {"Helmr-At": at.isoformat(), "Helmr-Dispatch": "1", "Helmr-Offset": "0"}
-    subject = subjects.log(SCOPE, life.id, 1, "stdout")
+    subject = subjects.log(life.scope, life.id, 1, "stdout")
     return Message(seq, subject, int(at.timestamp()) * 10**9, fields, text.encode())
 
 
@@ -120,7 +125,7 @@ class Killed(BaseException):
 
 
 STEPS = {
-    "before the file is synced": (archives, "_sync"),
+    "before the file is synced": (parquet, "sync"),
     "before the file has its name": (Path, "rename"),
     "before it is entered": (Archive, "_enter_events"),
     "before the former rows are committed": (archives, "transaction"),
@@ -174,6 +179,151 @@ async def test_what_has_been_kept_long_enough_is_deleted(log: Nats, old: list[Li
         assert await table(log, "SELECT DISTINCT run_id FROM events") == [[old[-1].id]]
         assert await table(log, "SELECT count(*) FROM runs") == [[len(old)]]
         assert not list(store_of(projector).home.archive.glob("events-*"))
+
+
+OTHER = Scope("other", "dev")
+
+
+def deployed(scope: Scope, retention: RetentionEntry) -> list[Published]:
+    """A deployment that says what is kept, and that it is the current one."""
+    made = Deployment(
+        id=f"dep_{scope.project}",
+        version="20260301.1",
+        project=scope.project,
+        environment=scope.environment,
+        content_hash="c",
+        archive="a",
+        archive_bytes=1,
+        created_at=START,
+        index=msgspec.to_builtins(Index(retention=retention)),
+    )
+    key = f"{scope.project}.{scope.environment}"
+    current = (f"$KV.config.current.{key}", made.id.encode())
+    return [(f"$KV.config.deployment.{key}.{made.id}", msgspec.json.encode(made)), current]
+
+
+async def days_of(nc: Nats, scope: Scope) -> list[int]:
+    """How many days ago each event of a scope was, the newest first."""
+    sql = "SELECT DISTINCT date_diff('day', at::DATE, now()::DATE) AS ago FROM events ORDER BY ago"
+    return [ago for (ago,) in await table(nc, sql, scope=scope)]
+
+
+async def test_each_project_says_how_long_it_is_kept(log: Nats, tmp_path: Path, nats_url: str) -> None:
+    now = datetime.now(UTC)
+    for ago in (40, 20, 10, 5, 0):
+        for scope in (SCOPE, OTHER):
+            life = Life(scope=scope, start=now - timedelta(days=ago)).queued().leased().succeeds()
+            await publish(log, life.published())
+    await publish(log, deployed(SCOPE, RetentionEntry(keep_events=3)))
+    installation = Retention(hot=7, logs=30, events=30)
+    async with history(log, tmp_path / "h") as projector:
+        await archived(projector, installation)
+        assert await days_of(log, SCOPE) == [0]
+        assert await days_of(log, OTHER) == [0, 5, 10, 20]
+        assert (await verify(nats_url, tmp_path / "h")).same
+        files = set(store_of(projector).home.archive.iterdir())
+        await archived(projector, installation)
+        assert {(path, path.stat().st_mtime_ns) for path in files} == {
+            (path, path.stat().st_mtime_ns) for path in store_of(projector).home.archive.iterdir()
+        }
+        await publish(log, deployed(OTHER, RetentionEntry(keep_events="forever")))
+        await archived(projector, Retention(hot=7, events=8))
+        assert await days_of(log, OTHER) == [0, 5, 10, 20]
+        await publish(log, deployed(OTHER, RetentionEntry()))
+        await archived(projector, Retention(hot=7, events=8))
+        assert await days_of(log, OTHER) == [0, 5]
+    found = await verify(nats_url, tmp_path / "h")
+    assert found.same
+    assert found.tables["events"].aged == 0
+
+
+async def test_logs_of_each_project_are_kept_as_long_as_it_says(log: Nats, tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    mine, theirs = Life().queued().leased().succeeds(), Life(scope=OTHER).queued().leased().succeeds()
+    now = datetime.now(UTC)
+    store = Store(home)
+    told = [(ago, life) for ago in (20, 10, 0) for life in (mine, theirs)]
+    chunks = [chunk(seq, life, now - timedelta(days=ago), f"{ago}\n") for seq, (ago, life) in enumerate(told, 1)]
+    store.logs.store(store.logs.prepare({topology.LOGS: chunks}))
+    store.close()
+    await publish(log, [*mine.published(), *theirs.published(), *deployed(SCOPE, RetentionEntry(keep_logs=15))])
+    for _ in range(len(told)):
+        await publish_log(log, mine.id, b"so that the log is not behind the history\n")
+    async with history(log, home.root) as projector:
+        await archived(projector)
+        for scope, kept in ((SCOPE, ["10", "0"]), (OTHER, ["20", "10", "0"])):
+            sql = "SELECT trim(text, chr(10)) FROM logs ORDER BY seq"
+            assert [text for (text,) in await table(log, sql, scope=scope)][: len(kept)] == kept
+
+
+DELETION_STEPS = {
+    "before the file without them is synced": (parquet, "sync"),
+    "before it takes the place of the other": (Path, "rename"),
+    "before the file is removed": (Path, "unlink"),
+}
+
+
+@pytest.mark.parametrize("step", DELETION_STEPS)
+async def test_a_kill_while_deleting_leaves_what_is_to_stay(
+    step: str, log: Nats, tmp_path: Path, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise Killed
+
+    now = datetime.now(UTC)
+    for ago, scope in ((30, SCOPE), (20, SCOPE), (20, OTHER), (0, SCOPE)):
+        await publish(log, Life(scope=scope, start=now - timedelta(days=ago)).queued().published())
+    async with history(log, tmp_path / "h") as projector:
+        await archived(projector)
+        await publish(log, deployed(SCOPE, RetentionEntry(keep_events=10)))
+        with monkeypatch.context() as patch:
+            patch.setattr(*DELETION_STEPS[step], die)
+            with pytest.raises(Killed):
+                await archived(projector)
+    async with history(log, tmp_path / "h") as projector:
+        await archived(projector)
+        assert await days_of(log, SCOPE) == [0]
+        assert await days_of(log, OTHER) == [20]
+        assert {path.suffix for path in store_of(projector).home.archive.iterdir()} == {".parquet"}
+    assert (await verify(nats_url, tmp_path / "h")).same
+
+
+async def test_thirty_archived_days_are_restored_into_an_empty_installation(
+    log: Nats, tmp_path: Path, nats_url: str
+) -> None:
+    home, restored = Home(tmp_path / "h"), Home(tmp_path / "restored")
+    now = datetime.now(UTC)
+    store = Store(home)
+    told: list[Life] = []
+    for ago in range(32, -1, -1):
+        told = lives(2, start=now - timedelta(days=ago))
+        await publish(log, [message for life in told for message in life.published()])
+        chunks = [chunk(2 * ago + at, told[0], now - timedelta(days=ago), f"{ago}\n" * 100) for at in (1, 2)]
+        store.logs.store(
+            store.logs.prepare({topology.LOGS: [each._replace(seq=66 - each.seq) for each in reversed(chunks)]})
+        )
+    store.close()
+    for _ in range(70):
+        await publish_log(log, told[0].id, b"today\n")
+    async with history(log, home.root) as projector:
+        await archived(projector)
+        assert len(list(home.archive.glob("events-*"))) == 25
+        assert len(home.cold_days()) == 25
+        asked = (
+            "SELECT count(*), bit_xor(hash(seq, kind, at, data::JSON::VARCHAR)) FROM events",
+            "SELECT count(*), sum(hash(text)) FROM logs",
+        )
+        before = [await table(log, sql) for sql in asked]
+        await export(home.root, tmp_path / "out.tar")
+    await import_(nats_url, restored.root, tmp_path / "out.tar")
+    assert compare(home, restored).same
+    assert compare(restored, home).same
+    found = await verify(nats_url, restored.root)
+    # The chunks of long ago were never in the log of this test.
+    assert not any(t.missing or t.extra for name, t in found.tables.items() if name != "logs")
+    async with history(log, restored.root) as projector:
+        await projector.fresh(logs=True)
+        assert [await table(log, sql) for sql in asked] == before
 
 
 async def test_anything_that_reads_parquet_reads_the_archive(log: Nats, old: list[Life], tmp_path: Path) -> None:

@@ -49,6 +49,14 @@ async def test_versions_count_the_deployments_of_a_day(fresh: tuple[AsyncClient,
     assert [d.current for d in listed] == [True, False, False]
 
 
+async def test_a_deployment_says_how_long_the_history_keeps_logs_and_events(fresh: tuple[AsyncClient, Path]) -> None:
+    helmr, folder = fresh
+    with (folder / "helmr.toml").open("a") as file:
+        file.write('keep_logs = "14d"\n')
+    made = await helmr.deployments.deploy(folder)
+    assert made.index["retention"] == {"keep_logs": 14, "keep_events": None}
+
+
 async def test_deployments_at_the_same_time_get_versions_of_their_own(fresh: tuple[AsyncClient, Path]) -> None:
     helmr, folder = fresh
     made = await asyncio.gather(*(helmr.deployments.deploy(folder) for _ in range(4)))

@@ -12,6 +12,7 @@ import pytest
 
 from helmr import ConfigError
 from helmr.config import Settings, ensure_home, load
+from helmr.index import RetentionEntry
 
 
 @pytest.fixture
@@ -39,6 +40,11 @@ def test_defaults(tmp_path: Path) -> None:
     found = settings(tmp_path, {"HOME": "/home/ada"})
     assert (found.env, found.modules, found.ignore) == ("dev", ("tasks",), ())
     assert found.home == Path("/home/ada/.local/state/helmr")
+
+
+def test_what_is_kept_is_said_in_days(tmp_path: Path) -> None:
+    (tmp_path / "helmr.toml").write_text('project = "p"\nkeep_logs = "14d"\nkeep_events = "forever"\n')
+    assert settings(tmp_path).retention == RetentionEntry(keep_logs=14, keep_events="forever")
 
 
 def test_pyproject_will_do(tmp_path: Path) -> None:
@@ -112,6 +118,10 @@ def test_the_key_is_not_shown(project: Path) -> None:
         ('project = "p"\nmodules = "tasks"', "'tasks' is not a list", '["tasks"]'),
         ('project = "p"\nmodules = []', "is not a list", '["tasks"]'),
         ('project = "p"\nignore = [1]', "is not a list", "tasks"),
+        ('project = "p"\nkeep_logs = 30', "keep_logs: 30 is not a duration", "forever"),
+        ('project = "p"\nkeep_logs = "soon"', "'soon' is not a duration", "30d"),
+        ('project = "p"\nkeep_events = "36h"', "36h is not a number of whole days", "30d"),
+        ('project = "p"\nkeep_events = "0d"', "0d is not a number of whole days", "30d"),
         ('project = "p"\nurl = "http://x"', "is not the URL of a NATS server", "nats://"),
         ('project = "p"\nurl = "nats://[x"', "is not the URL of a NATS server", "nats://"),
         ('project = "p"\napi_key = "k"', "api_key does not belong", "HELMR_API_KEY"),
