@@ -114,14 +114,15 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     """The last frame of a process: its whole tree is gone.
 
     ``exit_code`` is None when a signal ended the main process. ``cause`` says who ended it: the process itself (``exit``),
-    a cancel, the deadline, or the loss of the machine. ``oom`` is true when the kernel killed a process of the tree for
+    a cancel, the deadline, or the loss of the machine; it is ``unknown`` when what watched over the process was ended together
+    with it, so that nobody can tell. ``oom`` is true when the kernel killed a process of the tree for
     memory.
     """
 
     exit_code: int | None = None
     signal: int | None = None
     oom: bool = False
-    cause: Literal["exit", "cancel", "deadline", "lost"] = "exit"
+    cause: Literal["exit", "cancel", "deadline", "lost", "unknown"] = "exit"
     detail: str = ""
 
 

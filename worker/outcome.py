@@ -115,7 +115,7 @@ def loss(exited: Exited, *, asked: bool) -> str | None:
 def judge(said: Said, exited: Exited, *, cancel_requested: bool, max_duration: float, schema: Any) -> Outcome:
     """The outcome of an attempt."""
     finished = said.returned and exited.exit_code == 0
-    if exited.cause == "lost":
+    if exited.cause == "lost" or (exited.cause == "unknown" and not exited.oom):
         return Lost(exited.detail or "the workspace's machine was lost")
     if cancel_requested and not (finished and exited.cause == "exit"):
         return Cancelled()

@@ -27,6 +27,7 @@ import msgspec
 
 import helmr.guest
 from helmr.errors import EngineUnavailable, Unavailable, UsageError
+from helmr.guest import tree
 from worker.channel import Channel, ChannelProcess
 from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
 from worker.host import host_id
@@ -327,10 +328,9 @@ class ProcessEngine:
 
 
 async def _reap(process: asyncio.subprocess.Process) -> None:
-    """End a child that has not ended by itself, and wait for it."""
+    """End a supervisor that has not ended by itself, with all that is below it, and wait for it."""
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        await asyncio.to_thread(tree.kill, [process.pid])
     await process.wait()
 
 
@@ -365,10 +365,12 @@ def _end(record: _Record) -> bool:
     except ProcessLookupError:
         return False
     try:
-        for number, patience in ((signal.SIGTERM, 2.0 + _STOP_MARGIN), (signal.SIGKILL, _STOP_MARGIN)):
-            signal.pidfd_send_signal(handle, number)
-            if select.select([handle], [], [], patience)[0]:
-                return True
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if select.select([handle], [], [], 2.0 + _STOP_MARGIN)[0]:
+            return True
+        tree.kill([record.pid])  # with what is below it, be it stopped or not
+        if select.select([handle], [], [], _STOP_MARGIN)[0]:
+            return True
     except ProcessLookupError:
         return True
     finally:

@@ -6,9 +6,11 @@ it; the exit frame is last, exactly once, and only when nothing of the tree is l
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import socket
+import time
 from collections import deque
 
 from helmr.guest import protocol
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
     from helmr.guest.shims import Key, Shim
 
+#: Seconds that a shim may take to end a tree whose time is up, and to say so; after that a task must have stopped it.
+_PATIENCE = 2.0
 #: How often a pipe is read at most before something else gets its turn: a pipe can be enlarged to 1 MiB.
 _DRAIN = 1024 * 1024 // protocol.CHUNK
 
@@ -72,6 +76,9 @@ class Child:
         self.oom_kills = 0  #: the counter at the start
         self.broken = ""  #: how the task broke the control protocol
         self.shim: Shim | None = None  #: what looks after the tree
+        self.overdue_at = math.inf  #: when it must be over, whatever its shim does
+        self.forced = False  #: it was ended together with its shim
+        self.ending = ""  #: what it was asked to end for, if it was: ``cancel``, or ``deadline``
         self.key: Key | None = None  #: the template it is, or may be, forked from
         self._selector = selector
         self._ended = ended
@@ -282,12 +289,25 @@ class Child:
     # The shim
 
     def limit(self, deadline: float, grace: float) -> None:
-        """Have the shim end the tree after ``deadline`` seconds."""
+        """Have the shim end the tree after ``deadline`` seconds; one that is being ended anyway has no more time for that."""
+        if self.ending != "cancel":
+            self.ending = "deadline"
+            self.overdue_at = time.monotonic() + deadline + grace + _PATIENCE
         self._order(protocol.DEADLINE, deadline, grace)
 
     def cancel(self, grace: float) -> None:
         """Have the shim end the tree within ``grace`` seconds."""
+        overdue_at = time.monotonic() + grace + _PATIENCE
+        if overdue_at < self.overdue_at:
+            self.ending, self.overdue_at = "cancel", overdue_at
         self._order(protocol.CANCEL_ORDER, grace, 0.0)
+
+    def end_by_force(self) -> None:
+        """Kill the tree together with its shim, which has not ended it; to be repeated if that does not help, either."""
+        self.overdue_at = time.monotonic() + _PATIENCE
+        self.forced = True
+        if self.shim is not None:
+            self.shim.kill()
 
     def _order(self, kind: bytes, first: float, second: float) -> None:
         if self.shim is not None and self.alive:

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections import deque
 
-from helmr.guest import files
+from helmr.guest import files, tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ class Forks:
                 self.selector.unregister(self.requests)
             self.watched = wanted
 
+    def wake(self) -> None:
+        """Let the zygote go on, if somebody has stopped it."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGCONT)
+
     def ended(self, pid: int) -> None:
         """Note a dead child of the supervisor: if it is the zygote, the next request starts another."""
         if pid != self.pid:
@@ -101,7 +106,7 @@ class Forks:
             return
         requests.shutdown(socket.SHUT_WR)
         if not select.select([requests], [], [], _PATIENCE)[0]:
-            os.kill(pid, signal.SIGKILL)
+            tree.kill([pid])  # with whatever keeps it: a shim that a task has stopped, say
         os.waitpid(pid, 0)
         self.close()
 

@@ -7,8 +7,8 @@ process and are kept by the supervisor until acknowledged; all other frames carr
 Between supervisor and task (the control socket): a length (``u32``, big-endian), then a JSON object in UTF-8, both ways. The
 supervisor passes them on as they are, except for ``SYNC``, which it answers itself: all before it has been taken.
 
-Between supervisor and shim: orders of 17 bytes (kind, two doubles) one way, one line of JSON for each tree, the report, the
-other way. Between a shim and the process below it (the hatch): 5 bytes, kind and number, both ways.
+Between supervisor and shim: orders of 17 bytes (kind, two doubles) one way, lines of JSON the other way: first ``{pid}``, then
+for each tree the report. Between a shim and the process below it (the hatch): 5 bytes, kind and number, both ways.
 """
 
 from __future__ import annotations

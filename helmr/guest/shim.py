@@ -5,8 +5,8 @@ that a tree ends even when the supervisor is killed: its end of the link closes 
 many in a row. Between them nothing does, but perhaps a template (:mod:`helmr.guest.template`), which goes, too, when a tree
 did not end by itself.
 
-Over the link come orders (:data:`helmr.guest.protocol.ORDER`). For each tree one report goes back, a line of JSON
-``{exit_code, signal, killed, cause, detail, template, unfit}``, sent when nothing of the tree is left.
+Over the link come orders (:data:`helmr.guest.protocol.ORDER`). What goes back are lines of JSON: ``{pid}``, and for each tree
+one report, ``{exit_code, signal, killed, cause, detail, template, unfit}``, sent when nothing of the tree is left.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def main(link: socket.socket, settings: launch.Settings) -> NoReturn:
     """Be a shim until the supervisor closes the link."""
     signal.pthread_sigmask(signal.SIG_BLOCK, DEAF)
     tree.become_subreaper()
+    report(link, pid=os.getpid())
     _Shim(link, settings).serve()
     os._exit(0)
 
 
 def report(link: socket.socket, **facts: object) -> None:
-    """Tell the supervisor how a tree ended; if the supervisor is gone nobody needs to know."""
+    """Tell the supervisor who we are, or how a tree ended; if the supervisor is gone nobody needs to know."""
     try:
         link.sendall(json.dumps(facts).encode() + b"\n")
     except OSError:
@@ -341,15 +342,23 @@ class _Shim:
             tree.exterminate(self.reap)  # it left something behind
             template = None
         code = os.waitstatus_to_exitcode(run.status or 0)
-        facts = {"exit_code": code if code >= 0 else None, "signal": -code if code < 0 else None}
-        if run.lost:
-            facts = {"detail": "the process was ended together with its template"}  # type: ignore[dict-item]
+        facts = {} if run.lost else {"exit_code": code if code >= 0 else None, "signal": -code if code < 0 else None}
         self.run = None
         report(
             self.link,
-            **{"detail": run.complaint if code > 0 else "", **facts},
+            **facts,
+            **_blame(run, code),
             killed=run.killed,
-            cause=run.cause,
             template=template is not None,
             unfit=run.unfit,
         )
+
+
+def _blame(run: _Run, code: int) -> dict[str, str]:
+    """Who ended a tree (``cause``), and what else there is to say (``detail``)."""
+    if not run.lost:
+        return {"cause": run.cause, "detail": run.complaint if code > 0 else ""}
+    if run.complaint:  # the template could not fork
+        return {"cause": run.cause, "detail": run.complaint}
+    cause = "unknown" if run.cause == "exit" else run.cause
+    return {"cause": cause, "detail": "the process was ended together with its template"}

@@ -14,7 +14,7 @@ import socket
 import time
 from typing import NamedTuple
 
-from helmr.guest import files, protocol
+from helmr.guest import files, protocol, tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Shim:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self.key: Key | None = None  #: of its template; None: it has none
         self.child: Child | None = None
+        self.pid = 0  #: once it has told us
         self.idle_since = 0.0
         self.lost = False
         self._selector = selector
@@ -80,6 +81,11 @@ class Shim:
             # Its end is closed, and its report, or the lack of one, about to be read.
             return
 
+    def kill(self) -> None:
+        """Kill it, and all that is below it; the zygote cleans up behind it. One that has not begun yet has no tree."""
+        if self.pid:
+            tree.kill([self.pid])
+
     def close(self) -> None:
         """Let it end, with all that is below it."""
         if not self.lost:
@@ -99,10 +105,16 @@ class Shim:
         self._said += data
         if not data:
             self.close()
-            self._finish({"detail": "the process never began, or was ended together with its shim"})
+            self._finish({"cause": "unknown", "detail": "the process never began, or was ended together with its shim"})
         while b"\n" in self._said:
             line, _, self._said = self._said.partition(b"\n")
-            self._finish(json.loads(line))
+            self._heed(json.loads(line))
+
+    def _heed(self, said: dict[str, Any]) -> None:
+        if "pid" in said:
+            self.pid = said["pid"]
+        else:
+            self._finish(said)
 
     def _finish(self, report: dict[str, Any]) -> None:
         child, self.child = self.child, None

@@ -26,6 +26,7 @@ if __name__ == "__main__":
         sys.modules[_name].__path__ = [_path]
 
 import json
+import math
 import resource
 import selectors
 import signal
@@ -103,12 +104,21 @@ class Supervisor:
             self.shims.keep_ready()
         if self.shims.drop_at is not None and now >= self.shims.drop_at:
             self.shims.drop_idle(now)
+        self.end_overdue(now)
         if self.client is None and not self.stopping and now >= self.deserted + self.options.orphan_timeout:
             self.stop(self.options.stop_grace)
+
+    def end_overdue(self, now: float) -> None:
+        """End the trees whose time is up and whose shim did nothing about it: a task without isolation can stop its shim."""
+        for child in self.children.values():
+            if child.alive and now >= child.overdue_at:
+                self.forks.wake()
+                child.end_by_force()
 
     def patience(self) -> float | None:
         """Seconds until the clock demands something; None while only events do."""
         times = [at for at in (self.farewell, self.spare_at, self.shims.drop_at) if at is not None]
+        times += [child.overdue_at for child in self.children.values() if child.alive and child.overdue_at < math.inf]
         if self.client is None and not self.stopping:
             times.append(self.deserted + self.options.orphan_timeout)
         return max(0.0, min(times) - time.monotonic()) if times else None
@@ -309,6 +319,11 @@ class Supervisor:
         exited = {name: report.get(name) for name in ("exit_code", "signal")}
         exited["cause"] = report.get("cause", "exit")
         exited["detail"] = report.get("detail", "")
+        if child.forced and exited["cause"] == "unknown":
+            exited["cause"], exited["detail"] = (
+                child.ending,
+                "what watched over it did not end it in time, and was killed",
+            )
         if child.broken:
             exited["cause"], exited["detail"] = "exit", child.broken
         # The counter is the container's: with others alive, take only a tree that lost a process for one that was hit.

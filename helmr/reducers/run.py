@@ -321,7 +321,7 @@ def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: dat
     if began and spec.on_worker_lost == "fail":
         return end_attempt(state, spec, Failure(code="worker_lost", message=reason), at=at)
     if state.losses + 1 >= MAX_DISPATCH_ATTEMPTS and not orderly:
-        return exhausted(state)
+        return exhausted(state, reason)
     return lose_lease(state, reason=reason, orderly=orderly)
 
 
@@ -381,9 +381,12 @@ def cancel_wait(state: RunState, *, reason: str) -> Draft:
     return Draft(kind="wait_cancelled", data={"kind": kind, "reason": reason}, message=reason)
 
 
-def exhausted(state: RunState) -> Draft:
+def exhausted(state: RunState, reason: str) -> Draft:
     """The run has lost its worker too often in a row: a wait, or another attempt, starts the count anew."""
-    message = f"dispatched {state.losses + 1} times in a row without an end; the worker was lost each time"
+    message = (
+        f"dispatched {state.losses + 1} times in a row without an end: each time its worker, its machine or what watches "
+        f"over its process was lost; at last: {reason}"
+    )
     return fail(Failure(code="dispatch_exhausted", message=message))
 
 

@@ -16,7 +16,17 @@ from worker.process_engine import ProcessEngine, ProcessMachine
 pytestmark = pytest.mark.anyio
 
 TASKS = """
+    import os, signal, time
+    from pathlib import Path
     from helmr import Retry, task
+
+    def _parent(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+    @task("kills-its-shim")
+    def kills_its_shim():
+        os.kill(_parent(os.getppid()), signal.SIGKILL)
+        time.sleep(60)
 
     @task("quick", retry=Retry(max_attempts=3, min_delay="0s"))
     def quick() -> int:
@@ -93,3 +103,12 @@ def test_every_code_is_explained() -> None:
     page = Path(__file__).parents[2] / "docs/reference/events.md"
     rows = [line for line in page.read_text().splitlines() if line.count("|") == 5 and line.startswith("| `")]
     assert {row.split("`")[1] for row in rows} == set(FailureCode.__args__)  # type: ignore[attr-defined]
+
+
+async def test_a_run_that_ends_what_watches_over_it_is_dispatched_again_but_not_for_ever(helmr: AsyncClient) -> None:
+    run = await (await helmr.sessions.start("kills-its-shim")).run.wait(timeout=30)
+    assert run.failure is not None
+    assert (run.failure.code, run.attempt, run.dispatch_attempt) == ("dispatch_exhausted", 1, 5)
+    assert "ended together with its shim" in run.failure.message
+    after = await (await helmr.sessions.start("quick", workspace=run.workspace_id)).run.wait(timeout=30)
+    assert (after.status, after.dispatch_attempt) == ("succeeded", 1)

@@ -144,6 +144,10 @@ async def _pid(process: ChannelProcess) -> int:
     return int(frame.data)
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def _lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -453,13 +457,48 @@ async def test_a_zygote_that_is_killed_is_replaced(guest: Guest, channel: Channe
 async def test_a_tree_ends_with_its_shim(channel: Channel) -> None:
     process = await _task(channel, "sleep")
     pid = await _pid(process)
-    shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(shim, signal.SIGKILL)
+    os.kill(_parent(pid), signal.SIGKILL)
     exited = (await _all(process))[3]
     assert (exited.exit_code, exited.signal) == (None, None)
-    assert "shim" in exited.detail
+    assert (exited.cause, "shim" in exited.detail) == ("unknown", True)
     assert not _lives(pid)
     assert (await run_through(channel)).exit_code == 0
+
+
+_STOPS_ITS_SHIM = """
+import os, signal, time
+os.kill(os.getppid(), signal.SIGSTOP)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("asked", ["deadline", "cancel"])
+async def test_a_tree_that_has_stopped_its_shim_is_ended_all_the_same(
+    guest: Guest, channel: Channel, asked: str
+) -> None:
+    deadline = 0.3 if asked == "deadline" else None
+    words = (sys.executable, "-c", _STOPS_ITS_SHIM)
+    process = await channel.start(
+        ProcessSpec(id=f"t{next(_ids)}", kind="argv", argv=words, deadline=deadline, grace=0.1)
+    )
+    pid = await _pid(process)
+    if asked == "cancel":
+        os.kill(guest.zygote(), signal.SIGSTOP)
+        await process.cancel(0.1)
+    exited = (await _all(process))[3]
+    assert (exited.cause, "killed" in exited.detail) == (asked, True)
+    assert not _lives(pid)
+    assert (await run_through(channel)).exit_code == 0
+
+
+async def test_a_supervisor_that_ends_does_not_wait_for_a_shim_that_was_stopped(guest: Guest, channel: Channel) -> None:
+    process = await _task(channel, "sleep")
+    pid = await _pid(process)
+    os.kill(_parent(pid), signal.SIGSTOP)
+    guest.process.terminate()
+    assert await guest.ended() == 0
+    assert not _lives(pid)
 
 
 async def test_running_out_of_descriptors_fails_starts_and_nothing_else(boot: Boot) -> None:

@@ -43,6 +43,7 @@ def _judge(said: Said, exited: Exited, *, cancel: bool = False, schema: Any = No
         ([], Exited(detail="no such file"), "task_exit"),
         ([], Exited(signal=9, oom=True), "out_of_memory"),
         ([_ERROR], Exited(exit_code=1, oom=True), "out_of_memory"),
+        ([], Exited(oom=True, cause="unknown"), "out_of_memory"),
         ([_RETURNED], Exited(exit_code=1), "task_exit"),
         ([_RETURNED], Exited(signal=9, cause="deadline"), "max_duration"),
         ([_RETURNED], Exited(exit_code=0, cause="deadline"), "max_duration"),
@@ -66,6 +67,7 @@ def test_a_failure_has_its_code(bodies: list[dict[str, Any]], exited: Exited, co
         (Exited(signal=15), False, False),
         (Exited(signal=9, cause="deadline"), False, False),
         (Exited(exit_code=0), False, False),
+        (Exited(cause="unknown"), False, False),
     ],
 )
 def test_what_somebody_else_ended_is_lost(exited: Exited, asked: bool, lost: bool) -> None:
@@ -84,6 +86,7 @@ def test_what_somebody_else_ended_is_lost(exited: Exited, asked: bool, lost: boo
         ([], Exited(signal=9, cause="deadline"), True, Cancelled),
         ([_RETURNED], Exited(cause="lost"), False, Lost),
         ([], Exited(cause="lost"), True, Lost),
+        ([_RETURNED], Exited(cause="unknown"), False, Lost),
     ],
 )
 def test_what_ended_it_first_counts(bodies: list[dict[str, Any]], exited: Exited, cancel: bool, kind: type) -> None:

@@ -135,7 +135,9 @@ class TestLease:
             state = after(state, rules.abandon(state, spec(), reason="gone", began=True, at=START))
         assert state.status == "failed"
         end = rules.abandon(last, spec(), reason="gone", began=True, at=START)
-        assert end.data["failure"]["code"] == "dispatch_exhausted"
+        failure = end.data["failure"]
+        assert (failure["code"], "5 times" in failure["message"]) == ("dispatch_exhausted", True)
+        assert failure["message"].endswith("at last: gone")
 
     def test_stopping_workers_may_hand_a_run_back_as_often_as_they_like(self) -> None:
         state = queued()
