@@ -13,7 +13,7 @@ import zstandard
 
 from bus import tree
 from bus.manifest import CHUNK, EMPTY, ZEROS, Entry, Manifest, Place
-from bus.tree import NEVER, Seen, Stamp
+from bus.tree import FILE_MODE, NEVER, Seen, Stamp
 from helmr.errors import HelmrError
 
 #: Bytes of a pack, compressed, after which the next one is begun.
@@ -109,7 +109,7 @@ class PackMaker:
                 before = os.fstat(descriptor)
                 chunks, size = yield from self._chunks(file, before)
                 after = os.fstat(descriptor)
-            entry = Entry(entry.path, "file", after.st_mode & 0o7777, size, after.st_mtime_ns, tuple(chunks))
+            entry = Entry(entry.path, "file", after.st_mode & FILE_MODE, size, after.st_mtime_ns, tuple(chunks))
             if (before.st_mtime_ns, before.st_ctime_ns, before.st_size) == (after.st_mtime_ns, after.st_ctime_ns, size):
                 return entry
         self._seen.stamps[entry.path] = NEVER  # a moment of it, and the next version looks again

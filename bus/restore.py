@@ -12,7 +12,7 @@ from pathlib import Path
 import zstandard
 
 from bus.manifest import CHUNK, Entry, Manifest, Place, check
-from bus.tree import Stamp
+from bus.tree import FILE_MODE, Stamp
 from helmr.errors import HelmrError
 
 
@@ -83,7 +83,7 @@ class Restoration:
                 os.chown(path, *self._owner, follow_symlinks=False)
             if entry.kind == "link":
                 continue
-            path.chmod(entry.mode)
+            path.chmod(entry.mode & FILE_MODE if entry.kind == "file" else entry.mode)
             if entry.kind == "file":
                 os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns))
                 status = path.stat()

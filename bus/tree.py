@@ -19,6 +19,8 @@ from helmr.errors import HelmrError
 
 #: Nanoseconds: a file that changed so shortly before it was looked at may change again without a new time stamp.
 _RACY = 50_000_000
+#: What is kept of a file's mode. Not who it would run as: it may be restored on a machine where its owner is somebody.
+FILE_MODE = 0o1777
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -83,7 +85,7 @@ def _walk(folder: int, prefix: bytes, depth: int) -> Iterator[tuple[Entry, Stamp
                 kind = stat.S_IFMT(status.st_mode)
                 if kind == stat.S_IFREG:
                     stamp = Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-                    yield Entry(path, "file", stat.S_IMODE(status.st_mode), status.st_size, status.st_mtime_ns), stamp
+                    yield Entry(path, "file", status.st_mode & FILE_MODE, status.st_size, status.st_mtime_ns), stamp
                 elif kind == stat.S_IFLNK:
                     target = os.readlink(os.fsencode(item.name), dir_fd=folder)
                     yield Entry(path, "link", target=target), None

@@ -11,6 +11,7 @@ from typing import Any
 import click
 import msgspec
 
+from cli.controls import tame
 from cli.errors import colour
 from helmr.durations import format_seconds
 
@@ -44,12 +45,13 @@ def on_terminal() -> bool:
 
 def note(text: str, *, dim: bool = False) -> None:
     """One line for people, on stderr."""
+    text = tame(text) if sys.stderr.isatty() else text
     click.echo(click.style(text, dim=True) if dim else text, err=True, color=colour(sys.stderr))
 
 
 def line(text: str) -> None:
     """One line of data, on stdout, at once."""
-    click.echo(text)
+    click.echo(tame(text) if on_terminal() else text)
 
 
 def to_json(value: Any, *, indent: bool = False) -> str:
@@ -72,7 +74,7 @@ def table(columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Rows under their column names."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     if on_terminal():
-        _rich_table(columns, texts)
+        _rich_table(columns, [[tame(text) for text in row] for row in texts])
         return
     for each in aligned(columns, texts):
         line(each)
@@ -107,7 +109,7 @@ def record(fields: Mapping[str, object]) -> None:
     shown = {name: value for name, value in fields.items() if value is not None}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
-        text = str(value).replace("\n", "\n" + " " * (width + 2))
+        text = (tame(str(value)) if on_terminal() else str(value)).replace("\n", "\n" + " " * (width + 2))
         paint = {"fg": STATUS_COLOURS.get(text)} if text in STATUS_COLOURS else {}
         label = click.style(name.ljust(width), bold=True)
         click.echo(f"{label}  {click.style(text, **paint)}", color=colour(sys.stdout))  # type: ignore[arg-type]

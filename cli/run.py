@@ -9,7 +9,7 @@ import click
 
 from cli.follow import LogPrinter, conclude, fail_unless_succeeded, goes_on, still_running
 from cli.options import DURATION, Choice, Group, ask, flags, interrupted
-from cli.output import age, compact, json_line, json_value, moment, note, record, span, table, to_json, working
+from cli.output import age, compact, json_line, json_value, line, moment, note, record, span, table, to_json, working
 from cli.references import RUN, SESSION, TASK
 from helmr.errors import TimedOut
 from helmr.events import Wait
@@ -79,7 +79,7 @@ def explain(run_id: str) -> None:
     if flags().json:
         json_value(told)
     else:
-        click.echo(told.text)
+        line(told.text)
 
 
 def _show(shown: Run) -> None:

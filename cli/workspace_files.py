@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.controls import Tamer
 from cli.options import Group, ask, flags
-from cli.output import json_value, moment, record, size, table
+from cli.output import json_value, moment, on_terminal, record, size, table
 from cli.references import WORKSPACE
 from helmr.models import FileEntry
 
@@ -49,11 +50,13 @@ def ls(workspace_id: str, path: str, version: str | None, recursive: bool) -> No
 @click.argument("path")
 @version_option()
 def cat(workspace_id: str, path: str, version: str | None) -> None:
-    """Write a file to standard output, byte by byte as it is."""
+    """Write a file to standard output, byte by byte as it is; on a terminal, without what would command it."""
 
     async def copy(client: AsyncClient) -> None:
+        tamer = Tamer()
         async for data in client.workspaces.read(workspace_id, path, version=version):
-            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.write(tamer.take(data) if on_terminal() else data)
+        sys.stdout.buffer.write(tamer.end())
 
     ask(copy)
     sys.stdout.buffer.flush()
