@@ -1,6 +1,7 @@
 """Reactors: durable consumers that turn facts into next facts.
 
-They are at-least-once; the compare-and-set append makes them exactly-once in effect.
+They are at-least-once; the compare-and-set append makes them exactly-once in effect. What is about one entity is worked on in
+order; what is about several, side by side.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import datetime
+from functools import partial
 
 import nats.errors
 
@@ -21,6 +23,7 @@ from bus.pull import Delivery, Puller, ensure_consumer
 from bus.queueing import Gate, enqueue
 from bus.reactions import Handler, Reaction
 from bus.services.sessions import EXPIRY, Sessions
+from bus.shards import sharded
 from bus.wakeups import Wakeups
 from helmr import subjects
 from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
@@ -60,12 +63,15 @@ class Reactors:
         consumer = f"reactor-{reaction.name}"
         while True:
             try:
-                async with Puller(self.log.nc, reaction.stream, consumer) as puller:
+                async with (
+                    sharded(partial(self._handle, handler=reaction.handler)) as shards,
+                    Puller(self.log.nc, reaction.stream, consumer) as puller,
+                ):
                     while True:
                         async for item in puller.pull(_BATCH):
-                            await self._handle(item, reaction.handler)
-            except (HelmrError, nats.errors.Error) as error:
-                log.info("%s: starting over: %s", consumer, error)
+                            await shards.put(subjects.about(item.msg.subject), item)
+            except* (HelmrError, nats.errors.Error) as group:
+                log.info("%s: starting over: %s", consumer, group.exceptions[0])
                 await asyncio.sleep(_RETRY_DELAY)  # the server is away
 
     async def _handle(self, item: Delivery, handler: Handler) -> None:

@@ -159,6 +159,15 @@ def io(scope: Scope, session_id: str, direction: Literal["in", "out", "*"], stre
     return f"{_IO}.{scope}.{_token(session_id)}.{direction}.{_token_or_any(stream)}"
 
 
+def about(subject: str) -> str:
+    """The id of what a stored message is about: the entity of an event or of what is due, the session of a record.
+
+    A subject that has no such place is about itself.
+    """
+    parts, place = subject.split("."), 4 if is_io(subject) else 5
+    return parts[place] if len(parts) > place else subject
+
+
 class IoSubject(NamedTuple):
     """What the subject of a stream record says."""
 

@@ -75,3 +75,9 @@ def wakes_parked(payload: int) -> list[float]:
 def _woken() -> float:
     notes.wait()
     return step("woken", time.time)
+
+
+@task("sleeper", park_after=0)
+def sleeper() -> None:
+    """Wait once."""
+    notes.wait()

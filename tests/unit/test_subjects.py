@@ -66,6 +66,13 @@ def test_the_other_subjects_are_parsed_back() -> None:
     assert _covers(subjects.api_endpoint("run", "get"), subjects.api(_SCOPE, "run", "get"))
 
 
+def test_what_a_message_is_about() -> None:
+    assert subjects.about(subjects.event(_SCOPE, "run", _RUN, "queued", lane="default")) == _RUN
+    assert subjects.about(subjects.due(_SCOPE, _RUN, "ttl")) == _RUN
+    assert subjects.about(subjects.io(_SCOPE, "ses_1", "in", "notes")) == "ses_1"
+    assert subjects.about("helmr.due.odd") == "helmr.due.odd"
+
+
 def test_a_timer_is_apart_from_what_it_publishes() -> None:
     assert not _covers(subjects.ALL_TIMERS, subjects.due(_SCOPE, _RUN, "ttl"))
     assert not _covers(subjects.ALL_EVENTS, subjects.due(_SCOPE, _RUN, "ttl"))

@@ -1,0 +1,112 @@
+"""An engine that executes nothing: its tasks wait for a record of ``notes``, and have succeeded when they are executed again.
+
+With it a whole worker can be measured at ten thousand runs, on a machine that has no room for ten thousand interpreters.
+"""
+
+# ruff: noqa: ARG002  # the arguments are those of the interface, and there is nothing to do about them
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from worker.engine import EngineInfo, Exited, Frame, ImageSpec, MachineSpec, Message, ProcessSpec, Progress
+
+_WAIT = {"op": "wait", "id": 1, "name": "notes", "n": 1, "main": True, "kind": "stream", "stream": "notes"}
+
+
+class NoopProcess:
+    """A task that says what the real one would (:class:`worker.engine.Process`)."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.id = spec.id
+        self._woken = bool(spec.task["journal"])
+        self._cancelled = asyncio.Event()
+
+    async def frames(self) -> AsyncIterator[Frame]:
+        """It waits, or it was woken and is done."""
+        if self._cancelled.is_set():
+            yield Exited(cause="cancel")
+            return
+        yield Message({"op": "started"})
+        if self._woken:
+            yield Message({"op": "result", "output": None})
+            yield Exited(exit_code=0)
+            return
+        yield Message(_WAIT)
+        await self._cancelled.wait()
+        yield Exited(cause="cancel")
+
+    async def send(self, body: dict[str, Any]) -> None:
+        """Nobody listens: it is never kept for long enough to be told anything."""
+
+    async def limit(self, deadline: float, grace: float) -> None:
+        """It takes no time."""
+
+    async def cancel(self, grace: float) -> None:
+        """It ends at once."""
+        self._cancelled.set()
+
+
+class NoopMachine:
+    """A workspace that is live by name only (:class:`worker.engine.Machine`)."""
+
+    def __init__(self, workspace_id: str) -> None:
+        self.workspace_id = workspace_id
+        self.ref = "none"
+        self._stopped = asyncio.Event()
+
+    async def put_source(self, name: str, tree: Path) -> None:
+        """Nothing is executed."""
+
+    async def start(self, spec: ProcessSpec) -> NoopProcess:
+        """A process that is none."""
+        return NoopProcess(spec)
+
+    async def stop(self, grace: float = 2.0) -> None:
+        """It is live no more."""
+        self._stopped.set()
+
+    async def wait_lost(self) -> str:
+        """Return when it was stopped."""
+        await self._stopped.wait()
+        return "stopped"
+
+
+class NoopEngine:
+    """Makes such machines (:class:`worker.engine.Engine`); ``home`` has an empty folder for each workspace."""
+
+    name = "none"
+    owner = None
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    def files(self, workspace_id: str) -> Path:
+        """The folder of a workspace."""
+        return self._home / workspace_id
+
+    async def check(self) -> EngineInfo:
+        """It always works."""
+        return EngineInfo(name=self.name, version="0", host="host_bench", isolated=False)
+
+    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+        """Nothing is built."""
+        return "none"
+
+    async def materialize(self, spec: MachineSpec) -> NoopMachine:
+        """A machine at once."""
+        self.files(spec.workspace_id).mkdir(parents=True, exist_ok=True)
+        return NoopMachine(spec.workspace_id)
+
+    async def delete(self, workspace_id: str) -> None:
+        """Its folder goes with the bench's."""
+
+    async def collect(self, live_workers: set[str]) -> list[str]:
+        """Nothing is left by anybody."""
+        return []
+
+    async def close(self) -> None:
+        """Nothing is held."""
