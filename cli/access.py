@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from cli.options import DURATION, Group, ask, flags
+from cli.options import DURATION, Choice, Group, ask, flags
 from cli.output import age, json_value, line, moment, note, record, table
 from cli.references import ACCESS, SESSION, TOKEN
 from helmr.access import Access, NewAccess
 
 _Command = Callable[..., Any]
+_STATUSES = ["active", "used_up", "revoked", "expired"]
 
 
 @click.group(cls=Group)
@@ -104,11 +105,11 @@ def get(access_id: str) -> None:
 
 @access.command("list")
 @click.option("--session", metavar="SESSION", type=SESSION, help="Only those for its streams.")
-@click.option("--active", is_flag=True, help="Only those that can still be used.")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many at most.")
-def list_(session: str | None, active: bool, limit: int) -> None:
-    """List access tokens, newest first."""
-    found = ask(lambda client: client.access.list(session=session, active=active, limit=limit))
+@click.option("--status", type=Choice(_STATUSES), help="Only these.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+def list_(**filters: Any) -> None:
+    """List access tokens, newest first; those with the status active can still be used."""
+    found = ask(lambda client: client.access.list(**filters))
     if flags().json:
         json_value(found)
         return

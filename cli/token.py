@@ -9,7 +9,7 @@ import click
 from cli.options import DURATION, Choice, Group, ask, flags
 from cli.output import age, compact, json_value, line, moment, note, record, table, to_json
 from cli.payload import json_of, payload_of
-from cli.references import TOKEN
+from cli.references import RUN, SESSION, TOKEN
 from helmr.errors import UsageError
 from helmr.models import Token
 
@@ -53,10 +53,12 @@ def get(token_id: str) -> None:
 @token.command("list")
 @click.option("--status", type=Choice(_STATUSES), help="Only these.")
 @click.option("--tag", metavar="TAG", help="Only those that have it.")
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many at most.")
-def list_(status: str | None, tag: str | None, limit: int) -> None:
-    """List tokens, newest first."""
-    found = ask(lambda client: client.tokens.list(status=status, tag=tag, limit=limit))
+@click.option("--run", metavar="RUN", type=RUN, help="Only those that this run made.")
+@click.option("--session", metavar="SESSION", type=SESSION, help="Only those that runs of this session made.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+def list_(**filters: Any) -> None:
+    """List tokens, newest first, without the data they were completed with."""
+    found = ask(lambda client: client.tokens.list(**filters))
     if flags().json:
         json_value(found)
         return

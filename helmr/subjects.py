@@ -118,11 +118,6 @@ def of_kind(entity: Entity, kind: str) -> str:
     return f"{_EVENTS}.*.*.{entity}.*.{kind}"
 
 
-def created(scope: Scope, entity: Entity) -> str:
-    """The filter for the first event of every entity of a kind in a scope."""
-    return f"{_EVENTS}.{scope}.{entity}.*.created"
-
-
 def lane(name: str) -> str:
     """The filter of a dispatch consumer: what is queued in this lane (``*``: in any), in every scope."""
     return f"{_EVENTS}.*.*.run.*.queued.{_token_or_any(name)}.*"

@@ -16,8 +16,9 @@ import msgspec
 
 from bus.reader import Message
 from helmr import subjects
+from helmr.access import access_record
 from helmr.events import TERMINAL
-from helmr.models import workspace_record
+from helmr.models import token_record, workspace_record
 from helmr.subjects import JOURNAL_KINDS, Scope
 from store.messages import (
     NO_DATA,
@@ -28,12 +29,14 @@ from store.messages import (
     StoredSpec,
     StoredWait,
     between,
+    decode_access,
     decode_data,
     decode_deployment,
     decode_event,
     decode_failure,
     decode_record,
     decode_session,
+    decode_token,
     decode_wait,
     decode_workspace,
     instant,
@@ -79,10 +82,8 @@ class Fold:
     rows: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))
     _runs: dict[str, _Touched] = field(default_factory=dict)
     _first: dict[str, tuple[StoredSpec, Message]] = field(default_factory=dict)
-    _sessions: dict[str, Row] = field(default_factory=dict)
-    _workspaces: dict[str, Row] = field(default_factory=dict)
-    _deployments: dict[str, Row] = field(default_factory=dict)
-    _current: dict[str, Row] = field(default_factory=dict)
+    #: By table, the latest row of each entity that is no run.
+    _latest: dict[str, dict[str, Row]] = field(default_factory=lambda: defaultdict(dict))
     _known: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def event(self, message: Message) -> None:
@@ -101,6 +102,10 @@ class Fold:
                 self._session(subject.scope, message)
             case "workspace":
                 self._workspace(subject.scope, message)
+            case "token":
+                self._token(subject.scope, message)
+            case "access":
+                self._access(subject.scope, message)
             case _:
                 return
 
@@ -112,7 +117,8 @@ class Fold:
         record = decode_record(message.body)
         data = msgspec.json.encode(record.data).decode()
         head = (message.seq, *scope, record.session_id, record.direction, record.stream, record.sequence, record.id)
-        self.rows["records"].append((*head, record.correlation_id, record.run_id, record.at.isoformat(), data))
+        tail = (record.correlation_id, record.run_id, record.access_id, record.at.isoformat(), data)
+        self.rows["records"].append((*head, *tail))
 
     def config(self, message: Message) -> None:
         """Fold a message of the configuration bucket: a deployment, or which one is current."""
@@ -122,19 +128,30 @@ class Fold:
             return
         if noun == "current":
             project, environment = key
-            self._current[f"{project}.{environment}"] = (project, environment, message.body.decode(), message.seq)
+            self._latest["deployments_current"][f"{project}.{environment}"] = (
+                project,
+                environment,
+                message.body.decode(),
+                message.seq,
+            )
             return
         made = decode_deployment(message.body)
         index = msgspec.json.encode(made.index).decode()
         head = (made.id, made.version, made.project, made.environment, made.content_hash, made.archive)
-        self._deployments[made.id] = (*head, made.archive_bytes, made.created_at.isoformat(), index, message.seq)
+        self._latest["deployments_stored"][made.id] = (
+            *head,
+            made.archive_bytes,
+            made.created_at.isoformat(),
+            index,
+            message.seq,
+        )
 
     def replaced(self) -> dict[str, list[str]]:
         """By table, what of this batch may have a row from an earlier batch, which :meth:`take`'s takes the place of."""
         known = {
             "runs_live": [run for run in self._runs if run not in self._first],
-            "deployments_stored": list(self._deployments),
-            "deployments_current": list(self._current),
+            "deployments_stored": list(self._latest["deployments_stored"]),
+            "deployments_current": list(self._latest["deployments_current"]),
             **self._known,
         }
         return {name: ids for name, ids in known.items() if ids}
@@ -143,14 +160,8 @@ class Fold:
         """The rows of everything folded since the last call, by table; touched runs and sessions under their live table."""
         rows, self.rows = self.rows, defaultdict(list)
         rows["runs_live"] = [self._run_row(touched) for touched in self._runs.values()]
-        for name, latest in (
-            ("sessions_live", self._sessions),
-            ("workspaces", self._workspaces),
-            ("deployments_stored", self._deployments),
-            ("deployments_current", self._current),
-        ):
-            rows[name] = list(latest.values())
-            latest.clear()
+        rows |= {name: list(latest.values()) for name, latest in self._latest.items()}
+        self._latest.clear()
         self._runs.clear()
         self._first.clear()
         self._known.clear()
@@ -255,7 +266,7 @@ class Fold:
             *(run.attempt, run.started_at, run.worker, run.leases, run.base, run.seq, run.wait_seq),
         )
 
-    # Sessions and workspaces --------------------------------------------------------------------------------------
+    # Everything else --------------------------------------------------------------------------------------
 
     def _session(self, scope: Scope, message: Message) -> None:
         """In the order of :data:`store.tables.SESSIONS`."""
@@ -263,29 +274,54 @@ class Fold:
         finished = s.finished_at.isoformat() if s.finished_at else None
         if s.status != "open" and finished is None:
             raise ValueError(f"session {s.id} is {s.status} without an end")
-        if s.cursor > 1 and s.id not in self._sessions:
-            self._known["sessions_live"].append(s.id)
-        self._sessions[s.id] = (
+        row = (
             *(s.id, s.status, s.task_id, *scope, s.external_id, s.workspace_id, s.deployment_id, s.run_id, s.turn),
             *(list(s.tags), msgspec.json.encode(s.metadata).decode(), s.reason),
             *(s.created_at.isoformat(), s.expires_at.isoformat() if s.expires_at else None, finished),
             *(s.cursor, message.seq),
         )
+        self._keep("sessions_live", row, s.cursor)
+
+    def _keep(self, table: str, row: Row, cursor: int) -> None:
+        """Have a row, which begins with its id, take the place of the one before."""
+        if cursor > 1 and row[0] not in self._latest[table]:
+            self._known[table].append(row[0])
+        self._latest[table][row[0]] = row
 
     def _workspace(self, scope: Scope, message: Message) -> None:
         """In the order of :data:`store.tables.WORKSPACES`."""
         event = decode_workspace(message.body)
         w = workspace_record(*scope, event.state)
-        if w.cursor > 1 and w.id not in self._workspaces:
-            self._known["workspaces"].append(w.id)
-        self._workspaces[w.id] = (
+        row = (
             *(w.id, w.state, w.sandbox, *scope, w.mount_path, w.worker, w.host, w.version, event.state.deployment_id),
             *(w.created_at.isoformat(), w.updated_at.isoformat(), w.cursor, message.seq),
         )
+        self._keep("workspaces", row, w.cursor)
         version = event.data.get("version")
         if isinstance(version, str):
             run, files, size = (event.data.get(key) for key in ("run_id", "files", "bytes"))
             self.rows["versions"].append((*scope, w.id, version, run, files, size, event.at.isoformat(), message.seq))
+
+    def _token(self, scope: Scope, message: Message) -> None:
+        """In the order of :data:`store.tables.TOKENS`."""
+        t = token_record(*scope, decode_token(message.body))
+        data = None if t.data is None else msgspec.json.encode(t.data).decode()
+        finished = t.finished_at.isoformat() if t.finished_at else None
+        row = (
+            *(t.id, t.status, *scope, t.run_id, t.session_id, list(t.tags), msgspec.json.encode(t.metadata).decode()),
+            *(data, t.reason, t.created_at.isoformat(), t.expires_at.isoformat(), finished, t.cursor, message.seq),
+        )
+        self._keep("tokens", row, t.cursor)
+
+    def _access(self, scope: Scope, message: Message) -> None:
+        """In the order of :data:`store.tables.ACCESS`."""
+        a = access_record(*scope, decode_access(message.body).state)
+        row = (
+            *(a.id, a.status, *scope, a.action, a.session_id, a.stream, a.token_id, a.correlation_id, a.uses, a.used),
+            *(a.note, a.reason, a.created_at.isoformat(), a.expires_at.isoformat()),
+            *(a.finished_at.isoformat() if a.finished_at else None, a.cursor, message.seq),
+        )
+        self._keep("access", row, a.cursor)
 
 
 def _hot(event: StoredEvent) -> StoredData:

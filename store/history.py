@@ -69,6 +69,28 @@ class WorkspacesRequest(Request, kw_only=True):
     before: str | None = None
 
 
+class TokensRequest(Request, kw_only=True):
+    """Tokens, newest first, without the data they were completed with."""
+
+    status: str | list[str] | None = None
+    tag: str | list[str] | None = None
+    run: str | None = None
+    session: str | None = None
+    since: str | float | None = None
+    limit: int = 50
+    before: str | None = None
+
+
+class AccessRequest(Request, kw_only=True):
+    """Access tokens, newest first."""
+
+    status: str | list[str] | None = None
+    session: str | None = None
+    since: str | float | None = None
+    limit: int = 50
+    before: str | None = None
+
+
 class DeploymentsRequest(Request, kw_only=True):
     """Deployments, newest first."""
 
@@ -94,6 +116,20 @@ class WorkspacesPage(msgspec.Struct, kw_only=True):
     """Workspace records."""
 
     workspaces: list[msgspec.Raw]
+    next: str | None
+
+
+class TokensPage(msgspec.Struct, kw_only=True):
+    """Token records."""
+
+    tokens: list[msgspec.Raw]
+    next: str | None
+
+
+class AccessPage(msgspec.Struct, kw_only=True):
+    """Records of access tokens."""
+
+    access: list[msgspec.Raw]
     next: str | None
 
 
@@ -202,6 +238,9 @@ class History:
             "session": (Ref, self._one("session")),
             "workspaces": (WorkspacesRequest, self.workspaces),
             "workspace": (Ref, self._one("workspace")),
+            "tokens": (TokensRequest, self.tokens),
+            "token": (Ref, self._one("token")),
+            "access": (AccessRequest, self.access),
             "deployments": (DeploymentsRequest, self.deployments),
             "events": (EventsRequest, self.events),
             "logs": (LogsRequest, self.logs),
@@ -241,6 +280,23 @@ class History:
         """A page of workspaces."""
         found = await self._page("workspace", scope, request, {"state": request.state}, since=request.since)
         return WorkspacesPage(workspaces=found.records, next=found.next)
+
+    async def tokens(self, scope: Scope, request: TokensRequest) -> TokensPage:
+        """A page of tokens."""
+        filters = {
+            "status": request.status,
+            "tags": request.tag,
+            "run_id": request.run,
+            "session_id": request.session,
+        }
+        found = await self._page("token", scope, request, filters, since=request.since)
+        return TokensPage(tokens=found.records, next=found.next)
+
+    async def access(self, scope: Scope, request: AccessRequest) -> AccessPage:
+        """A page of access tokens."""
+        filters = {"status": request.status, "session_id": request.session}
+        found = await self._page("access", scope, request, filters, since=request.since)
+        return AccessPage(access=found.records, next=found.next)
 
     async def deployments(self, scope: Scope, request: DeploymentsRequest) -> DeploymentsPage:
         """A page of deployments."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from store.projector import Projector
     from store.search import Wanted
 
-Entity = Literal["run", "session", "workspace", "deployment"]
+Entity = Literal["run", "session", "workspace", "token", "access", "deployment"]
 
 #: Takes a part of a result.
 Send = Callable[[bytes], Awaitable[None]]
@@ -78,7 +78,10 @@ class Reads(Protocol):
         limit: int,
         before: str | None,
     ) -> Found:
-        """The newest ``limit`` (1 to 1000) records, created no earlier than ``since`` and older than the one ``before``."""
+        """The newest ``limit`` (1 to 1000) records, created no earlier than ``since`` and older than the one ``before``.
+
+        ``filters``: by column, what it must be, or one of what; ``tags`` must have one of what is given.
+        """
         ...
 
     async def resolve(self, entity: Entity, scope: Scope, prefix: str | None, *, last: bool) -> list[str]:

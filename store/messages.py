@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from helmr.events import SessionEvent, WorkspaceEvent
+from helmr.access import AccessEvent
+from helmr.events import SessionEvent, TokenEvent, WorkspaceEvent
 from helmr.models import Deployment, StreamRecord
 
 Raw = msgspec.Raw
@@ -119,6 +120,8 @@ decode_failure = msgspec.json.Decoder(StoredFailure).decode
 decode_wait = msgspec.json.Decoder(StoredWait).decode
 decode_session = msgspec.json.Decoder(SessionEvent).decode
 decode_workspace = msgspec.json.Decoder(WorkspaceEvent).decode
+decode_token = msgspec.json.Decoder(TokenEvent).decode
+decode_access = msgspec.json.Decoder(AccessEvent).decode
 decode_record = msgspec.json.Decoder(StreamRecord).decode
 decode_deployment = msgspec.json.Decoder(Deployment).decode
 

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import duckdb
 import msgspec
 
+from helmr.access import Access
 from helmr.chunks import LogChunk
 from helmr.durations import seconds
 from helmr.errors import NotFound, UsageError
-from helmr.models import Deployment, Event, Run, Session, Workspace
+from helmr.models import Deployment, Event, Run, Session, Token, Workspace
 from helmr.subjects import Scope
 from store import schema
 from store.history_store import Found
@@ -30,7 +31,7 @@ _LOG_STEP = 32
 _LOG_TAIL = timedelta(minutes=10)
 
 _JSON = frozenset({"payload", "output", "failure", "metadata", "cancel_requested", "pending_wait", "index", "data"})
-_OBJECTS = frozenset({"metadata", "index", "data"})
+_OBJECTS = frozenset({"metadata", "index"})
 
 Cursor = duckdb.DuckDBPyConnection
 Row = dict[str, Any]
@@ -44,11 +45,18 @@ class Noun(NamedTuple):
     record: type[Any]
     filters: tuple[str, ...] = ()
     alias: str | None = None  #: a column that names one, too
+    unlisted: frozenset[str] = frozenset()  #: what is left out of lists, as it may be large
 
     @property
     def select(self) -> str:
         """The columns of the record."""
         return f"SELECT {', '.join(_quote(name) for name in self.record.__struct_fields__)} FROM {self.view}"
+
+    @property
+    def listing(self) -> str:
+        """The columns of the record as lists have it."""
+        names = (f"NULL AS {_quote(n)}" if n in self.unlisted else _quote(n) for n in self.record.__struct_fields__)
+        return f"SELECT {', '.join(names)} FROM {self.view}"
 
 
 NOUNS = {
@@ -57,6 +65,8 @@ NOUNS = {
         "session", "sessions", Session, ("status", "task_id", "workspace_id", "external_id"), "external_id"
     ),
     "workspace": Noun("workspace", "workspaces", Workspace, ("state",)),
+    "token": Noun("token", "tokens", Token, ("status", "tags", "run_id", "session_id"), unlisted=frozenset({"data"})),
+    "access": Noun("access", "access", Access, ("status", "session_id")),
     "deployment": Noun("deployment", "deployments", Deployment, (), "version"),
 }
 
@@ -112,7 +122,7 @@ def page(
     parameters: list[Any] = [*scope]
     for name, value in filters.items():
         if value is not None:
-            where.append(f"{name} IN (SELECT unnest(?))")
+            where.append("list_has_any(tags, ?)" if name == "tags" else f"{name} IN (SELECT unnest(?))")
             parameters.append(value if isinstance(value, list) else [value])
     if since is not None:
         where.append("created_at >= ?")
@@ -124,7 +134,7 @@ def page(
             conditions.append("(created_at, id) < (?, ?)")
             values += [_created(cursor, noun, scope, before), before]
         order = f"ORDER BY created_at DESC, id DESC LIMIT {limit + 1}"
-        found = rows(cursor, f"{noun.select} WHERE {' AND '.join(conditions)} {order}", values)
+        found = rows(cursor, f"{noun.listing} WHERE {' AND '.join(conditions)} {order}", values)
         return fit(noun, found, limit)
 
     return read

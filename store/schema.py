@@ -67,7 +67,7 @@ UNIONS: dict[str, str] = {
 }
 
 #: Tables users see as they are stored.
-PLAIN = ("events", "records", "workspaces", "versions", "schedules")
+PLAIN = ("events", "records", "workspaces", "versions", "tokens", "access", "schedules")
 
 #: A failure's message as the kind of failure it is: its first line, with ids, addresses and numbers left out.
 _PATTERN = r"""
@@ -219,6 +219,8 @@ REPLACED = {
     "runs_live": "id",
     "sessions_live": "id",
     "workspaces": "id",
+    "tokens": "id",
+    "access": "id",
     "deployments_stored": "id",
     "deployments_current": "project || '.' || environment",
 }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow.lib as pa
 
 #: Raised whenever a table changes; files of another version are refused, and rebuilt from the log.
-VERSION = 1
+VERSION = 2
 
 #: Row groups of 30,720 rows: the smallest that DuckDB still shreds VARIANT columns in.
 HISTORY_ROW_GROUP = 30720
@@ -253,6 +253,7 @@ RECORDS = _table(
     id VARCHAR the id of the record
     correlation_id VARCHAR the correlation id
     run_id VARCHAR the run that wrote it
+    access_id VARCHAR the access token it was appended with
     at TIMESTAMPTZ when it was written
     data JSON the record itself
     """,
@@ -292,6 +293,53 @@ VERSIONS = _table(
     bytes BIGINT bytes of all files
     created_at TIMESTAMPTZ when it was made
     seq BIGINT position in the log
+    """,
+)
+
+TOKENS = _table(
+    "tokens",
+    "Tokens: one-shot completions by somebody outside",
+    """
+    id VARCHAR the id of the token
+    status VARCHAR pending, completed, cancelled or expired
+    project VARCHAR the project
+    environment VARCHAR the environment
+    run_id VARCHAR the run that made it
+    session_id VARCHAR that run's session
+    tags VARCHAR[] tags
+    metadata JSON metadata given when it was made
+    data JSON what it was completed with
+    reason VARCHAR why it was cancelled
+    created_at TIMESTAMPTZ when it was made
+    expires_at TIMESTAMPTZ until when it can be completed
+    finished_at TIMESTAMPTZ when it ended
+    cursor BIGINT how many events it has
+    last_seq BIGINT sequence of its latest event
+    """,
+)
+
+ACCESS = _table(
+    "access",
+    "Access tokens: who could do what over HTTP, and until when",
+    """
+    id VARCHAR the id of the access token
+    status VARCHAR active, used_up, revoked or expired
+    project VARCHAR the project
+    environment VARCHAR the environment
+    action VARCHAR append, read or complete
+    session_id VARCHAR the session of the stream
+    stream VARCHAR the stream that can be appended to or read
+    token_id VARCHAR the token that can be completed
+    correlation_id VARCHAR the correlation id it is confined to
+    uses INTEGER how often it can be used; null: any number of times
+    used INTEGER how often it was, where that is counted
+    note VARCHAR what it is for
+    reason VARCHAR why it was revoked
+    created_at TIMESTAMPTZ when it was made
+    expires_at TIMESTAMPTZ until when it can be used
+    finished_at TIMESTAMPTZ when it ended
+    cursor BIGINT how many events it has
+    last_seq BIGINT sequence of its latest event
     """,
 )
 
@@ -416,6 +464,8 @@ HISTORY_TABLES = (
     RECORDS,
     WORKSPACES,
     VERSIONS,
+    TOKENS,
+    ACCESS,
     DEPLOYMENTS,
     CURRENT,
     SCHEDULES,

@@ -47,6 +47,8 @@ _COMPARED: tuple[tuple[str, Table, tuple[str, str] | None], ...] = (
     ("sessions", tables.SESSIONS, ("id", "sessions")),
     ("workspaces", tables.WORKSPACES, ("id", "workspaces")),
     ("versions", tables.VERSIONS, ("workspace_id", "workspaces")),
+    ("tokens", tables.TOKENS, ("id", "tokens")),
+    ("access", tables.ACCESS, ("id", "access")),
     ("records", tables.RECORDS, ("session_id", "sessions")),
     ("deployments", tables.DEPLOYMENTS, ("id", "deployments")),
     ("unreadable", tables.UNREADABLE, None),

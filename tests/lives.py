@@ -7,9 +7,10 @@ from typing import Any, Self
 
 import msgspec
 
+from bus.log import ACCESS, TOKEN, Kind
 from bus.reader import Message
 from helmr import ids, subjects
-from helmr.events import Limit, RunEvent, RunSpec, RunState, SessionEvent, WorkspaceEvent
+from helmr.events import Draft, Limit, RunEvent, RunSpec, RunState, SessionEvent, WorkspaceEvent
 from helmr.models import Run, StreamRecord, run_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -173,6 +174,31 @@ def workspace(life: Life, *, live: bool = False) -> list[Published]:
             cursor=state.cursor, id=ids.new("evt"), workspace_id=state.id, kind=kind, at=life.at, data=data, state=state
         )
         published.append((subjects.event(life.scope, "workspace", state.id, kind), msgspec.json.encode(event)))
+    return published
+
+
+def token(*tags: str, data: Any = None, scope: Scope = SCOPE) -> list[Published]:
+    """The events of a token; with ``data`` it is completed."""
+    token_id, expires_at = ids.new("tok"), START + timedelta(hours=1)
+    drafts = [Draft(kind="created", data={"expires_at": expires_at.isoformat(), "tags": list(tags)})]
+    drafts += [Draft(kind="completed", data={"data": data})] if data is not None else []
+    return _told(TOKEN, scope, token_id, drafts)
+
+
+def access(*, uses: int | None = None, session_id: str = "ses_1", scope: Scope = SCOPE) -> list[Published]:
+    """The events of an access token; with ``uses``, it is used once."""
+    allowed = {"action": "append", "session_id": session_id, "stream": "approval", "hash": "0" * 64, "uses": uses}
+    drafts = [Draft(kind="created", data=allowed | {"expires_at": (START + timedelta(hours=1)).isoformat()})]
+    drafts += [Draft(kind="used", data={"key": "k"})] if uses else []
+    return _told(ACCESS, scope, ids.new("acc"), drafts)
+
+
+def _told(kind: Kind[Any, Any], scope: Scope, entity_id: str, drafts: list[Draft]) -> list[Published]:
+    state, published = None, []
+    for draft in drafts:
+        event = kind.make(state, entity_id, draft)
+        state = event.state
+        published.append((subjects.event(scope, kind.name, entity_id, draft.kind), msgspec.json.encode(event)))
     return published
 
 

@@ -168,7 +168,9 @@ class SqliteAnswers:
         for name, wanted in filters.items():
             if wanted is not None:
                 given = wanted if isinstance(wanted, list) else [wanted]
-                where.append(f"{name} IN ({', '.join('?' * len(given))})")
+                marks = ", ".join("?" * len(given))
+                tagged = f"EXISTS (SELECT 1 FROM json_each(tags) WHERE value IN ({marks}))"
+                where.append(tagged if name == "tags" else f"{name} IN ({marks})")
                 values += given
         if since is not None:
             where.append("created_at >= ?")
@@ -179,7 +181,7 @@ class SqliteAnswers:
         return reads.fit(noun, self._newest(noun, " AND ".join(where), values, limit + 1), limit)
 
     def _newest(self, noun: Noun, where: str, values: list[Any], limit: int) -> list[Row]:
-        return self._rows(f"{noun.select} WHERE {where} ORDER BY created_at DESC, id DESC LIMIT {limit}", values)
+        return self._rows(f"{noun.listing} WHERE {where} ORDER BY created_at DESC, id DESC LIMIT {limit}", values)
 
     async def resolve(self, entity: Entity, scope: Scope, prefix: str | None, *, last: bool) -> list[str]:
         """Ids by prefix, or the last one."""

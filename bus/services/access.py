@@ -1,4 +1,4 @@
-"""Access tokens: making, showing, listing and revoking what lets the outside world do one thing over HTTP."""
+"""Access tokens: making, showing and revoking what lets others do one thing over HTTP. The history lists them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 import msgspec
 
 from bus import access
-from bus.log import ACCESS, TOKEN, Log, get_message
+from bus.log import ACCESS, TOKEN, Log
 from bus.services.endpoint import Endpoint
 from bus.services.streams import MAX_KEY_LENGTH, Direction, Streams
-from bus.topology import RUNS
-from helmr import ids, subjects
+from helmr import ids
 from helmr.access import (
     DEFAULT_LIFETIME,
     MAX_LIFETIME,
@@ -25,9 +24,6 @@ from helmr.access import (
 )
 from helmr.errors import UsageError
 from helmr.subjects import Scope
-
-#: Access tokens in one answer, at most.
-_PAGE = 200
 
 
 class CreateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,14 +50,6 @@ class AccessRef(msgspec.Struct, kw_only=True):
     reason: str | None = None
 
 
-class ListRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The newest access tokens, perhaps only those of a session, or those that can still be used."""
-
-    session: str | None = None
-    active: bool = False
-    limit: int = 50
-
-
 class AccessTokens:
     """The service of access tokens."""
 
@@ -74,7 +62,6 @@ class AccessTokens:
         return [
             Endpoint("access", "create", CreateRequest, self.create),
             Endpoint("access", "get", AccessRef, self.get),
-            Endpoint("access", "list", ListRequest, self.newest),
             Endpoint("access", "revoke", AccessRef, self.revoke),
         ]
 
@@ -102,25 +89,6 @@ class AccessTokens:
     async def revoke(self, scope: Scope, request: AccessRef) -> Access:
         """End an access token now; one that has ended stays as it is."""
         return access_record(*scope, await access.revoke(self.log, scope, request.id, reason=request.reason))
-
-    async def newest(self, scope: Scope, request: ListRequest) -> list[Access]:
-        """The newest access tokens."""
-        found: list[Access] = []
-        for access_id in reversed(await self._ids(scope)):
-            record = access_record(*scope, (await self.log.present(ACCESS, scope, access_id)).state)
-            if request.session in (None, record.session_id) and (not request.active or record.status == "active"):
-                found.append(record)
-            if len(found) == min(request.limit, _PAGE):
-                break
-        return found
-
-    async def _ids(self, scope: Scope) -> list[str]:
-        created, seq = subjects.created(scope, "access"), 0
-        found: list[str] = []
-        while (message := await get_message(self.log.js, RUNS, created, after=seq)) is not None:
-            seq = message[0]
-            found.append(ACCESS.decode(message[1]).access_id)
-        return found
 
 
 def _allowed(request: CreateRequest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tokens from outside of tasks: making, showing, listing, completing and cancelling them."""
+"""Tokens from outside of tasks: making, showing, completing and cancelling them. The history lists them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,16 @@ from typing import Any
 import msgspec
 
 from bus import tokens
-from bus.log import TOKEN, Log, get_message
+from bus.log import TOKEN, Log
 from bus.services.endpoint import Endpoint
-from bus.topology import RUNS
-from helmr import ids, subjects
+from helmr import ids
 from helmr.errors import TooLarge, UsageError
-from helmr.events import TokenEvent, TokenStatus
 from helmr.models import NewToken, Token, token_record
 from helmr.subjects import Scope
 from helmr.tokens import DEFAULT_TIMEOUT, MAX_METADATA, MAX_TAG_LENGTH, MAX_TAGS, MAX_TIMEOUT
 
 #: Bytes of JSON that a token can be completed with: as much as a record.
 MAX_DATA = 256 * 1024
-#: Tokens in one answer, at most.
-_PAGE = 200
 
 
 class CreateRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -46,14 +42,6 @@ class CompleteRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     data: Any = None
 
 
-class ListRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The newest tokens, perhaps only those in a status or with a tag."""
-
-    status: TokenStatus | None = None
-    tag: str | None = None
-    limit: int = 50
-
-
 class Tokens:
     """The token service."""
 
@@ -65,7 +53,6 @@ class Tokens:
         return [
             Endpoint("token", "create", CreateRequest, self.create),
             Endpoint("token", "get", TokenRef, self.get),
-            Endpoint("token", "list", ListRequest, self.newest),
             Endpoint("token", "complete", CompleteRequest, self.complete),
             Endpoint("token", "cancel", TokenRef, self.cancel),
         ]
@@ -107,25 +94,6 @@ class Tokens:
         """Cancel a token; a run that waits for it hears of it."""
         return token_record(*scope, await tokens.cancel(self.log, scope, request.id, reason=request.reason))
 
-    async def newest(self, scope: Scope, request: ListRequest) -> list[Token]:
-        """The newest tokens."""
-        found: list[Token] = []
-        for token_id in reversed(await self._ids(scope)):
-            event = await self.log.present(TOKEN, scope, token_id)
-            if _matches(event, request):
-                found.append(msgspec.structs.replace(token_record(*scope, event), data=None))
-            if len(found) == min(request.limit, _PAGE):
-                break
-        return found
-
-    async def _ids(self, scope: Scope) -> list[str]:
-        created, seq = subjects.created(scope, "token"), 0
-        found: list[str] = []
-        while (message := await get_message(self.log.js, RUNS, created, after=seq)) is not None:
-            seq = message[0]
-            found.append(TOKEN.decode(message[1]).token_id)
-        return found
-
 
 def check_data(data: Any) -> None:
     """Refuse what is too large to complete a token with.
@@ -147,8 +115,3 @@ def _check(request: CreateRequest) -> None:
         raise TooLarge(f"a token has at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters")
     if len(msgspec.json.encode(request.metadata)) > MAX_METADATA:
         raise TooLarge(f"the metadata of a token exceeds {MAX_METADATA >> 10} KiB of JSON")
-
-
-def _matches(event: TokenEvent, request: ListRequest) -> bool:
-    state = event.state
-    return request.status in (None, state.status) and (request.tag is None or request.tag in state.tags)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from helmr import ids
 from helmr.access import DEFAULT_LIFETIME, Access, NewAccess
+from helmr.client.pages import newest
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
-from helmr.errors import NotFound
 from helmr.models import Session, Token
 
 if TYPE_CHECKING:
@@ -76,23 +76,27 @@ class AccessTokens:
         note: str | None = None,
     ) -> NewAccess:
         """Let whoever has the ``secret`` complete one token."""
-        target = {"token": token if isinstance(token, str) else token.id}
+        target = {"token": await self._client.resolve("token", token if isinstance(token, str) else token.id)}
         return await self._create("complete", target, uses, expires_in, note)
 
     async def get(self, access: str | Access) -> Access:
-        """One access token."""
-        return await self._wire.call("access", "get", {"id": _id(access)}, Access)
+        """One access token, by id, unique prefix or ``@last``."""
+        return await self._wire.call("access", "get", {"id": await self._id(access)}, Access)
 
     async def list(
-        self, *, session: str | Session | None = None, active: bool = False, limit: int = 50
+        self, *, status: str | None = None, session: str | Session | None = None, limit: int = 50
     ) -> list[Access]:
-        """Access tokens, newest first; perhaps only those of a session, or those that can still be used. At most 200."""
-        body = {"session": None if session is None else await self._session(session), "active": active, "limit": limit}
-        return await self._wire.call("access", "list", body, list[Access])
+        """Access tokens, newest first: with ``status="active"`` those that can still be used."""
+        filters = {"status": status, "session": None if session is None else await self._session(session)}
+        return await newest(self._wire, "access", filters, Access, limit)
 
     async def revoke(self, access: str | Access, *, reason: str | None = None) -> Access:
         """End an access token now; whoever follows a stream with it hears no more. One that has ended stays as it is."""
-        return await self._wire.call("access", "revoke", {"id": _id(access), "reason": reason}, Access)
+        body = {"id": await self._id(access), "reason": reason}
+        return await self._wire.call("access", "revoke", body, Access)
+
+    async def _id(self, access: str | Access) -> str:
+        return await self._client.resolve("access", access if isinstance(access, str) else access.id)
 
     async def _session(self, session: str | Session) -> str:
         return await self._client.resolve("session", session if isinstance(session, str) else session.id)
@@ -103,10 +107,3 @@ class AccessTokens:
         lifetime = seconds(expires_in, what="expires_in")
         body = {"request_id": ids.new("req"), "action": action, "uses": uses, "lifetime": lifetime, "note": note}
         return await self._wire.call("access", "create", body | target, NewAccess)
-
-
-def _id(access: str | Access) -> str:
-    found = access if isinstance(access, str) else access.id
-    if not ids.is_id(found, "acc"):
-        raise NotFound(f"{found[:80]!r} is no id of an access token", hint="list them with `helmr access list`")
-    return found

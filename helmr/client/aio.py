@@ -23,7 +23,7 @@ from helmr.durations import Duration, seconds
 from helmr.errors import Conflict, NotFound, TimedOut, Unavailable, UsageError
 from helmr.subjects import Scope
 
-_PREFIXES = {"run": "run", "session": "ses", "workspace": "ws", "deployment": "dep"}
+_PREFIXES = {"run": "run", "session": "ses", "workspace": "ws", "token": "tok", "access": "acc", "deployment": "dep"}
 #: Seconds a query may take unless its caller says otherwise (the server has a limit of its own).
 _QUERY_TIMEOUT = 30.0
 _TRUNCATED = "Helmr-Truncated"

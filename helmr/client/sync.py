@@ -304,9 +304,9 @@ class Tokens:
         """One token."""
         return self._client.call(self._client.aio.tokens.get, token)
 
-    def list(self, *, status: str | None = None, tag: str | None = None, limit: int = 50) -> list[Token]:
-        """Tokens, newest first."""
-        return self._client.call(self._client.aio.tokens.list, status=status, tag=tag, limit=limit)
+    def list(self, **filters: Any) -> list[Token]:
+        """Tokens, newest first; see :meth:`helmr.client.tokens.Tokens.list`, which lists the filters."""
+        return self._client.call(self._client.aio.tokens.list, **filters)
 
     def complete(self, token: str | Token, data: Any = None) -> Token:
         """Complete a token; the same data again changes nothing."""
@@ -339,9 +339,9 @@ class AccessTokens:
         """One access token."""
         return self._client.call(self._client.aio.access.get, access)
 
-    def list(self, *, session: str | Session | None = None, active: bool = False, limit: int = 50) -> list[Access]:
-        """Access tokens, newest first."""
-        return self._client.call(self._client.aio.access.list, session=session, active=active, limit=limit)
+    def list(self, **filters: Any) -> list[Access]:
+        """Access tokens, newest first; perhaps only those in a ``status``, or for a ``session``; up to a ``limit``."""
+        return self._client.call(self._client.aio.access.list, **filters)
 
     def revoke(self, access: str | Access, *, reason: str | None = None) -> Access:
         """End an access token now."""

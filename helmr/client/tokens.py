@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from helmr import ids, jsonform
+from helmr.client.pages import newest
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
-from helmr.errors import NotFound, UsageError
+from helmr.errors import UsageError
 from helmr.jsonform import ConversionError
 from helmr.models import NewToken, Token
 from helmr.tokens import DEFAULT_TIMEOUT
@@ -50,12 +51,26 @@ class Tokens:
         return await self._wire.call("token", "create", body, NewToken)
 
     async def get(self, token: str | Token) -> Token:
-        """One token."""
-        return await self._wire.call("token", "get", {"id": _id(token)}, Token)
+        """One token, by id, unique prefix or ``@last``."""
+        return await self._wire.call("token", "get", {"id": await self._id(token)}, Token)
 
-    async def list(self, *, status: str | None = None, tag: str | None = None, limit: int = 50) -> list[Token]:
-        """Tokens, newest first, without the data they were completed with; at most 200."""
-        return await self._wire.call("token", "list", {"status": status, "tag": tag, "limit": limit}, list[Token])
+    async def list(
+        self,
+        *,
+        status: str | None = None,
+        tag: str | None = None,
+        run: str | None = None,
+        session: str | None = None,
+        limit: int = 50,
+    ) -> list[Token]:
+        """Tokens, newest first, without the data they were completed with; perhaps only those a run or session made."""
+        filters = {
+            "status": status,
+            "tag": tag,
+            "run": None if run is None else await self._client.resolve("run", run),
+            "session": None if session is None else await self._client.resolve("session", session),
+        }
+        return await newest(self._wire, "tokens", filters, Token, limit)
 
     async def complete(self, token: str | Token, data: Any = None) -> Token:
         """Complete a token; the same data again changes nothing.
@@ -67,15 +82,11 @@ class Tokens:
             value = jsonform.to_builtins(data)
         except ConversionError as error:
             raise UsageError(f"the data cannot be written as JSON: {error}") from error
-        return await self._wire.call("token", "complete", {"id": _id(token), "data": value}, Token)
+        return await self._wire.call("token", "complete", {"id": await self._id(token), "data": value}, Token)
 
     async def cancel(self, token: str | Token, *, reason: str | None = None) -> Token:
         """Cancel a token; a run that waits for it hears of it."""
-        return await self._wire.call("token", "cancel", {"id": _id(token), "reason": reason}, Token)
+        return await self._wire.call("token", "cancel", {"id": await self._id(token), "reason": reason}, Token)
 
-
-def _id(token: str | Token) -> str:
-    found = token if isinstance(token, str) else token.id
-    if not ids.is_id(found, "tok"):
-        raise NotFound(f"{found[:80]!r} is no token id", hint="list them with `helmr token list`")
-    return found
+    async def _id(self, token: str | Token) -> str:
+        return await self._client.resolve("token", token if isinstance(token, str) else token.id)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +21,7 @@ from helmr import subjects
 from helmr.client import AsyncClient
 from helmr.client.sessions import Started
 from helmr.errors import NotFound, UsageError
+from tests.integration.history import history
 from tests.integration.platform import Platform
 
 pytestmark = pytest.mark.anyio
@@ -200,7 +202,6 @@ async def test_strangers_learn_nothing(
     for stream in (RUNS, SESSIONS):
         assert not [body for body in await _stored(platform, stream) if secret.encode() in body]
     assert secret not in caplog.text
-    assert secret not in str(await helmr.access.list(session=started.session))
 
 
 async def _stored(platform: Platform, stream: str) -> list[bytes]:
@@ -292,16 +293,22 @@ async def test_only_what_is_there_can_be_allowed(helmr: AsyncClient) -> None:
             await helmr.access.for_input(started.session, "notes", **options)
 
 
-async def test_the_newest_come_first_and_ended_ones_can_be_left_out(helmr: AsyncClient) -> None:
+async def test_the_history_lists_them_without_their_secrets(
+    helmr: AsyncClient, platform: Platform, tmp_path: Path
+) -> None:
     started = await helmr.sessions.start("talk", 1)
-    made = [(await helmr.access.for_input(started.session, "notes")).access for _ in range(3)]
-    await helmr.access.revoke(made[1])
-    listed = await helmr.access.list(session=started.session)
-    assert [each.id for each in listed] == [each.id for each in reversed(made)]
-    assert [each.id for each in await helmr.access.list(session=started.session, active=True)] == [
-        made[2].id,
-        made[0].id,
-    ]
+    made = [await helmr.access.for_input(started.session, "notes") for _ in range(3)]
+    ids = [each.access.id for each in made]
+    await helmr.access.revoke(ids[1], reason="lost")
+    async with history(platform.nc, tmp_path / "h"):
+        listed = await helmr.access.list(session=started.session)
+        assert [each.id for each in listed] == ids[::-1]
+        assert listed[1] == await helmr.access.get(ids[1])
+        assert [each.id for each in await helmr.access.list(status="active", limit=2)] == [ids[2], ids[0]]
+        assert (await helmr.access.revoke("@last")).id == ids[2]
+        told = await helmr.query("SELECT status, reason FROM access WHERE id = $id", {"id": ids[1]})
+        assert told == [{"status": "revoked", "reason": "lost"}]
+        assert not any((each.secret or "")[30:] in str(listed) for each in made)
 
 
 async def test_its_timer_ends_it(helmr: AsyncClient, platform: Platform) -> None:

@@ -27,7 +27,7 @@ from store.question import QueryRequest
 from store.reads import PAGE_BYTES
 from store.search import Wanted
 from store.sinks import Store
-from tests.lives import SCOPE, START, Life, lives, messages, session, workspace
+from tests.lives import SCOPE, START, Life, access, lives, messages, session, token, workspace
 from tests.sqlite_store import SqliteStore
 
 pytestmark = pytest.mark.anyio
@@ -120,6 +120,31 @@ async def test_wherever_batches_and_processes_end_nothing_is_lost_or_doubled(ope
     assert [len(each) for each in found[1:3]] == [8, 8]
     kinds = [[event["kind"] for event in events] for events, _ in found[4:]]
     assert kinds == [[event.kind for event in life.events] for life in reversed(runs)]
+
+
+async def test_tokens_of_both_kinds_are_listed_by_what_they_are(opened: Opened) -> None:
+    asked = [token("build", "nightly", data={"ok": True}), token("build"), token(), token("build", scope=OTHER)]
+    allowed = [access(uses=1, session_id="ses_1"), access(session_id="ses_2")]
+    log = messages([message for each in [*asked, *allowed] for message in each])
+    opened.apply({topology.RUNS: log[:3]})
+    opened.again()
+    opened.apply({topology.RUNS: log[3:]})
+    reads = opened.store.answers()
+
+    async def page(entity: Entity, **filters: Any) -> list[Any]:
+        found = await reads.page(entity, SCOPE, filters, since=None, limit=10, before=None)
+        return [msgspec.json.decode(each) for each in found.records]
+
+    assert len(await page("token")) == 3
+    assert len(await page("token", tags="build")) == 2
+    assert len(await page("token", tags=["nightly", "none"])) == 1
+    (done,) = await page("token", status="completed")
+    assert (done["tags"], done["data"]) == (["build", "nightly"], None)
+    assert (await reads.one("token", SCOPE, done["id"])).data == msgspec.Raw(b'{"ok":true}')
+    (used,) = await page("access", session_id="ses_1")
+    assert (used["status"], used["used"]) == ("used_up", 1)
+    assert await reads.resolve("access", SCOPE, used["id"][:-1], last=False) == [used["id"]]
+    reads.close()
 
 
 async def test_what_was_prepared_but_not_stored_comes_again(opened: Opened) -> None:

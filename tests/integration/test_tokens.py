@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from bus.log import TOKEN
 from helmr.client import AsyncClient
 from helmr.errors import Conflict, NotFound, TooLarge, UsageError
 from helmr.subjects import Scope
+from tests.integration.history import history
 from tests.integration.platform import Platform, kinds, until
 
 pytestmark = pytest.mark.anyio
@@ -100,13 +102,21 @@ async def test_a_token_that_does_not_exist_never_comes(helmr: AsyncClient) -> No
     assert "there is no token tok_nothing" in ended.failure.message
 
 
-async def test_tokens_are_listed(helmr: AsyncClient) -> None:
+async def test_the_history_lists_tokens_however_many(helmr: AsyncClient, platform: Platform, tmp_path: Path) -> None:
     made = [await helmr.tokens.create(tags=["listed", f"n{n}"]) for n in range(3)]
     await helmr.tokens.complete(made[1].token, 5)
-    assert [each.id for each in await helmr.tokens.list(tag="listed")] == [each.token.id for each in reversed(made)]
-    (done,) = await helmr.tokens.list(tag="listed", status="completed")
-    assert (done.id, done.data) == (made[1].token.id, None)
-    assert len(await helmr.tokens.list(limit=1)) == 1
+    run = (await helmr.sessions.start("make", {})).run
+    await until(helmr, run, "waiting")
+    async with history(platform.nc, tmp_path / "h"):
+        assert [each.id for each in await helmr.tokens.list(tag="listed")] == [each.token.id for each in reversed(made)]
+        (done,) = await helmr.tokens.list(tag="listed", status="completed")
+        assert (done.id, done.data) == (made[1].token.id, None)
+        (own,) = await helmr.tokens.list(run=run.id)
+        assert (own.run_id, own.status) == (run.id, "pending")
+        assert len(await helmr.tokens.list(limit=1)) == 1
+        assert await helmr.tokens.get(own.id[:-2]) == own
+        assert (await helmr.tokens.complete("@last", "done")).id == own.id
+    assert await run.result(timeout=30) == {"id": own.id, "answer": "done"}
 
 
 async def test_what_exceeds_a_limit_is_refused(helmr: AsyncClient) -> None:
@@ -118,7 +128,7 @@ async def test_what_exceeds_a_limit_is_refused(helmr: AsyncClient) -> None:
     with pytest.raises(TooLarge):
         await helmr.tokens.complete(made.token, "x" * 300_000)
     with pytest.raises(NotFound):
-        await helmr.tokens.get("tok_nothing")
+        await helmr.tokens.get("tok_01m8f0000000000000000000")
 
 
 async def test_secrets_fit_their_token_alone(helmr: AsyncClient, platform: Platform) -> None:

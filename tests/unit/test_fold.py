@@ -15,7 +15,7 @@ from store import tables
 from store.fold import Fold, OpenRun, restore
 from store.log_fold import day_of, row_of
 from store.staging import staged
-from tests.lives import SCOPE, START, Life, lives, messages, record, session, workspace
+from tests.lives import SCOPE, START, Life, access, lives, messages, record, session, token, workspace
 
 Rows = dict[str, list[dict[str, Any]]]
 TABLES = {table.name: table for table in tables.HISTORY_TABLES}
@@ -134,7 +134,7 @@ def test_data_of_an_unexpected_type_is_no_obstacle() -> None:
     "message",
     [
         Message(1, "helmr.timer.acme.dev.run.run_1.ttl", 0, None, b""),
-        Message(1, "helmr.ev.acme.dev.token.tok_1.created", 0, None, b"{}"),
+        Message(1, "helmr.ev.acme.dev.queue.q.admitted", 0, None, b"{}"),
     ],
 )
 def test_foreign_subjects_are_passed_over(message: Message) -> None:
@@ -161,6 +161,15 @@ def test_sessions_and_workspaces_are_their_latest_state() -> None:
         "wrk_1",
         "host_1",
     )
+
+
+def test_tokens_of_both_kinds_are_their_latest_state() -> None:
+    rows = fold(messages(token("build", data={"ok": True}) + access(uses=1)))
+    (kept,) = rows["tokens"]
+    assert (kept["status"], kept["tags"], kept["data"], kept["cursor"]) == ("completed", ["build"], '{"ok":true}', 2)
+    (allowed,) = rows["access"]
+    assert (allowed["status"], allowed["action"], allowed["uses"], allowed["used"]) == ("used_up", "append", 1, 1)
+    assert "hash" not in allowed
 
 
 def test_records_are_appended() -> None:
