@@ -112,6 +112,7 @@ class Archive:
             with transaction(cursor):
                 cursor.execute(f"DELETE FROM events WHERE seq BETWEEN {written.first_seq} AND {written.last_seq}")
                 cursor.execute("INSERT INTO archived VALUES (?, ?, ?, ?)", list(written))
+        self.store.history.changes += 1
 
     # Logs -----------------------------------------------------------------------------------------------------------
 
@@ -161,6 +162,7 @@ class Archive:
         with self.store.cursor() as cursor:
             cursor.execute("USE h")
             cursor.execute("DELETE FROM archived WHERE file = ?", [path.name])
+        self.store.history.changes += 1
         path.unlink()
 
     def _delete_leftovers(self) -> None:

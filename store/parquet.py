@@ -21,9 +21,15 @@ def write(cursor: duckdb.DuckDBPyConnection, kind: Literal["events", "logs"], se
     part = path.with_name(path.name + ".part")
     options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP[kind]}"
     cursor.execute(f"COPY (FROM ({select}) ORDER BY seq) TO {files.quoted(part)} ({options})")
+    protect(part)
     sync(part)
     part.rename(path)
     sync(path.parent)
+
+
+def protect(path: Path) -> None:
+    """Write-protect a file of the archive: it never changes, and users' SQL reads it where it is."""
+    path.chmod(0o444)
 
 
 def sync(path: Path) -> None:

@@ -1,7 +1,7 @@
 """The child process that runs a user's SQL: it parses and checks it, runs it over a read-only copy, and streams the rows.
 
 What a hostile query could do is bounded three times over: by the guard, by DuckDB's own settings on a read-only file
-without access to any other, and by limits of the operating system on this process, which has an empty environment and
+without access to any other, and by the operating system (:mod:`store.confinement`). The process has an empty environment and
 ends with its parent. In-process limits alone do not hold: with ``memory_limit`` at 1 GB a single value reached 6 GB.
 
 It is spoken to over its standard input and output in frames: 4 bytes of length, 1 byte of kind, then the body.
@@ -12,13 +12,11 @@ It is spoken to over its standard input and output in frames: 4 bytes of length,
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import re
 import resource
 import secrets
-import signal
 import struct
 import sys
 import threading
@@ -32,6 +30,7 @@ import pyarrow.lib as pa
 
 from helmr.errors import HelmrError, TimedOut, UsageError
 from store import schema, sql_guard, tables
+from store.confinement import confine
 from store.question import Parameter, Summary
 from store.sandbox_json import json_lines
 
@@ -39,16 +38,7 @@ from store.sandbox_json import json_lines
 REQUEST, CHECKED, DATA, END, ERROR = b"Q", b"C", b"D", b"E", b"X"
 HEADER = struct.Struct(">Ic")
 
-_GIB = 1024**3
-#: Address space: above what DuckDB (1 GB), Arrow and Python map, below what hurts the machine.
-ADDRESS_SPACE = 4 * _GIB
 MEMORY = "1GB"
-#: Nothing may be written: temporary files neither.
-FILE_SIZE = 0
-OPEN_FILES = 256
-#: On top of the projector's own: what users ask may take the processors that nobody else wants.
-NICENESS = 5
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _CHUNK = 512 * 1024
 _ROWS_PER_BATCH = 4096
 _NO_MEMORY = re.compile(r"bad_alloc|malloc|memory allocation", re.IGNORECASE)
@@ -78,18 +68,6 @@ class CheckedReply(msgspec.Struct, frozen=True, kw_only=True):
 
     sql: str
     tables: list[str]
-
-
-def confine() -> None:
-    """Put this process under its limits; irrevocable."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(NICENESS)
 
 
 def _limit_cpu(seconds: float) -> None:

@@ -204,8 +204,7 @@ class Sandboxes:
 
     def _history(self) -> Any:
         lane = self.projector.history
-        # Any stream's advance makes the sum grow: a copy is as good as new exactly while it stays.
-        return self.snapshots.use(self.store.home.history, mark=sum(lane.applied.values()), rest=lane.commit)
+        return self.snapshots.use(self.store.home.history, mark=self.store.history.changes, rest=lane.commit)
 
     @asynccontextmanager
     async def _log(self, day: str) -> AsyncIterator[Path]:

@@ -63,6 +63,8 @@ class HistorySink:
         self._writer = Writer(self._cursor, tables.HISTORY_TABLES, schema.REPLACED, schema.CARRIED)
         #: Watermarks that no row has come with: they are stored with the next one, and mean nothing until then.
         self._due: dict[str, int] = {}
+        #: Transactions that changed rows, those of the archive included: a copy taken at the same count is as good as new.
+        self.changes = 0
         marks = _load_marks(self._cursor)
         self.applied: dict[str, int] = {stream: seq for stream, (seq, _) in marks.items()}
         self.created: dict[str, str] = {stream: created for stream, (_, created) in marks.items() if created}
@@ -93,6 +95,7 @@ class HistorySink:
                 self.home.suspect.touch()
             raise
         self._due.clear()
+        self.changes += 1
 
     def close(self) -> None:
         """Let go of the file."""

@@ -26,7 +26,7 @@ from bus import topology
 from bus.requests import api
 from helmr.connection import connected
 from helmr.errors import ConfigError, Conflict, NotFound, UsageError
-from store import files, schema, tables
+from store import files, parquet, schema, tables
 from store.home import Home
 from store.projector import HISTORY_STREAMS
 from store.tables import EVENTS, HISTORY_TABLES, LOGS, Table
@@ -225,7 +225,7 @@ def _import(folder: Path, home: Home, manifest: Manifest, marks: Mapping[str, Ma
             path = folder / "tables" / f"{table.name}.parquet"
             con.execute(f"INSERT INTO {table.name} {schema.cold(table, [path])}")
         for each in manifest.events:
-            shutil.copyfile(folder / "events" / each.file, home.archive / each.file)
+            _enter_file(folder / "events" / each.file, home.archive)
             con.execute("INSERT INTO archived VALUES (?, ?, ?, ?)", list(each))
         _enter(con, {stream: mark for stream, mark in marks.items() if stream != topology.LOGS})
         for day in manifest.log_days:
@@ -234,13 +234,18 @@ def _import(folder: Path, home: Home, manifest: Manifest, marks: Mapping[str, Ma
         con.close()
 
 
+def _enter_file(source: Path, archive: Path) -> None:
+    shutil.copyfile(source, archive / source.name)
+    parquet.protect(archive / source.name)
+
+
 def _import_logs(
     con: duckdb.DuckDBPyConnection, folder: Path, home: Home, day: str, marks: Mapping[str, Mark] | None
 ) -> None:
     """The last day becomes a database, to which the projector may add; it has the watermark of the logs."""
     path = folder / "logs" / home.cold_day(day).name
     if marks is None:
-        shutil.copyfile(path, home.archive / path.name)
+        _enter_file(path, home.archive)
         return
     files.attach(con, home.day(day), f"logs_{day}", schema.logs_ddl(), tables.LOGS_ROW_GROUP)
     con.execute(f"INSERT INTO logs {schema.cold(LOGS, [path])}")

@@ -86,6 +86,8 @@ FILES = [
     "copy runs to '/tmp/f'",
     "copy (select * from runs) to '/tmp/f' (format parquet)",
     "copy runs from '/tmp/f'",
+    "copy (select 1) to '/tmp/f' (format parquet, use_tmp_file false)",
+    "with x as (copy (select 1) to '/tmp/f' (format csv, use_tmp_file false)) select 1",
     "copy from database memory to x",
     "export database '/tmp/x'",
     "import database '/tmp/x'",
@@ -301,6 +303,34 @@ HUGE = [
     "select " + "(" * 20_000 + "1" + ")" * 20_000,
     "select " + "[" * 5_000 + "]" * 5_000,
     "select '" + "x" * 70_000 + "'",
+]
+
+#: Aimed at a file of the archive, which DuckDB is allowed to open; the guard is passed by.
+AT_THE_ARCHIVE = [
+    "copy (select 1 as x) to '{file}' (format csv)",
+    "copy (select 1 as x) to '{file}' (format csv, use_tmp_file false)",
+    "copy (select 1 as x) to '{file}' (format json, use_tmp_file false)",
+    "copy (select 1 as x) to '{file}' (format parquet)",
+    "copy (select 1 as x) to '{file}' (format parquet, use_tmp_file false)",
+    "copy (select 1 as x where false) to '{file}' (format csv, header false, use_tmp_file false)",
+    "copy (select 1 as x) to '{file}' (format parquet, append, use_tmp_file false)",
+    "copy (select 1 as x) to '{file}' (format parquet, per_thread_output true, overwrite_or_ignore true)",
+    "copy (select 1 as x) to '{folder}' (format parquet, partition_by (x), overwrite true)",
+    "copy runs to '{file}' (use_tmp_file false)",
+    "with x as (copy (select 1) to '{file}' (format csv, use_tmp_file false)) select 1",
+    "with x as (copy (select 1) to '{file}' (format parquet, use_tmp_file false)) select * from runs",
+    "copy (select 1) to '{folder}/more.csv' (use_tmp_file false)",
+    "export database '{folder}'",
+    "attach '{file}' as a",
+    "attach '{file}' as a (read_write)",
+    "attach '{folder}/other.db' as a",
+    "pragma enable_profiling = 'json'; pragma profiling_output = '{file}'; select 1",
+    "pragma profiling_output = '{file}'",
+    "set log_query_path = '{file}'",
+    "set temp_directory = '{folder}'",
+    "call enable_logging(storage = 'file', storage_path = '{file}')",
+    "install '{file}'",
+    "load '{file}'",
 ]
 
 #: Refused before anything runs.

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 # ruff: noqa: S608  # the names of tables are our own
 import asyncio
+import contextlib
 import json
-import time
+import subprocess
+import sys
+import textwrap
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +24,13 @@ from nats.aio.client import Client as Nats
 from bus.setup import ensure_topology
 from helmr.errors import HelmrError, TimedOut, UsageError
 from helmr.subjects import Scope
-from store import question, sandbox, sandboxes, schema
+from store import confinement, parquet, question, sandbox, sandboxes, schema
+from store.archive import Archive
 from store.projector import Projector
+from store.retention import Retention
 from store.sandbox import Task
-from tests.hostile import BOMBS, MISDIRECTED, REFUSED
+from store.sandboxes import Child
+from tests.hostile import AT_THE_ARCHIVE, BOMBS, MISDIRECTED, REFUSED
 from tests.integration.history import ask, history, publish, publish_log, query, reading, store_of, table
 from tests.lives import Life, lives, record, session, workspace
 
@@ -187,18 +194,18 @@ async def test_hostile_statements_are_refused_and_leave_no_trace(
     before, outside = stored(projector), set(Path("/tmp").iterdir())
     rows = await table(nc, EVERYTHING)
     for sql in REFUSED + MISDIRECTED:
-        began = time.monotonic()
         with pytest.raises(HelmrError):
             await query(nc, sql, timeout=5)
-        assert time.monotonic() - began < 6, sql
     assert stored(projector) == before
     assert await table(nc, EVERYTHING) == rows
     assert {path for path in set(Path("/tmp").iterdir()) - outside if path.name in {"f", "x", "x.db"}} == set()
     assert tmp_path.exists()
 
 
-#: Bombs of one test; the seconds each gets, and how much later it must be over even when other tests load the machine.
-_AT_A_TIME, _DEADLINE, _SLACK = 8, 0.5, 5.0
+#: Bombs of one test, and the seconds each gets.
+_AT_A_TIME, _DEADLINE = 8, 0.5
+#: Seconds after which something hangs, however loaded the machine.
+_PATIENCE = 60
 
 
 @pytest.mark.slow
@@ -209,10 +216,9 @@ async def test_attacks_on_time_and_memory_are_stopped_and_disturb_nobody(
     """Two at a time, while runs go on happening and others ask about them."""
 
     async def attack(sql: str) -> None:
-        began = time.monotonic()
-        with pytest.raises(HelmrError):
-            await query(nc, sql, timeout=_DEADLINE)
-        assert time.monotonic() - began < _DEADLINE + _SLACK, sql
+        async with asyncio.timeout(_PATIENCE):
+            with pytest.raises(HelmrError):
+                await query(nc, sql, timeout=_DEADLINE)
 
     async def attackers() -> None:
         while bombs:
@@ -273,41 +279,132 @@ async def test_what_the_guard_would_miss_is_refused_by_the_engine(
     assert not list(tmp_path.glob("o*")) + list(tmp_path.glob("e*"))
 
 
+async def test_what_gets_past_guard_and_engine_finds_the_archive_protected(nc: Nats, projector: Projector) -> None:
+    store = store_of(projector)
+    await table(nc, "select 1 from runs")
+    await Archive(store, projector.history, Retention(hot=7)).once(datetime.now(UTC))
+    rows = await table(nc, EVERYTHING)
+    (copy,) = store.home.snapshots.rglob("history.db")
+    (file,) = store.home.archive.iterdir()
+    before = file.read_bytes(), sorted(store.home.archive.iterdir())
+    child = await Child.start()
+    try:
+        for sql in AT_THE_ARCHIVE:
+            task = Task(
+                verb="run",  # without having been checked
+                sql=sql.format(file=file, folder=file.parent),
+                project="acme",
+                environment="dev",
+                history=str(copy),
+                archive=str(file.parent),
+                max_rows=10,
+                max_bytes=10_000,
+                seconds=10,
+            )
+            with contextlib.suppress(HelmrError):  # attaching it, to look, is no harm
+                await child.ask(task, _nowhere)
+            assert (file.read_bytes(), sorted(file.parent.iterdir())) == before, sql
+    finally:
+        await child.kill()
+    assert await table(nc, EVERYTHING) == rows
+
+
+async def _nowhere(_part: bytes) -> None:
+    """Nobody wants the rows."""
+
+
+#: Each wall alone, in a process of its own: what it keeps a process from.
+WALLS = {
+    "landlock": """
+        if not confinement.forbid_writing(libc):
+            sys.exit(77)
+        refused(lambda: open(protected, "r+"))
+        refused(lambda: open(plain, "w"))
+        refused(lambda: os.unlink(plain))
+        refused(lambda: os.rename(plain, plain + "2"))
+        refused(lambda: os.mkdir(plain + "3"))
+        refused(lambda: os.truncate(plain, 0))
+        refused(lambda: os.execv("/bin/true", ["true"]))
+        assert open(plain).read() == "kept"
+        """,
+    "permissions": """
+        confinement.drop_capabilities(libc)
+        refused(lambda: open(protected, "r+"))
+        refused(lambda: open(protected, "w"))
+        assert open(protected).read() == "kept"
+        """,
+}
+_WALL = """
+import ctypes, os, sys
+from store import confinement
+
+protected, plain = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def refused(attempt):
+    try:
+        attempt()
+    except PermissionError:
+        return
+    raise SystemExit("it was not refused")
+"""
+
+
+@pytest.mark.parametrize("wall", WALLS)
+async def test_each_wall_holds_alone(wall: str, tmp_path: Path) -> None:
+    protected, plain = tmp_path / "protected", tmp_path / "plain"
+    for path in (protected, plain):
+        path.write_text("kept")
+    parquet.protect(protected)
+    code = _WALL + textwrap.dedent(WALLS[wall])
+    command = [sys.executable, "-c", code, str(protected), str(plain)]
+    done = await asyncio.to_thread(lambda: subprocess.run(command, capture_output=True, text=True, check=False))
+    if done.returncode == 77:
+        pytest.skip("this kernel has no Landlock")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (protected.read_text(), plain.read_text()) == ("kept", "kept")
+
+
 async def test_the_child_has_limits_and_no_environment(nc: Nats) -> None:
     await table(nc, "select 1")
-    children = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"store.sandbox" in path.read_bytes()]
+    mine = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
+    children = [path for pid in mine if b"store.sandbox" in ((path := Path("/proc") / pid) / "cmdline").read_bytes()]
     assert children
     for path in children:
-        limits = (path.parent / "limits").read_text()
+        limits = (path / "limits").read_text()
         assert "Max file size             0" in limits
-        assert f"Max address space         {sandbox.ADDRESS_SPACE}" in limits
-        assert (path.parent / "environ").read_bytes() in {b"", b"LC_CTYPE=C.UTF-8\0"}
+        assert f"Max address space         {confinement.ADDRESS_SPACE}" in limits
+        assert (path / "environ").read_bytes() in {b"", b"LC_CTYPE=C.UTF-8\0"}
 
 
 async def test_queries_wait_for_one_another_and_give_up_in_time(nc: Nats) -> None:
     await table(nc, "select 1")
     slow = "select count(*) from range(1000000000000)"
-    began = time.monotonic()
     answers = await asyncio.gather(
         *(query(nc, slow, timeout=1.5) for _ in range(2)),
         query(nc, "select 1", timeout=0.5),
-        query(nc, "select 1", timeout=8),
+        query(nc, "select 1", timeout=_PATIENCE),
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers[:3]] == [TimedOut, TimedOut, TimedOut]
     assert "other queries" in str(answers[2])
     assert isinstance(answers[3], tuple)
-    assert time.monotonic() - began < 6
 
 
-async def test_other_questions_are_answered_meanwhile(nc: Nats) -> None:
-    slow = asyncio.create_task(query(nc, "select count(*) from range(1000000000000)", timeout=2))
-    await asyncio.sleep(0.3)
-    began = time.monotonic()
-    await ask(nc, "runs", {"fresh": True})
-    assert time.monotonic() - began < 1.5
-    with pytest.raises(TimedOut, match="longer than 2 s"):
-        await slow
+async def test_other_questions_are_answered_meanwhile(nc: Nats, projector: Projector) -> None:
+    slow = asyncio.create_task(query(nc, "select count(*) from range(1000000000000)", timeout=_PATIENCE))
+    async with asyncio.timeout(_PATIENCE):
+        while not list(store_of(projector).home.snapshots.rglob("history.db")):  # noqa: ASYNC110  # nobody says that it runs
+            await asyncio.sleep(0.01)
+        await ask(nc, "runs", {"fresh": True})
+    assert not slow.done()
+    slow.cancel()
+
+
+async def test_a_slow_query_is_told_how_long_it_took(nc: Nats) -> None:
+    with pytest.raises(TimedOut, match=r"longer than 0\.5 s"):
+        await query(nc, "select count(*) from range(1000000000000)", timeout=0.5)
 
 
 async def test_an_error_made_of_rows_is_cut_off(nc: Nats) -> None:
