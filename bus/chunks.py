@@ -45,7 +45,7 @@ async def read_chunks(
     found: list[LogChunk] = []
     size = 0
     while size < limit:
-        message = await _next(js, wanted, after)
+        message = await next_message(js, topology.LOGS, wanted, after)
         if message is None:
             return found, False
         after = message.seq or 0
@@ -55,9 +55,14 @@ async def read_chunks(
     return found, True
 
 
-async def _next(js: JetStreamContext, wanted: str, after: int) -> RawStreamMsg | None:
+async def next_message(js: JetStreamContext, stream: str, wanted: str, after: int) -> RawStreamMsg | None:
+    """The first message of ``stream`` under the filter ``wanted`` beyond sequence ``after``; None if there is none.
+
+    Raises:
+        Unavailable: NATS does not answer.
+    """
     try:
-        message: Any = await js.get_msg(topology.LOGS, seq=after + 1, subject=wanted, direct=True, next=True)
+        message: Any = await js.get_msg(stream, seq=after + 1, subject=wanted, direct=True, next=True)
     except nats.js.errors.NotFoundError:
         return None
     except (TimeoutError, nats.errors.Error, OSError) as error:

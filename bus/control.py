@@ -30,6 +30,7 @@ from bus.rescue import Rescue
 from bus.services.access import AccessTokens
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, Tally, serve
+from bus.services.execs import Execs
 from bus.services.live import Live
 from bus.services.queues import Queues
 from bus.services.runs import Runs
@@ -82,6 +83,7 @@ class Control:
         self.tokens = Tokens(self.log)
         self.access = AccessTokens(self.log, self.streams)
         self.workspaces = Workspaces(self.log, self.presence)
+        self.execs = Execs(self.log, self.presence)
         stored = Versions(open_artifacts(nc, topology.VERSIONS, artifacts))
         self.versions = WorkspaceVersions(self.log, self.workspaces, stored)
         self.uploads = DeploymentService(self.deployments, open_artifacts(nc, topology.ARTIFACTS, artifacts))
@@ -116,6 +118,7 @@ class Control:
             self.access,
             self.runs,
             self.workspaces,
+            self.execs,
             self.versions,
             self.queues,
             self.live_service,

@@ -40,6 +40,7 @@ _ENDS: dict[Entity, tuple[str, ...]] = {
     "workspace": ("deleted",),
     "token": ("completed", "cancelled", "expired"),
     "access": ("revoked", "expired"),
+    "exec": ("exited", "failed", "lost"),
 }
 #: Seconds that an ended entity stays, unless told otherwise.
 RETENTION = 7 * 86_400.0
@@ -68,6 +69,7 @@ class Janitor:
             "workspace": self._clear_workspace,
             "token": self._clear_token,
             "access": self._clear_access,
+            "exec": self._clear_exec,
         }
 
     async def run(self) -> None:
@@ -151,6 +153,11 @@ class Janitor:
     async def _clear_access(self, ended: EventSubject, _filed: Watermark) -> None:
         await self._delete(topology.RUNS, subjects.all_due(ended.scope, ended.id))
         await self._delete(topology.RUNS, subjects.history(ended.scope, "access", ended.id))
+
+    async def _clear_exec(self, ended: EventSubject, _filed: Watermark) -> None:
+        """With what is left of its output."""
+        await self._delete(topology.EXECS, subjects.exec_output(ended.scope, ended.id))
+        await self._delete(topology.RUNS, subjects.history(ended.scope, "exec", ended.id))
 
     async def _delete(self, stream: str, subject: str, *, keep_ends: bool = False) -> None:
         """Delete the messages under a filter, oldest first; or all but the first and the last."""

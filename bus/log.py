@@ -1,5 +1,5 @@
-"""The one log: every change of a run, session, workspace, queue, token or access token is appended here, with
-compare-and-set, by this module alone.
+"""The one log: every change of a run, session, workspace, queue, token, access token or exec is appended here,
+with compare-and-set, by this module alone.
 
 All writers of an entity send ``Nats-Expected-Last-Subject-Sequence`` together with the identical filter string of
 :func:`helmr.subjects.history`. On a replicated stream the server compares in-flight filters as strings; writers that use
@@ -27,6 +27,8 @@ from helmr.access import AccessEvent, AccessState
 from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable
 from helmr.events import (
     Draft,
+    ExecEvent,
+    ExecState,
     QueueEvent,
     QueueState,
     RunEvent,
@@ -39,6 +41,7 @@ from helmr.events import (
     WorkspaceState,
 )
 from helmr.reducers import access as access_rules
+from helmr.reducers import exec as exec_rules
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -137,6 +140,12 @@ ACCESS: Kind[AccessState, AccessEvent] = Kind(
     "access",
     AccessEvent,
     lambda state, draft, at, key: access_rules.apply(state, draft.kind, draft.data, at, access_id=key),
+)
+
+EXEC: Kind[ExecState, ExecEvent] = Kind(
+    "exec",
+    ExecEvent,
+    lambda state, draft, at, key: exec_rules.apply(state, draft.kind, draft.data, at, exec_id=key),
 )
 
 

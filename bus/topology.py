@@ -24,6 +24,8 @@ from helmr.events import TERMINAL
 RUNS = "RUNS"
 SESSIONS = "SESSIONS"
 LOGS = "LOGS"
+#: What execs write: apart from the logs of runs, because of each only the latest part is kept, and no history is made of it.
+EXECS = "EXECS"
 CONFIG_BUCKET = "config"
 PRESENCE_BUCKET = "presence"
 #: Where readers remember how far they are, so that a restart does not read the log from its beginning.
@@ -53,6 +55,9 @@ SUSPECT_AFTER = 6.5 * _PACE
 #: Log chunks are dropped, oldest first, beyond this many bytes and this age (seconds).
 LOG_BYTES = 20 * 1024**3
 LOG_AGE = 7 * 86400.0
+#: The same for what execs write.
+EXEC_BYTES = 10 * 1024**3
+EXEC_AGE = 7 * 86400.0
 
 
 def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
@@ -79,6 +84,14 @@ def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
         max_bytes=LOG_BYTES,
         max_age=LOG_AGE,
     )
+    execs = StreamConfig(
+        name=EXECS,
+        subjects=[subjects.ALL_EXEC_OUTPUT],
+        storage=StorageType.FILE,
+        allow_direct=True,
+        max_bytes=EXEC_BYTES,
+        max_age=EXEC_AGE,
+    )
     return [
         (runs, {"allow_msg_schedules": True, "allow_msg_ttl": True}),
         (sessions, {}),
@@ -86,6 +99,7 @@ def streams() -> list[tuple[StreamConfig, dict[str, Any]]]:
         # fsyncs of chatty runs: 9,000 chunks of three streams in turns took 3.3 s with it and 13 s without (durability
         # strict), 1.8 s and 2.2 s (relaxed); 60 MiB of one stream 0.7 s and 1.0 s.
         (logs, {}),
+        (execs, {}),
     ]
 
 

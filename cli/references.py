@@ -53,6 +53,11 @@ async def _workspaces(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.id, f"{each.sandbox} {each.state}") for each in await client.workspaces.list(limit=_LIMIT)]
 
 
+async def _execs(client: AsyncClient) -> list[tuple[str, str]]:
+    found = await client.workspaces.execs.list(limit=_LIMIT)
+    return [(each.id, f"{each.status} {' '.join(each.argv)}"[:60]) for each in found]
+
+
 async def _deployments(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.version, "current" if each.current else "") for each in await client.deployments.list()]
 
@@ -86,6 +91,7 @@ SESSION = Reference("session", _sessions)
 TOKEN = Reference("token", _tokens)
 ACCESS = Reference("access", _access)
 WORKSPACE = Reference("workspace", _workspaces)
+EXEC = Reference("exec", _execs)
 DEPLOYMENT = Reference("deployment", _deployments)
 TASK = Reference("task", _tasks)
 SANDBOX = Reference("sandbox", _sandboxes)

@@ -1,4 +1,4 @@
-"""``helmr workspace``: list, get, stop; versions, and the files in them; restore and fork."""
+"""``helmr workspace``: list, get, stop; versions, and the files in them; restore and fork; programs in it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import click
 from cli.options import Group, ask, flags
 from cli.output import age, json_value, line, moment, note, record, size, table, working
 from cli.references import WORKSPACE
+from cli.workspace_exec import exec_, shell
 from cli.workspace_files import files, version_option
 from helmr.models import Workspace
 
 
 @click.group(cls=Group)
 def workspace() -> None:
-    """List, show and stop workspaces; look into their versions, go back to one, or begin anew from one."""
+    """List, show and stop workspaces; run programs in them; look into their versions, go back to one, or fork one."""
 
 
 @workspace.command("list")
@@ -40,7 +41,7 @@ def get(workspace_id: str) -> None:
 @workspace.command()
 @click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
 def stop(workspace_id: str) -> None:
-    """End the container of a workspace; its files stay. Refused while a run executes in it."""
+    """End the container of a workspace; its files stay. Refused while a run or an exec is in it."""
     with working(f"stopping {workspace_id}"):
         stopped = ask(lambda client: client.workspaces.stop(workspace_id))
     if flags().json:
@@ -104,7 +105,7 @@ def fork(workspace_id: str, version: str | None) -> None:
 def delete(workspace_id: str) -> None:
     """Delete a workspace: its container, its files, and in time its versions. There is no way back.
 
-    Refused while a run executes in it. Forks stay. Files on a host without a worker stay until they are removed by hand.
+    Refused while a run or an exec is in it. Forks stay. Files on a host without a worker stay until they are removed by hand.
     """
     with working(f"deleting {workspace_id}"):
         deleted = ask(lambda client: client.workspaces.delete(workspace_id))
@@ -152,3 +153,5 @@ def _show(shown: Workspace) -> None:
 
 
 workspace.add_command(files)
+workspace.add_command(exec_)
+workspace.add_command(shell)

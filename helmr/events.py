@@ -1,4 +1,4 @@
-"""The events of runs, sessions, workspaces, queues and tokens, and the state each of them carries: the log's own vocabulary.
+"""The events of runs, sessions, workspaces, queues, tokens, execs, and the state each carries: the log's own vocabulary.
 
 Every event holds the state that results from it, so the last message of an entity is its snapshot. What the events
 mean, and which may follow which, is for :mod:`helmr.reducers` alone to say.
@@ -390,6 +390,57 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     data: dict[str, Any] = {}
     state: TokenState
+
+
+ExecStatus = Literal["starting", "running", "exited", "failed", "lost"]
+
+
+class ExecState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fold of an exec's events: a program that somebody runs in a workspace, beside its runs.
+
+    ``failed``: it never began. ``lost``: its worker or its container went, and what came of it is not known. ``stdout`` and
+    ``stderr`` are the bytes it wrote; ``kept`` says whether its output is stored.
+    """
+
+    id: str
+    status: ExecStatus
+    cursor: int
+    workspace_id: str
+    worker: str
+    argv: tuple[str, ...] = ()
+    cwd: str | None = None
+    terminal: bool = False
+    kept: bool = True
+    fingerprint: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    cause: str | None = None  #: as of :class:`worker.engine.Exited`
+    oom: bool = False
+    reason: str | None = None
+    stdout: int | None = None
+    stderr: int | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether it has not ended."""
+        return self.status in {"starting", "running"}
+
+
+class ExecEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that happened to an exec: ``created, started, exited, failed, lost``."""
+
+    cursor: int
+    id: str
+    exec_id: str
+    kind: str
+    at: datetime
+    source: Source = "control"
+    message: str = ""
+    data: dict[str, Any] = {}
+    state: ExecState
 
 
 class Draft(msgspec.Struct, frozen=True, kw_only=True):

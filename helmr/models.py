@@ -12,6 +12,8 @@ import msgspec
 
 from helmr.events import (
     CancelRequest,
+    ExecState,
+    ExecStatus,
     Failure,
     RunEvent,
     RunSpec,
@@ -418,3 +420,67 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     session: Session
     run: Run
     reused: bool = False
+
+
+class Exec(msgspec.Struct, frozen=True, kw_only=True):
+    """A program run in a workspace beside its runs; ``exit_code`` is as a shell has it: 128 and the signal, if one ended it."""
+
+    id: str
+    status: ExecStatus
+    workspace_id: str
+    project: str
+    environment: str
+    worker: str
+    argv: tuple[str, ...]
+    cwd: str | None
+    terminal: bool
+    kept: bool  #: whether what it writes is stored
+    exit_code: int | None
+    signal: int | None
+    reason: str | None
+    stdout: int | None  #: bytes written, once it has ended
+    stderr: int | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    cursor: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will come of it any more."""
+        return self.status not in {"starting", "running"}
+
+
+def exec_record(project: str, environment: str, state: ExecState) -> Exec:
+    """The exec record."""
+    code = state.exit_code if state.signal is None else 128 + state.signal
+    return Exec(
+        id=state.id,
+        status=state.status,
+        workspace_id=state.workspace_id,
+        project=project,
+        environment=environment,
+        worker=state.worker,
+        argv=state.argv,
+        cwd=state.cwd,
+        terminal=state.terminal,
+        kept=state.kept,
+        exit_code=code,
+        signal=state.signal,
+        reason=state.reason,
+        stdout=state.stdout,
+        stderr=state.stderr,
+        created_at=state.created_at,
+        started_at=state.started_at,
+        finished_at=state.finished_at,
+        cursor=state.cursor,
+    )
+
+
+class ExecChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that an exec wrote to ``stdout`` or ``stderr``, from an offset on; ``seq`` orders what is stored of both."""
+
+    seq: int = 0
+    stream: str
+    offset: int
+    data: bytes

@@ -3,7 +3,7 @@
 The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
 
     helmr.ev.<scope>.<entity>.<id>.<kind>[.<lane>.<priority>]   events, stored in RUNS; entity: run, session,
-                                                                workspace, queue, token, access
+                                                                workspace, queue, token, access, exec
     helmr.event.<scope>.…                                       the same, republished for core-NATS subscribers
     helmr.log.<scope>.<owner>.<id>.<attempt>.<stream>           log chunks, stored in LOGS; owner: run
     helmr.io.<scope>.<session>.<in|out>.<stream>                records of session streams, stored in SESSIONS
@@ -12,6 +12,10 @@ The word list of the subjects (``<scope>`` is ``<project>.<environment>``)::
     helmr.due.<scope>.run.<id>.<what>                           what a timer publishes when it fires, stored in RUNS
     helmr.api.<scope>.<noun>.<verb>                             request/reply services
     helmr.worker.<worker>.<verb>                                request/reply to one worker
+    helmr.exec.<scope>.<exec>.out.<stream>                      what an exec writes, stored in EXECS
+    helmr.exec.<scope>.<exec>.raw.<stream>                      the same of one whose output is not kept
+    helmr.exec.<scope>.<exec>.in                                frames from its clients to its worker
+    helmr.exec.<scope>.<exec>.client.<client>                   frames from its worker to one client
 
 Whatever is put into a subject is checked: a name that is not one token raises :class:`~helmr.errors.UsageError`.
 It lives in :mod:`helmr` because the client needs it, too, and must not import the bus.
@@ -24,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from helmr.errors import UsageError
 
-Entity = Literal["run", "session", "workspace", "queue", "token", "access"]
+Entity = Literal["run", "session", "workspace", "queue", "token", "access", "exec"]
 
 _EVENTS = "helmr.ev"
 _LIVE = "helmr.event"
@@ -35,6 +39,7 @@ _TIMERS = "helmr.timer"
 _DUE = "helmr.due"
 _API = "helmr.api"
 _WORKER = "helmr.worker"
+_EXEC = "helmr.exec"
 
 #: Kinds that share the subject token ``journal``, so that a chatty run costs the server one subject, not five.
 JOURNAL_KINDS = frozenset({"step", "output", "metadata", "token_created", "log"})
@@ -48,6 +53,7 @@ ALL_INPUT = f"{_IO}.*.*.*.in.*"
 ALL_TIMERS = f"{_TIMERS}.>"
 ALL_DUE = f"{_DUE}.>"
 ALL_API = f"{_API}.>"
+ALL_EXEC_OUTPUT = f"{_EXEC}.*.*.*.out.*"
 
 
 #: What ids, lanes and stream names are made of. Some come from clients and from task code: a dot or a wildcard would reach
@@ -116,6 +122,11 @@ def anywhere(entity: Entity, entity_id: str) -> str:
 def of_kind(entity: Entity, kind: str) -> str:
     """The filter for one kind of event of every entity in every scope."""
     return f"{_EVENTS}.*.*.{entity}.*.{kind}"
+
+
+def created(scope: Scope, entity: Entity) -> str:
+    """The filter for the first event of every entity of a kind in a scope."""
+    return f"{_EVENTS}.{scope}.{entity}.*.created"
 
 
 def lane(name: str) -> str:
@@ -233,3 +244,18 @@ def parse_api(subject: str) -> tuple[Scope, str, str]:
 def worker(worker_id: str, verb: str) -> str:
     """The subject for a request to one worker."""
     return f"{_WORKER}.{_token(worker_id)}.{verb}"
+
+
+def exec_output(scope: Scope, exec_id: str, stream: str = "*", *, kept: bool = True) -> str:
+    """The subject of what an exec writes; also a filter."""
+    return f"{_EXEC}.{scope}.{_token(exec_id)}.{'out' if kept else 'raw'}.{_token_or_any(stream)}"
+
+
+def exec_input(scope: Scope, exec_id: str) -> str:
+    """The subject of the frames that clients send to the worker of an exec."""
+    return f"{_EXEC}.{scope}.{_token(exec_id)}.in"
+
+
+def exec_client(scope: Scope, exec_id: str, client: str) -> str:
+    """The subject of the frames that the worker of an exec sends to one of its clients."""
+    return f"{_EXEC}.{scope}.{_token(exec_id)}.client.{_token(client)}"

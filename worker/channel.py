@@ -234,6 +234,8 @@ class Channel(asyncio.BufferedProtocol):
     def _answer(self, process: ChannelProcess, kind: int, body: bytes) -> None:
         if kind == protocol.SENT:
             process.sent(json.loads(body).get("error"))
+        elif kind == protocol.TAKEN:
+            process.taken_input(protocol.OFFSET.unpack(body)[0])
         elif kind == protocol.STARTED and not process.started.done():
             process.started.set_result(None)
         elif kind == protocol.REFUSED:

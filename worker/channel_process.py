@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from helmr.errors import Conflict, TooLarge, Unavailable
 from helmr.guest import journal, protocol
-from worker.engine import Exited, Frame
+from worker.engine import Exited, Frame, Terminal
 
 if TYPE_CHECKING:
     from worker.channel import Channel
@@ -50,6 +50,7 @@ class ChannelProcess:
         self._waiter: asyncio.Future[None] | None = None
         self._sends: deque[asyncio.Future[None]] = deque()
         self._abandoned = False
+        self._told_of_taken: Callable[[int], None] = lambda _: None
 
     @property
     def over(self) -> bool:
@@ -115,6 +116,31 @@ class ChannelProcess:
             body = {"deadline": deadline, "grace": max(0.0, grace)}
             self._channel.write(protocol.json_frame(protocol.LIMIT, body, self.number))
 
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on to the input. Those for a process that has ended are gone."""
+        if not self.ended:
+            self._channel.write(protocol.frame(protocol.INPUT, self.number, 0, data))
+
+    def end_input(self) -> None:
+        """Have the input end after what was fed."""
+        if not self.ended:
+            self._channel.write(protocol.frame(protocol.INPUT_END, self.number))
+
+    def on_taken(self, listener: Callable[[int], None]) -> None:
+        """Have ``listener`` told how much of its input the process has taken."""
+        self._told_of_taken = listener
+
+    def resize(self, size: Terminal) -> None:
+        """Give the terminal another size."""
+        if not self.ended:
+            body = {"rows": size.rows, "columns": size.columns}
+            self._channel.write(protocol.json_frame(protocol.RESIZE, body, self.number))
+
+    def signal(self, number: int) -> None:
+        """Signal the main process and its group."""
+        if not self.ended:
+            self._channel.write(protocol.json_frame(protocol.SIGNAL, {"signal": number}, self.number))
+
     def abandon(self) -> None:
         """End the tree and take its frames unseen: whoever started it is not there any more."""
         self._abandoned = True
@@ -151,6 +177,10 @@ class ChannelProcess:
             answer.set_result(None)
         else:
             answer.set_exception(Conflict(f"process {self.id} did not take the message: {error}"))
+
+    def taken_input(self, size: int) -> None:
+        """The supervisor tells how much of its input the process has taken."""
+        self._told_of_taken(size)
 
     def _put(self, sequence: int, frame: Frame, size: int = 0) -> None:
         if isinstance(frame, Exited):

@@ -72,17 +72,29 @@ class SecretFile(msgspec.Struct, frozen=True, kw_only=True):
         return f"SecretFile({self.path!r})"
 
 
+class Terminal(msgspec.Struct, frozen=True, kw_only=True):
+    """The size of a terminal, in characters."""
+
+    rows: int = 24
+    columns: int = 80
+
+
 class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One process tree to start in a machine.
 
     ``kind="task"`` forks the machine's zygote and calls ``helmr.guest.runner.main(task, sock)``; ``kind="argv"`` executes
-    ``argv``. ``secrets`` are added to the environment of this process alone and are written nowhere; ``secret_files`` are
+    ``argv``; ``kind="files"`` sends or receives files (:mod:`helmr.guest.transfer`) as ``task`` says. The latter two have an
+    ``input``, or a ``terminal`` in the place of input, output and errors, if asked for.
+
+    ``secrets`` are added to the environment of this process alone and are written nowhere; ``secret_files`` are
     there for as long as the process.
     """
 
     id: str  #: unique within the machine; used in logs and for re-attachment
-    kind: Literal["task", "argv"] = "task"
+    kind: Literal["task", "argv", "files"] = "task"
     argv: tuple[str, ...] = ()
+    input: bool = False
+    terminal: Terminal | None = None
     env: dict[str, str] = {}
     secrets: dict[str, str] = {}
     secret_files: tuple[SecretFile, ...] = ()
@@ -154,6 +166,30 @@ class Process(Protocol):
 
     async def send(self, body: dict[str, Any]) -> None:
         """Deliver one JSON object to the task's control channel."""
+        ...
+
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on to the process' input; what it has not taken yet must stay within bounds that the caller sets.
+
+        Raises:
+            Unavailable: the machine is gone.
+        """
+        ...
+
+    def end_input(self) -> None:
+        """Have the input end after what was fed."""
+        ...
+
+    def on_taken(self, listener: Callable[[int], None]) -> None:
+        """Have ``listener`` told how many bytes of its input the process has taken so far, or will never take."""
+        ...
+
+    def resize(self, size: Terminal) -> None:
+        """Give the process' terminal another size."""
+        ...
+
+    def signal(self, number: int) -> None:
+        """Signal the main process and its group."""
         ...
 
     async def limit(self, deadline: float, grace: float) -> None:

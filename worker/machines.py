@@ -152,15 +152,15 @@ class Machines:
         """Stop a machine that nobody uses.
 
         Raises:
-            Conflict: a run executes in it.
+            Conflict: a run or an exec is in it.
         """
         entry = self._entries.get((scope, workspace_id))
         if entry is None:
             return
         async with entry.lock:
             if entry.users:
-                hint = "wait for the run, or cancel it"
-                raise Conflict(f"workspace {workspace_id} is in use: a run executes in it", hint=hint)
+                hint = "wait for it, or end it: `helmr run cancel`, `helmr workspace exec kill`"
+                raise Conflict(f"workspace {workspace_id} is in use: a run or an exec is in it", hint=hint)
             await self._shut_down(scope, workspace_id, entry, reason)
 
     async def delete(self, scope: Scope, workspace_id: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,7 @@ from bus.log import RUN, Log
 from bus.presence import Presence, WorkerInfo, announce, withdraw
 from bus.pull import Delivery
 from bus.queueing import DEFAULT_GROUP, lane_of, redispatch
+from bus.services.execs import ExecOrder, KillRequest
 from bus.services.workspaces import StopOrder
 from bus.setup import ensure_topology
 from bus.versions import Versions
@@ -36,6 +37,7 @@ from helmr.events import RunEvent
 from helmr.subjects import Scope
 from helmr.version import __version__
 from worker.engine import Engine, EngineInfo
+from worker.execs import Execs
 from worker.execution import Execution, HandedBack
 from worker.hot import HotRun, HotRuns
 from worker.lanes import Lane, Slots, remove_lane
@@ -115,6 +117,7 @@ class Worker:
             group=group,
         )
         self._hot = HotRuns(self.machines, limit=max(HOT_PER_SLOT * slots, MIN_HOT))
+        self.execs = Execs(self._log, self._deployments, self.machines, worker_id=self.id, ended=self._progress.set)
         self._services = Services(
             log=self._log,
             deployments=self._deployments,
@@ -163,6 +166,8 @@ class Worker:
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancelled"), cb=self._on_ended)
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
         await self.nc.subscribe(subjects.worker(self.id, "delete"), cb=self._on_delete_order)
+        await self.nc.subscribe(subjects.worker(self.id, "exec"), cb=self._on_exec_order)
+        await self.nc.subscribe(subjects.worker(self.id, "exec-kill"), cb=self._on_kill_order)
         await self.nc.subscribe(subjects.worker(self.id, "ping"), cb=self._on_ping)
         for lane in self._lanes:
             await lane.create()
@@ -175,15 +180,16 @@ class Worker:
         """Take nothing any more, and give what is being executed the time to end."""
         self._gate.clear()
         self._draining.set()
+        self.execs.refuse()
         await self._hot.close()
         for pull in self._pulls:  # before anything is queued again, or it would come back to us
             pull.cancel()
         await asyncio.wait(self._pulls)
-        if seconds <= 0 or not self._executions:
+        if seconds <= 0 or self._idle:
             return
         await self._announce()
         await self.machines.stop_unused()  # their next runs are for others
-        done = asyncio.create_task(self._until(lambda: not self._executions))
+        done = asyncio.create_task(self._until(lambda: self._idle))
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({done, hurried}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         done.cancel()
@@ -194,6 +200,7 @@ class Worker:
         for execution in list(self._executions.values()):
             execution.stop(HandedBack("the worker was stopped"))
         await self._until(lambda: not self._executions)
+        await self.execs.close()
         await self._hot.close()
         await self.machines.close()
         self._machines_gone.set()
@@ -210,6 +217,10 @@ class Worker:
             await withdraw(self.nc, self.id)
         except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             log.info("could not say good-bye: %s", error)  # presence expires, and control clears the lane
+
+    @property
+    def _idle(self) -> bool:
+        return not self._executions and not self.execs
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -347,22 +358,20 @@ class Worker:
 
     async def _on_delete_order(self, msg: Msg) -> None:
         order = msgspec.json.decode(msg.data, type=StopOrder)
-        try:
-            await self.machines.delete(Scope(order.project, order.environment), order.id)
-        except HelmrError as error:
-            await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
-        else:
-            await msg.respond(b"{}")
+        await _answer(msg, self.machines.delete(Scope(order.project, order.environment), order.id))
 
     async def _on_stop_order(self, msg: Msg) -> None:
-        order = msgspec.json.decode(msg.data, type=StopOrder)
-        try:
-            await self._hot.park_workspace(order.id)
-            await self.machines.stop(Scope(order.project, order.environment), order.id, "stopped on request")
-        except HelmrError as error:
-            await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
-        else:
-            await msg.respond(b"{}")
+        await _answer(msg, self._stop_workspace(msgspec.json.decode(msg.data, type=StopOrder)))
+
+    async def _stop_workspace(self, order: StopOrder) -> None:
+        await self._hot.park_workspace(order.id)
+        await self.machines.stop(Scope(order.project, order.environment), order.id, "stopped on request")
+
+    async def _on_exec_order(self, msg: Msg) -> None:
+        await _answer(msg, self.execs.accept(msgspec.json.decode(msg.data, type=ExecOrder)))
+
+    async def _on_kill_order(self, msg: Msg) -> None:
+        await _answer(msg, self.execs.kill(msgspec.json.decode(msg.data, type=KillRequest)))
 
     async def _beat(self) -> None:
         """Say that we are alive and at work, and make sure that our leases are still ours."""
@@ -373,6 +382,7 @@ class Worker:
                 for msg in list(self._messages.values()):
                     await msg.in_progress()
                 await self._check_leases()
+                await self.execs.check()
             except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
                 log.warning("heartbeat: %s: %s", type(error).__name__, error)
 
@@ -426,3 +436,13 @@ class Worker:
                 self._engine_lost.clear()
                 if not self._stopping.is_set():
                     self._gate.set()
+
+
+async def _answer(msg: Msg, work: Awaitable[None]) -> None:
+    """Do what was ordered, and say that it is done, or why not."""
+    try:
+        await work
+    except HelmrError as error:
+        await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
+    else:
+        await msg.respond(b"{}")

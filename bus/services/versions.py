@@ -154,7 +154,7 @@ class WorkspaceVersions:
         """Have the workspace go on from one of its versions; it is stopped, and what it was is a version by then.
 
         Raises:
-            Conflict: a run executes in it, or it has files that are in no version.
+            Conflict: a run or an exec is in it, or it has files that are in no version.
             NotFound: no such version.
         """
         if request.version is None:

@@ -56,7 +56,7 @@ class Workspaces:
         """End the container of a workspace; its files stay. Stopping a stopped one is fine.
 
         Raises:
-            Conflict: a run executes in it.
+            Conflict: a run or an exec is in it.
         """
         state = (await self.log.present(WORKSPACE, scope, request.id)).state
         live = state.materialization
@@ -74,7 +74,7 @@ class Workspaces:
         """Delete a workspace: its container, its files on the host if a worker is there, and in time its versions.
 
         Raises:
-            Conflict: a run executes in it.
+            Conflict: a run or an exec is in it.
         """
         await self.stop(scope, request)
         host = (await self.log.present(WORKSPACE, scope, request.id)).state.host

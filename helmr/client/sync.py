@@ -13,12 +13,14 @@ from helmr.access import Access, NewAccess
 from helmr.chunks import LogChunk
 from helmr.client import runs as aio_runs
 from helmr.client.aio import AsyncClient
+from helmr.client.execs import ExecResult
 from helmr.client.runs import output_of, run_id_of
 from helmr.client.secrets import Rotated
 from helmr.client.sessions import Started as AioStarted
 from helmr.client.streams import Input as AioInput
 from helmr.client.streams import OpenSession as AioOpenSession
 from helmr.client.streams import Output as AioOutput
+from helmr.client.sync_execs import Execs
 from helmr.client.workspaces import FileList, VersionList
 from helmr.durations import Duration
 from helmr.errors import UsageError
@@ -353,6 +355,11 @@ class Workspaces:
 
     def __init__(self, client: Client) -> None:
         self._client = client
+        self.execs = Execs(client)
+
+    def exec(self, workspace: str | Workspace, argv: Sequence[str], **options: Any) -> ExecResult:
+        """Run a program to its end; see :meth:`helmr.client.workspaces.Workspaces.exec` for the options."""
+        return self._client.call(self._client.aio.workspaces.exec, workspace, argv, **options)
 
     def get(self, workspace: str | Workspace) -> Workspace:
         """One workspace."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from helmr import ids
+from helmr.client.execs import ExecResult, Execs, exit_code_of, feed
 from helmr.client.pages import newest
 from helmr.models import Collected, FileEntry, Workspace, WorkspaceVersion
 
@@ -39,6 +41,38 @@ class Workspaces:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self.execs = Execs(client)
+
+    async def exec(
+        self,
+        workspace: str | Workspace,
+        argv: Sequence[str],
+        *,
+        input: bytes = b"",  # noqa: A002
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> ExecResult:
+        """Run a program in a workspace, beside its runs, to its end; its output is collected, so let it be little.
+
+        The workspace comes to life if it is not; if files have changed, there is a new version of it at the end. Cancelling the
+        call ends the program. For more, see :meth:`helmr.client.execs.Execs.open`.
+
+        Raises:
+            NotFound: no such workspace.
+            HelmrError: the program could not be started, or was lost together with its worker.
+        """
+        written = {"stdout": bytearray(), "stderr": bytearray()}
+        async with await self.execs.open(workspace, argv, cwd=cwd, env=env, input=bool(input)) as process:
+            feeding = asyncio.create_task(feed(process, input)) if input else None
+            try:
+                async for chunk in process:
+                    written[chunk.stream] += chunk.data
+            finally:
+                if feeding is not None:
+                    feeding.cancel()
+            ended = await process.wait()
+        exit_code_of(ended)
+        return ExecResult(exec=ended, stdout=bytes(written["stdout"]), stderr=bytes(written["stderr"]))
 
     async def get(self, workspace: str | Workspace) -> Workspace:
         """One workspace, by id, unique prefix or ``@last``."""
@@ -52,7 +86,7 @@ class Workspaces:
         """End the container of a workspace; its files stay.
 
         Raises:
-            Conflict: a run executes in it.
+            Conflict: a run or an exec is in it.
         """
         body = {"id": await self._id(workspace)}
         return await self._client.wire.call("workspace", "stop", body, Workspace, timeout=_STOP_TIMEOUT)
@@ -103,7 +137,7 @@ class Workspaces:
         """Have a workspace go on from one of its versions; its container is stopped.
 
         Raises:
-            Conflict: a run executes in it, or it has files that are in no version.
+            Conflict: a run or an exec is in it, or it has files that are in no version.
             NotFound: no such version.
         """
         body = {"id": await self._id(workspace), "version": version}
@@ -122,7 +156,7 @@ class Workspaces:
         """Delete a workspace, its files, and in time its versions; there is no way back.
 
         Raises:
-            Conflict: a run executes in it.
+            Conflict: a run or an exec is in it.
         """
         body = {"id": await self._id(workspace)}
         return await self._client.wire.call("workspace", "delete", body, Workspace, timeout=_DELETE_TIMEOUT)

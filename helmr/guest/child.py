@@ -13,8 +13,9 @@ import socket
 import time
 from collections import deque
 
-from helmr.guest import protocol
+from helmr.guest import exec_ends, files, protocol
 from helmr.guest.journal import Journal
+from helmr.guest.process_input import ProcessInput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ class Ends:
 
 
 class _Stream:
-    """The read end of stdout or stderr."""
+    """The read end of stdout or stderr, or a terminal; ``full``: a read of fewer bytes has emptied it."""
 
-    __slots__ = ("fd", "kind", "offset")
+    __slots__ = ("fd", "full", "kind", "offset")
 
     def __init__(self, kind: int) -> None:
         self.kind = kind
         self.fd = -1
+        self.full = protocol.CHUNK
         self.offset = 0
 
 
@@ -67,6 +69,7 @@ class Child:
         selector: selectors.BaseSelector,
         ended: Callable[[Child, dict[str, Any]], None],
         sent: Callable[[Child, str | None], None],
+        taken: Callable[[Child, int], None],
     ) -> None:
         self.ident = ""
         self.kind = ""
@@ -83,9 +86,12 @@ class Child:
         self._selector = selector
         self._ended = ended
         self._sent = sent
+        self._taken = taken
+        self._input: ProcessInput | None = None
+        self._terminal = -1
         self._streams = (_Stream(protocol.STDOUT), _Stream(protocol.STDERR))
         self._inbox = protocol.MessageReader()
-        self._outbox: deque[tuple[memoryview, bool]] = deque()
+        self._outbox: deque[tuple[memoryview, bool, list[int]]] = deque()
         self._control: socket.socket | None = None
         self._control_mask = 0
         self._parked = True
@@ -175,6 +181,8 @@ class Child:
             data = os.read(stream.fd, protocol.CHUNK)
         except BlockingIOError:
             return 0
+        except OSError:  # of a terminal whose other end nobody has open any more
+            data = b""
         if data:
             self.journal.append(stream.kind, data, protocol.OFFSET.pack(stream.offset))
             stream.offset += len(data)
@@ -186,7 +194,7 @@ class Child:
         """Read what is in the pipes now. A read that is not full has emptied its pipe."""
         for stream in self._streams:
             for _ in range(_DRAIN):
-                if self._read(stream) < protocol.CHUNK:
+                if self._read(stream) < stream.full:
                     break
 
     def _close_stream(self, stream: _Stream) -> None:
@@ -253,25 +261,67 @@ class Child:
 
     def send(self, text: bytes, *, answer: bool = True) -> None:
         """Queue a message for the task; with ``answer``, ``sent`` is called when the task's socket has taken it."""
-        self._outbox.append((memoryview(protocol.LENGTH.pack(len(text)) + text), answer))
+        self._outbox.append((memoryview(protocol.LENGTH.pack(len(text)) + text), answer, []))
         self._write()
+
+    # What execs have beside that
+
+    def equip(self, spec: dict[str, Any], owner: tuple[int, int] | None) -> None:
+        """Hand over, behind its order, what an exec needs beside that: an input, or a terminal in the place of all three.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        terminal = spec.get("terminal")
+        ours, theirs = exec_ends.terminal(terminal, owner) if terminal else exec_ends.pipe(owner)
+        if terminal:
+            self._terminal = os.dup(ours)
+            self._look_at(self._streams[0], self._terminal)
+        self._input = ProcessInput(self._selector, ours, lambda size: self._taken(self, size), terminal=bool(terminal))
+        self._outbox.append((memoryview(exec_ends.TOKEN), False, [theirs]))
+        self._write()
+
+    def _look_at(self, stream: _Stream, terminal: int) -> None:
+        """Read a terminal from now on, and not the pipe that nobody will write to."""
+        self._close_stream(stream)
+        stream.fd = terminal
+        stream.full = 1  # it hands out a line at a time
+        if not self._parked:
+            self._selector.register(stream.fd, selectors.EVENT_READ, lambda: self._on_pipe(stream))
+
+    def feed(self, data: bytes) -> None:
+        """Pass bytes on to its input; those of a process that has none are gone."""
+        if self._input is not None:
+            self._input.put(data)
+
+    def end_input(self) -> None:
+        """Have its input end after what was fed."""
+        if self._input is not None:
+            self._input.end()
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Give its terminal another size."""
+        if self.alive and self._streams[0].fd >= 0 and self._terminal >= 0:
+            exec_ends.resize(self._terminal, rows, columns)
 
     def _write(self) -> None:
         while self._outbox:
-            view, answer = self._outbox.popleft()
+            view, answer, descriptors = self._outbox.popleft()
             error = None
             try:
                 if self._control is None:
                     error = "the process has closed its control socket"
                 else:
-                    view = view[self._control.send(view) :]
+                    view = view[files.send(self._control, view, descriptors) :]
             except BlockingIOError:
-                self._outbox.appendleft((view, answer))
+                self._outbox.appendleft((view, answer, descriptors))
                 break
             except OSError as failure:
                 error = f"the process does not listen: {failure.strerror}"
+            for fd in descriptors:
+                os.close(fd)
             if view and error is None:
-                self._outbox.appendleft((view, answer))
+                self._outbox.appendleft((view, answer, []))
             elif answer:
                 self._sent(self, error)
         self._watch_control()
@@ -309,6 +359,10 @@ class Child:
         if self.shim is not None:
             self.shim.kill()
 
+    def signal(self, number: int) -> None:
+        """Have the shim signal the main process and its group."""
+        self._order(protocol.SIGNAL_ORDER, float(number), 0.0)
+
     def _order(self, kind: bytes, first: float, second: float) -> None:
         if self.shim is not None and self.alive:
             self.shim.order(kind, first, second)
@@ -326,5 +380,7 @@ class Child:
             if stream.fd >= 0:
                 self._close_stream(stream)
         self._close_control()
+        if self._input is not None:
+            self._input.close()
         self._parked = True
         self._ended(self, report)

@@ -25,7 +25,7 @@ class Files:
             os.close(fd)
 
 
-def send(connection: socket.socket, data: bytes, descriptors: list[int]) -> int:
+def send(connection: socket.socket, data: bytes | memoryview, descriptors: list[int]) -> int:
     """Send ``data`` with descriptors, as ``sendmsg`` does."""
     fds = array.array("i", descriptors)
     return connection.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds.tobytes())] if descriptors else [])

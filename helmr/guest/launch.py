@@ -16,7 +16,7 @@ import socket
 import sys
 import traceback
 
-from helmr.guest import protocol, template, tree
+from helmr.guest import exec_ends, protocol, template, tree
 from helmr.guest.files import Files
 
 TYPE_CHECKING = False
@@ -65,9 +65,13 @@ def main(given: Files, connection: socket.socket, settings: Settings) -> NoRetur
             order = _receive(given.control)
         if settings.uid is not None:
             tree.stay_readable()
+        if order.get("kind", "task") != "task":
+            exec_ends.take(given.control, order)
         _enter(order, settings)
         if order.get("kind") == "argv":
             _execute(order["argv"])
+        if order.get("kind") == "files":
+            os._exit(_transfer(order["task"], settings))
         task = _task(order, settings)
         hatch.close()
         code = _call(settings.runner, task, socket.socket(fileno=given.control))
@@ -157,6 +161,12 @@ def _execute(argv: list[str]) -> NoReturn:
         raise Refusal(f"cannot execute {argv[0]!r}: {error.strerror}", _NOT_EXECUTABLE) from error
     except (ValueError, IndexError) as error:
         raise Refusal(f"cannot execute {argv!r}: {error}", _NOT_EXECUTABLE) from error
+
+
+def _transfer(task: dict[str, Any], settings: Settings) -> int:
+    transfer = importlib.import_module("helmr.guest.transfer")
+    code: int = transfer.main(settings.workspace, task)
+    return code
 
 
 def _task(order: dict[str, Any], settings: Settings) -> dict[str, Any]:

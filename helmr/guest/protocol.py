@@ -20,18 +20,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 1
+VERSION = 2
 
 HEADER = Struct(">BIQI")
 OFFSET = Struct(">Q")
 LENGTH = Struct(">I")
 
 #: An order to a shim: ``P`` (have a process wait on the three descriptors that come along: control, stdout, stderr), ``D``
-#: (seconds from now to the deadline, grace) or ``C`` (end it within this grace, 0).
+#: (seconds from now to the deadline, grace), ``C`` (end it within this grace, 0) or ``S`` (the number of a signal for the main
+#: process and its group, 0).
 ORDER = Struct(">cdd")
 PREPARE = b"P"
 DEADLINE = b"D"
 CANCEL_ORDER = b"C"
+SIGNAL_ORDER = b"S"
 
 #: On the hatch. To a template: ``R`` (fork a task for the three descriptors that come along). From below: ``F`` (its pid:
 #: forked), ``E`` (its wait status: it has ended), ``U`` (no good as a template; the three descriptors come back) and ``C``
@@ -62,6 +64,10 @@ CANCEL = 4  #: {grace}
 ACK = 5  #: no body; everything up to the sequence has been taken
 STOP = 6  #: {grace}; end everything, then exit
 LIMIT = 7  #: {deadline, grace}; a new deadline, in seconds from now
+INPUT = 8  #: bytes for the standard input, or the terminal, of a process that was started with one
+INPUT_END = 9  #: no body; the input ends after what was sent
+RESIZE = 10  #: {rows, columns}; of the terminal
+SIGNAL = 11  #: {signal}; its number, for the main process and its group
 
 # From the supervisor.
 WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, taken}]}
@@ -69,6 +75,7 @@ STARTED = 17  #: the start was accepted
 REFUSED = 18  #: {code, message}; the start was not accepted
 SENT = 19  #: {} or {error}: the answer to one SEND, in order
 BYE = 20  #: {reason}; the supervisor closes the connection
+TAKEN = 21  #: u64: bytes of its input that the process has taken so far, or will never take
 STDOUT = 32  #: u64 offset, then bytes
 STDERR = 33  #: u64 offset, then bytes
 MESSAGE = 34  #: a JSON object from the task

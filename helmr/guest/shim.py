@@ -163,6 +163,8 @@ class _Shim:
     def heed(self, run: _Run, kind: bytes, first: float, second: float) -> None:
         if kind == protocol.CANCEL_ORDER:
             self.terminate(run, "cancel", first)
+        elif kind == protocol.SIGNAL_ORDER:
+            tree.send_group(run.pid, int(first))
         elif run.kill_at is None:
             run.deadline = time.monotonic() + first
             run.grace = second

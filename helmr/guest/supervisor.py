@@ -84,7 +84,7 @@ class Supervisor:
         self.shims.keep_ready()
 
     def make_child(self) -> Child:
-        return Child(self.selector, self.ended, self.sent)
+        return Child(self.selector, self.ended, self.sent, self.taken)
 
     # The loop
 
@@ -211,6 +211,8 @@ class Supervisor:
             self.limit(number, json.loads(body))
         elif kind == protocol.STOP:
             self.stop(json.loads(body)["grace"])
+        elif number in self.children:
+            self.serve_exec(self.children[number], kind, body)
 
     def hello(self, link: Link, body: dict[str, Any]) -> None:
         """Take over from an earlier client, from where this one says it got to."""
@@ -262,8 +264,35 @@ class Supervisor:
             if key is not None and child.shim is not None and child.shim.key != key:
                 child.send(json.dumps({"template": key._asdict()}).encode(), answer=False)
             child.send(body, answer=False)
+            self.equip(child, spec)
             if spec.get("deadline") is not None:
                 child.limit(spec["deadline"], spec.get("grace", 10.0))
+
+    def equip(self, child: Child, spec: dict[str, Any]) -> None:
+        """Give an exec its input or terminal; one that cannot have it ends before it begins."""
+        if not spec.get("input") and not spec.get("terminal"):
+            return
+        try:
+            child.equip(spec, self.options.owner)
+        except OSError as error:
+            child.broken = f"its input could not be made: {error.strerror}"
+            child.cancel(0)
+
+    def serve_exec(self, child: Child, kind: int, body: bytes) -> None:
+        """What is asked for execs alone."""
+        if kind == protocol.INPUT:
+            child.feed(body)
+        elif kind == protocol.INPUT_END:
+            child.end_input()
+        elif kind == protocol.RESIZE:
+            size = json.loads(body)
+            child.resize(size["rows"], size["columns"])
+        elif kind == protocol.SIGNAL:
+            child.signal(json.loads(body)["signal"])
+
+    def taken(self, child: Child, size: int) -> None:
+        """Tell how much of its input a process has taken."""
+        self.answer(protocol.frame(protocol.TAKEN, child.journal.number, 0, protocol.OFFSET.pack(size)))
 
     def place_secrets(self, child: Child, spec: dict[str, Any]) -> None:
         """Write the files that hold the process' secrets; one that cannot be written ends it before it begins."""

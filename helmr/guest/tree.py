@@ -119,6 +119,16 @@ def send(pids: list[int], number: int) -> None:
             continue
 
 
+def send_group(leader: int | None, number: int) -> None:
+    """Signal the process group that ``leader`` leads, if it is there."""
+    if leader is None:
+        return
+    try:
+        os.killpg(leader, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
 def terminate(root: int) -> None:
     """SIGTERM to everything below ``root``; what is stopped is continued, or it could not react."""
     pids = descendants([root])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -14,11 +15,23 @@ import pytest
 
 from helmr import ids
 from helmr.errors import Conflict, Unavailable, UsageError
+from helmr.guest import transfer
 from tests.conftest import SHARED
 from tests.docker.engines import FACTORIES, Materialize, python, run
 from worker.channel import Channel, ChannelProcess
 from worker.docker_engine import DockerEngine, DockerMachine
-from worker.engine import Engine, Exited, ImageSpec, Machine, MachineSpec, Message, Output, ProcessSpec, SecretFile
+from worker.engine import (
+    Engine,
+    Exited,
+    ImageSpec,
+    Machine,
+    MachineSpec,
+    Message,
+    Output,
+    ProcessSpec,
+    SecretFile,
+    Terminal,
+)
 from worker.process_engine import ProcessMachine
 
 pytestmark = pytest.mark.anyio
@@ -390,6 +403,52 @@ async def test_a_secret_file_elsewhere_keeps_the_process_from_starting(machine: 
     finished = await run(machine, "echo", "never", secret_files=(file,))
     assert (finished.stdout, finished.exited.exit_code) == ("", None)
     assert finished.exited.detail == f"its secrets could not be put in place: a secret cannot be put into {path}"
+
+
+async def test_input_is_fed_and_ended(machine: Machine) -> None:
+    data = os.urandom(2_500_000)
+    process = await machine.start(ProcessSpec(id=ids.new("exec"), kind="argv", argv=("sha256sum",), input=True))
+    assert isinstance(process, ChannelProcess)
+    taken: list[int] = []
+    process.on_taken(taken.append)
+    process.feed(data)
+    process.end_input()
+    await _until(process, hashlib.sha256(data).hexdigest().encode())
+    assert (await _exit(process)).exit_code == 0
+    assert taken[-1] == len(data)
+
+
+async def test_a_terminal_belongs_to_the_process(machine: Machine) -> None:
+    script = "stty size; echo by-name > $(tty); trap 'echo resized' WINCH; read line; echo $line; exit 3"
+    spec = ProcessSpec(
+        id=ids.new("pty"), kind="argv", argv=("bash", "-c", script), terminal=Terminal(rows=31, columns=99)
+    )
+    process = await machine.start(spec)
+    assert isinstance(process, ChannelProcess)
+    await _until(process, b"31 99\r\nby-name\r\n")
+    process.resize(Terminal(rows=50, columns=90))
+    process.feed(b"typed\n")
+    await _until(process, b"typed\r\n")
+    assert (await _exit(process)).exit_code == 3
+
+
+async def test_files_are_copied_in_and_out_as_the_tasks_user(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh\necho $1\n")
+    (tmp_path / "tool").chmod(0o700)
+    packed = io.BytesIO()
+    transfer.pack(str(tmp_path / "tool"), packed)
+    task = {"op": "receive", "path": "bin/", "name": "tool"}
+    process = await machine.start(ProcessSpec(id=ids.new("exec"), kind="files", task=task, input=True))
+    assert isinstance(process, ChannelProcess)
+    process.feed(packed.getvalue())
+    process.end_input()
+    assert (await _exit(process)).exit_code == 0
+    assert (await run(machine, "bin/tool", "hello")).stdout == "hello\n"
+    spec = ProcessSpec(id=ids.new("exec"), kind="files", task={"op": "send", "path": "bin"}, input=True)
+    sending = await machine.start(spec)
+    back = b"".join([frame.data async for frame in sending.frames() if isinstance(frame, Output)])
+    transfer.unpack(io.BytesIO(back), str(tmp_path), "back", None)
+    assert (tmp_path / "back" / "tool").read_bytes() == (tmp_path / "tool").read_bytes()
 
 
 async def test_the_workers_own_environment_stays_with_it(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

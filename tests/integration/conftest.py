@@ -9,6 +9,7 @@ import pytest
 from helmr.client import AsyncClient
 from tests.conftest import SHARED
 from tests.integration.platform import Platform, running
+from tests.integration.supervisors import boot, channel, guest  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -11,109 +11,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import helmr.guest
 from helmr.errors import Conflict, TooLarge, Unavailable
-from helmr.guest import protocol, tree
+from helmr.guest import protocol
+from tests.integration.supervisors import SUPERVISOR, Boot, Guest
 from worker.channel import Channel, ChannelProcess
 from worker.engine import Exited, Message, Output, ProcessSpec
 
 pytestmark = pytest.mark.anyio
-
-_SCRIPT = Path(helmr.guest.__file__).with_name("supervisor.py")
-
-
-class Guest:
-    """A supervisor of the test's own."""
-
-    def __init__(
-        self, folder: Path, options: dict[str, str], preparation: Callable[[], None] | None, python: str
-    ) -> None:
-        self.folder = folder
-        self.workspace = folder / "workspace"
-        self.workspace.mkdir(exist_ok=True)
-        self.path = folder / "s"
-        words = {
-            "--socket": "s",
-            "--workspace": str(self.workspace),
-            "--home": str(folder / "home"),
-            "--runner": "tests.integration.guest_tasks:main",
-            **options,
-        }
-        self.log = folder / "log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [python, "-I", "-S", "-B", str(_SCRIPT), *(word for pair in words.items() for word in pair)],
-                cwd=folder,
-                env={"PATH": os.environ["PATH"]},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=preparation,  # noqa: PLW1509  (no threads hold anything here)
-            )
-
-    async def connect(self, **options: Any) -> Channel:
-        return await Channel.connect(self.path, **options)
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(10):
-            return await asyncio.to_thread(self.process.wait)
-
-    def zygote(self) -> int:
-        (pid,) = tree.children(self.process.pid)
-        return pid
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.wait(10)
-        assert self.log.read_text() == ""
-        marker = bytes(self.folder)
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                assert marker not in path.read_bytes(), path
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-
-
-Boot = Callable[..., Guest]
-
-
-@pytest.fixture
-def boot(tmp_path: Path) -> Iterator[Boot]:
-    """Starts supervisors; at the end they must stop, silently, and leave no process."""
-    guests: list[Guest] = []
-
-    def start(preparation: Callable[[], None] | None = None, python: str = sys.executable, **options: str) -> Guest:
-        folder = tmp_path / str(len(guests))
-        folder.mkdir()
-        flags = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-        guests.append(Guest(folder, flags, preparation, python))
-        return guests[-1]
-
-    yield start
-    for guest in guests:
-        guest.close()
-
-
-@pytest.fixture
-def guest(boot: Boot) -> Guest:
-    return boot()
-
-
-@pytest.fixture
-async def channel(guest: Guest) -> AsyncIterator[Channel]:
-    channel = await guest.connect()
-    yield channel
-    channel.close()
-    await channel.wait_lost()
-
 
 _ids = iter(range(1_000_000))
 
@@ -541,7 +451,7 @@ async def test_any_python_of_an_image_will_do(boot: Boot, minor: int) -> None:
 
 
 async def test_what_cannot_begin_says_why(tmp_path: Path) -> None:
-    command = [sys.executable, "-I", "-S", "-B", str(_SCRIPT)]
+    command = [sys.executable, "-I", "-S", "-B", str(SUPERVISOR)]
     for options, complaint in (
         ([], "no --socket"),
         (["--socket", str(tmp_path / "s"), "--colour", "red"], "unknown option"),

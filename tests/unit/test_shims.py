@@ -35,7 +35,7 @@ class _Pool:
         self.shims.keep_ready()
 
     def make_child(self) -> Child:
-        self.children.append(Child(self.selector, self.ended, lambda *_: None))
+        self.children.append(Child(self.selector, self.ended, lambda *_: None, lambda *_: None))
         return self.children[-1]
 
     def ended(self, child: Child, report: dict[str, Any]) -> None:

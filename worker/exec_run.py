@@ -1,0 +1,265 @@
+"""One exec on its worker: bring the workspace to life, start the process once, pass on what goes in and out, say the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from bus.deployments import Deployments
+from bus.log import EXEC, WORKSPACE, Log
+from bus.services.execs import ExecOrder
+from helmr import exec_frames
+from helmr.errors import Conflict, HelmrError, Unavailable
+from helmr.events import Draft, ExecState
+from helmr.exec_frames import Ack, Attach, Data, End, Leave, Resize, Signal
+from helmr.reducers import exec as rules
+from helmr.subjects import Scope
+from worker.captures import Occasion
+from worker.engine import Exited, Machine, Output, Process, ProcessSpec, Terminal
+from worker.exec_client import ExecClient, InputBuffer
+from worker.exec_output import ExecOutput
+from worker.machines import Machines, Misplaced, Needs
+
+log = logging.getLogger(__name__)
+
+#: Seconds an exec gets to end when its client is gone or its worker stops.
+HURRY = 2.0
+
+
+class Withdrawn(Exception):
+    """The exec is to end before it has begun."""
+
+
+class _Settled(Exception):
+    """The log says that it has been started, or has ended: it is not ours to execute."""
+
+
+class ExecRun:
+    """The execution of one exec by this worker."""
+
+    def __init__(
+        self, event_log: Log, deployments: Deployments, machines: Machines, order: ExecOrder, *, worker_id: str
+    ) -> None:
+        self.id = order.id
+        self.scope = Scope(order.project, order.environment)
+        self._log = event_log
+        self._deployments = deployments
+        self._machines = machines
+        self._order = order
+        self._worker_id = worker_id
+        self._buffer = InputBuffer()
+        self._output = ExecOutput(event_log.nc, self.scope, order.id, kept=order.kept)
+        self._client = ExecClient(event_log.nc, (self.scope, order.id), order.client, self._buffer, self._hang_up)
+        self._process: Process | None = None
+        self._size = Terminal(rows=order.rows or 24, columns=order.columns or 80) if order.rows else None
+        self._reason: str | None = None
+        self._ending = asyncio.Event()
+        self._problem: str | None = None
+
+    # What is said to it
+
+    async def hear(self, msg: Msg) -> None:
+        """A frame from a client. What cannot be understood is passed over."""
+        try:
+            frame = exec_frames.from_client(msg.data)
+        except msgspec.DecodeError as error:
+            log.info("exec %s: a frame that is none: %s", self.id, error)
+            return
+        await self._obey(frame)
+        if msg.reply:
+            try:
+                await msg.respond(exec_frames.encode(self._buffer.credit()))
+            except nats.errors.Error as error:
+                log.debug("exec %s: %s", self.id, error)  # the client asks again
+
+    async def _obey(self, frame: exec_frames.FromClient) -> None:
+        match frame:
+            case Data():
+                if not self._buffer.put(frame.offset, frame.data):
+                    self._client.tell(again=True)
+            case End():
+                self._client.tell(again=not self._buffer.end(frame.offset))
+            case Ack():
+                self._client.acknowledge(frame.client, frame.stdout + frame.stderr)
+            case Attach():
+                await self._client.attach(frame)
+            case Leave():
+                self._part(frame)
+            case Resize():
+                self._resize(frame)
+            case Signal():
+                self.signal(frame.number)
+
+    def _part(self, frame: Leave) -> None:
+        if frame.client == self._client.client and not frame.stay:
+            self._hang_up()
+        elif frame.client == self._client.client:
+            self._client.leave()
+
+    def _resize(self, frame: Resize) -> None:
+        if self._size is not None:
+            self._size = Terminal(rows=frame.rows, columns=frame.columns)
+            if self._process is not None:
+                self._process.resize(self._size)
+
+    def signal(self, number: int) -> None:
+        """Signal the main process; one that ends what has not begun ends it."""
+        if self._process is not None:
+            self._process.signal(number)
+        elif number in {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL}:
+            self._stop(f"it was sent {signal.Signals(number).name} before it began")
+
+    def end(self, reason: str, grace: float) -> None:
+        """End the whole tree."""
+        self._stop(reason)
+        if self._process is not None:
+            self._cancel(self._process, grace)
+
+    def _hang_up(self) -> None:
+        if self._process is not None and self._size is not None:
+            self._process.signal(signal.SIGHUP)  # shells heed no SIGTERM
+        self.end("its client went away", HURRY)
+
+    def _stop(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._client.leave()
+        self._ending.set()
+
+    def _cancel(self, process: Process, grace: float) -> None:
+        task = asyncio.ensure_future(process.cancel(grace))
+        task.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # the machine is gone: so is the process
+
+    # What it does
+
+    async def run(self) -> None:
+        """See it to its end, and say how it ended."""
+        minding = asyncio.create_task(self._client.run())
+        pumping = asyncio.create_task(self._output.run())
+        try:
+            decide = await self._attempt()
+        finally:
+            minding.cancel()
+            self._output.close()
+        await pumping
+        await self._log.transact(EXEC, self.scope, self.id, decide)
+
+    async def _attempt(self) -> Any:
+        """Execute; returns the rule that says how it ended."""
+        try:
+            exited = await self._execute()
+        except Misplaced as elsewhere:
+            return _failing(f"the workspace has just come to life elsewhere (lane {elsewhere.lane}); try again")
+        except _Settled:
+            return lambda _: None
+        except Withdrawn:
+            return _failing(self._reason or "it was ended before it began")
+        except HelmrError as error:
+            return _failing(f"{error.message} ({error.hint})" if error.hint else error.message)
+        except OSError as error:
+            return _failing(f"the workspace could not be used: {error}")
+        if exited.cause == "lost":
+            return lambda state: rules.lose(state, reason=f"its container was lost: {exited.detail}")
+        return lambda state: rules.exit_(state, self._facts(exited))
+
+    def _facts(self, exited: Exited) -> dict[str, Any]:
+        facts: dict[str, Any] = {"exit_code": exited.exit_code, "signal": exited.signal, "cause": exited.cause}
+        reason = self._reason if exited.cause == "cancel" else exited.detail
+        return facts | {"oom": exited.oom, "reason": reason or self._problem or None, **self._output.totals}
+
+    async def _execute(self) -> Exited:
+        use = self._machines.use(self.scope, self._order.workspace, await self._needs())
+        machine = await self._enter(use)
+        try:
+            # Only whoever appends this may start it: it is not executed twice, whoever asks how often.
+            await self._claim()
+            if self._ending.is_set():
+                raise Withdrawn
+            process = await machine.start(self._spec())
+            exited = await self._converse(process)
+            if exited.cause != "lost":
+                occasion = Occasion(f"the end of {self.id}")
+                self._problem = await self._machines.capture(self.scope, self._order.workspace, occasion)
+        except Unavailable as gone:
+            await self._machines.forget(self.scope, self._order.workspace, machine, gone.message)
+            raise
+        finally:
+            await use.__aexit__(None, None, None)
+        return exited
+
+    async def _claim(self) -> None:
+        try:
+            await self._log.transact(EXEC, self.scope, self.id, lambda s: rules.start(s, worker=self._worker_id))
+        except Conflict as error:
+            raise _Settled from error
+
+    async def _needs(self) -> Needs:
+        state = (await self._log.present(WORKSPACE, self.scope, self._order.workspace)).state
+        deployment = await self._deployments.load(self.scope, state.deployment_id)
+        sandbox = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
+        return Needs(deployment, sandbox, lambda message: log.info("exec %s: %s", self.id, message))
+
+    async def _enter(self, use: AbstractAsyncContextManager[Machine]) -> Machine:
+        """The live machine; bringing it to life can be broken off."""
+        entering = asyncio.ensure_future(use.__aenter__())
+        ending = asyncio.create_task(self._ending.wait())
+        try:
+            await asyncio.wait({entering, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not entering.done():
+                raise Withdrawn
+            return entering.result()
+        finally:
+            ending.cancel()
+            if not entering.done():
+                entering.cancel()
+                await asyncio.wait({entering})
+
+    async def _converse(self, process: Process) -> Exited:
+        """Pass on what goes in and out until nothing of it is left."""
+        self._process = process
+        process.on_taken(self._note_taken)
+        self._buffer.connect(process.feed, process.end_input)
+        if self._size is not None:
+            process.resize(self._size)
+        if self._ending.is_set():
+            await process.cancel(0)
+        async for frame in process.frames():
+            if isinstance(frame, Exited):
+                return frame
+            if isinstance(frame, Output):
+                await self._output.write(frame.stream, frame.data)
+                await self._client.has_room(lambda: sum(self._output.totals.values()))
+        raise Unavailable("its process ended without a word")
+
+    def _note_taken(self, size: int) -> None:
+        self._buffer.taken = min(size, self._buffer.received)
+        self._client.tell()
+
+    def _spec(self) -> ProcessSpec:
+        order = self._order
+        return ProcessSpec(
+            id=order.id,
+            kind="argv" if order.transfer is None else "files",
+            argv=order.argv,
+            task=order.transfer or {},
+            env={**order.env, "HELMR_EXEC_ID": order.id},
+            cwd=order.cwd,
+            input=order.input,
+            terminal=self._size,
+            grace=HURRY,
+        )
+
+
+def _failing(reason: str) -> Any:
+    def decide(state: ExecState) -> Draft | None:
+        return rules.fail(state, reason=reason)
+
+    return decide
