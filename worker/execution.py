@@ -222,7 +222,7 @@ class Execution:
             running = HotRun(
                 scope=self.scope, run_id=self.run_id, spec=self.spec, process=process, machine=machine, use=use
             )
-            outcome = await self._execute(running, task)
+            outcome = await self._execute(running, task, needs.sandbox)
         except Unavailable as gone:
             await self.services.machines.forget(self.scope, self.spec.workspace_id, machine, gone.message)
             raise
@@ -264,7 +264,7 @@ class Execution:
         record = {"level": "info", "message": message, "fields": {"source": "helmr"}, "at": events.now().isoformat()}
         self.pump.note(msgspec.json.encode(record) + b"\n")
 
-    async def _execute(self, running: HotRun, task: dict[str, Any]) -> Outcome:
+    async def _execute(self, running: HotRun, task: dict[str, Any], sandbox: dict[str, Any]) -> Outcome:
         self._process = running.process
         canceller = asyncio.create_task(self._cancel_when_asked(self.spec.cancel_grace))
         try:
@@ -285,6 +285,7 @@ class Execution:
             exited,
             cancel_requested=self._cancelled.is_set(),
             max_duration=self.spec.max_duration,
+            memory=sandbox.get("memory"),
             schema=task.get("output_schema"),
         )
 

@@ -112,8 +112,10 @@ def loss(exited: Exited, *, asked: bool) -> str | None:
     return None
 
 
-def judge(said: Said, exited: Exited, *, cancel_requested: bool, max_duration: float, schema: Any) -> Outcome:
-    """The outcome of an attempt."""
+def judge(
+    said: Said, exited: Exited, *, cancel_requested: bool, max_duration: float, memory: int | None, schema: Any
+) -> Outcome:
+    """The outcome of an attempt; ``memory``: the workspace's limit in bytes, if there is one."""
     finished = said.returned and exited.exit_code == 0
     if exited.cause == "lost" or (exited.cause == "unknown" and not exited.oom):
         return Lost(exited.detail or "the workspace's machine was lost")
@@ -126,9 +128,7 @@ def judge(said: Said, exited: Exited, *, cancel_requested: bool, max_duration: f
     if finished:
         return _check_output(said.output, schema)
     if exited.oom:
-        return _failed(
-            "out_of_memory", "the workspace's memory limit was reached and the kernel ended the task", exited
-        )
+        return _out_of_memory(exited, memory)
     if said.error is not None:
         return _from_error(said.error, exited)
     return _failed("task_exit", _describe_exit(exited), exited, {"detail": exited.detail} if exited.detail else {})
@@ -151,6 +151,12 @@ def _failed(code: FailureCode, message: str, exited: Exited, detail: dict[str, A
     facts = {"exit_code": exited.exit_code, "signal": exited.signal, **(detail or {})}
     known = {key: value for key, value in facts.items() if value is not None}
     return Failed(Failure(code=code, message=message, detail=known), exit_code=exited.exit_code)
+
+
+def _out_of_memory(exited: Exited, limit: int | None) -> Failed:
+    known = f" of {limit / 1024**2:g} MiB" if limit else ""
+    message = f"the workspace's memory limit{known} was reached, and the kernel ended a process of the task"
+    return _failed("out_of_memory", message, exited, {"limit_bytes": limit})
 
 
 def _from_error(error: Error, exited: Exited) -> Failed:

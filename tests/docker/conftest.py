@@ -12,12 +12,15 @@ import pytest
 from docker import APIClient
 
 from helmr import ids
+from helmr.connection import connect
 from helmr.errors import NotFound
 from tests.docker.engines import Materialize
+from tests.integration.platform import Platform, RunningWorker, running
 from worker.container_spec import INSTALL
 from worker.docker_api import DockerApi
 from worker.docker_engine import DockerEngine, DockerMachine
 from worker.engine import ImageSpec, Limits, MachineSpec, Network
+from worker.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +105,21 @@ def project(tmp_path: Path) -> Path:
     (folder / "deep" / "tool.sh").chmod(0o700)
     (folder / "link").symlink_to("main.py")
     return folder
+
+
+@pytest.fixture
+async def docker_platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    """A Helmr of one worker with the docker engine."""
+    async with running(tmp_path, workers=0) as platform:
+        nc = await connect(platform.server.url, name="worker")
+        engine, cleaner = DockerEngine(tmp_path), DockerEngine(tmp_path)  # a worker closes its engine
+        worker = RunningWorker(Worker(nc, engine, await engine.check(), home=tmp_path, slots=2), nc)
+        await worker.start()
+        platform.workers.append(worker)
+        try:
+            yield platform
+        finally:
+            await platform.stop_worker(worker)
+            for folder in tmp_path.glob("workspaces/*"):
+                await cleaner.delete(folder.name)
+            await cleaner.close()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
 
-from helmr.connection import connect
 from tests.examples import (
     check_hello,
     check_human_approval,
@@ -16,29 +12,9 @@ from tests.examples import (
     check_webhook_token,
     succeeded,
 )
-from tests.integration.platform import Platform, RunningWorker, running
-from worker.docker_engine import DockerEngine
-from worker.worker import Worker
+from tests.integration.platform import Platform
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
-
-
-@pytest.fixture
-async def docker_platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    """A Helmr of one worker with the docker engine."""
-    async with running(tmp_path, workers=0) as platform:
-        nc = await connect(platform.server.url, name="worker")
-        engine, cleaner = DockerEngine(tmp_path), DockerEngine(tmp_path)  # a worker closes its engine
-        worker = RunningWorker(Worker(nc, engine, await engine.check(), home=tmp_path, slots=2), nc)
-        await worker.start()
-        platform.workers.append(worker)
-        try:
-            yield platform
-        finally:
-            await platform.stop_worker(worker)
-            for folder in tmp_path.glob("workspaces/*"):
-                await cleaner.delete(folder.name)
-            await cleaner.close()
 
 
 async def test_hello(docker_platform: Platform) -> None:

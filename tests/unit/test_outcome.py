@@ -26,7 +26,14 @@ def _said(*bodies: dict[str, Any]) -> Said:
 
 
 def _judge(said: Said, exited: Exited, *, cancel: bool = False, schema: Any = None) -> Outcome:
-    return judge(said, exited, cancel_requested=cancel, max_duration=900, schema=schema)
+    return judge(said, exited, cancel_requested=cancel, max_duration=900, memory=96 * 1024**2, schema=schema)
+
+
+def test_running_out_of_memory_names_the_limit() -> None:
+    outcome = _judge(Said(), Exited(signal=9, oom=True))
+    assert isinstance(outcome, Failed)
+    assert "96 MiB" in outcome.failure.message
+    assert outcome.failure.detail == {"signal": 9, "limit_bytes": 96 * 1024**2}
 
 
 @pytest.mark.parametrize(
