@@ -42,6 +42,7 @@ from bus.services.versions import WorkspaceVersions
 from bus.services.workspaces import Workspaces
 from bus.setup import ensure_topology
 from bus.starts import Planner
+from bus.values import Values
 from bus.vault import Vault
 from bus.versions import Versions
 from helmr.connection import server_version
@@ -72,9 +73,12 @@ class Control:
         self.live_follower = LiveFollower(nc, self.live)
         self.deployments = Deployments(nc)
         self.admission = Admission(self.log, self.live, self.live_follower.ready, self.deployments, self.presence)
-        self.runs = Runs(self.log, self.presence, Explainer(self.log, self.admission, self.presence))
+        versions = open_artifacts(nc, topology.VERSIONS, artifacts)
+        values = Values(versions)
+        explainer = Explainer(self.log, self.admission, self.presence)
+        self.runs = Runs(self.log, self.presence, explainer, values)
         vault = Vault(nc, ring)
-        planner = Planner(self.log, self.deployments, self.presence, self.admission.gate, vault)
+        planner = Planner(self.log, self.deployments, self.presence, self.admission.gate, vault, values=values)
         self.secrets = Secrets(self.log, vault)
         self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly, self.admission.lanes.forget)
         self.streams = Streams(self.log, self.deployments)
@@ -84,8 +88,7 @@ class Control:
         self.access = AccessTokens(self.log, self.streams)
         self.workspaces = Workspaces(self.log, self.presence)
         self.execs = Execs(self.log, self.presence)
-        stored = Versions(open_artifacts(nc, topology.VERSIONS, artifacts))
-        self.versions = WorkspaceVersions(self.log, self.workspaces, stored)
+        self.versions = WorkspaceVersions(self.log, self.workspaces, Versions(versions))
         self.uploads = DeploymentService(self.deployments, open_artifacts(nc, topology.ARTIFACTS, artifacts))
         self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments, self.sessions)
         self.rescue = Rescue(self.log, self.presence, self.live)

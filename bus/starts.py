@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import timedelta
 from difflib import get_close_matches
@@ -17,10 +18,20 @@ from bus.deployments import Deployments
 from bus.log import WORKSPACE, Log
 from bus.presence import Presence
 from bus.queueing import DEFAULT_GROUP, Gate
+from bus.values import Values
 from bus.vault import Vault, hint_to_set
 from helmr import events, ids
 from helmr.errors import NotFound, PayloadInvalid, TooLarge, UsageError
-from helmr.events import Draft, RetryPolicy, RunSpec, SessionEvent, SessionState, WorkspaceState
+from helmr.events import (
+    INLINE_VALUE,
+    ArtifactRef,
+    Draft,
+    RetryPolicy,
+    RunSpec,
+    SessionEvent,
+    SessionState,
+    WorkspaceState,
+)
 from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
@@ -28,7 +39,6 @@ from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
 
 #: Limits of DESIGN, "The run": bytes of JSON, numbers, seconds.
-MAX_PAYLOAD = 512 * 1024
 MAX_METADATA = 256 * 1024
 MAX_TAGS, MAX_TAG_LENGTH = 10, 128
 MIN_DURATION, MAX_DURATION = 5.0, 86_400.0
@@ -42,6 +52,9 @@ class StartRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     task: str
     request_id: str
     payload: Any = None
+    #: Of a payload too large for a request: the parts of its JSON that were put before, by their sha-256, in order.
+    payload_parts: list[str] = []
+    payload_artifact: ArtifactRef | None = None  #: what became of the parts
     external_id: str | None = None
     workspace: str | None = None
     queue: str | None = None
@@ -88,8 +101,11 @@ class _Names(NamedTuple):
 class Planner:
     """Turns requests into plans."""
 
-    def __init__(self, log: Log, deployments: Deployments, presence: Presence, gate: Gate, vault: Vault) -> None:
+    def __init__(
+        self, log: Log, deployments: Deployments, presence: Presence, gate: Gate, vault: Vault, *, values: Values
+    ) -> None:
         self.log = log
+        self.values = values
         self.deployments = deployments
         self.presence = presence
         self.vault = vault
@@ -107,7 +123,10 @@ class Planner:
         check_limits(request)
         task = find_task(deployment, request.task)
         check_declarations(deployment, request)
-        check_payload(deployment, task, request.payload)
+        if request.payload_parts:
+            request = await self._join(request, deployment, task)
+        else:
+            check_payload(deployment, task, request.payload)
         await self._check_secrets(scope, task)
         named = _names(scope, request)
         opened = {
@@ -124,6 +143,20 @@ class Planner:
         }
         session = Draft(kind="opened", data=opened, message=f"opened for task {task['id']}")
         return await self._assemble(scope, request, deployment, task, named=named, session=session)
+
+    async def _join(self, request: StartRequest, deployment: Deployment, task: dict[str, Any]) -> StartRequest:
+        """The request with its large payload in one piece; that is checked in a thread, because others want answers."""
+        reference = await self.values.join(request.payload_parts)
+        body = await self.values.get(reference)
+
+        def check() -> None:
+            try:
+                check_payload(deployment, task, msgspec.json.decode(body))
+            except msgspec.DecodeError as error:
+                raise UsageError(f"the parts of the payload make no JSON: {error}") from error
+
+        await asyncio.to_thread(check)
+        return msgspec.structs.replace(request, payload=None, payload_parts=[], payload_artifact=reference)
 
     async def again(self, scope: Scope, opened: SessionEvent) -> Plan:
         """The plan that a session was opened by, whoever made it: same ids, same deployment, same run.
@@ -235,7 +268,7 @@ def check_limits(request: StartRequest) -> None:
         raise UsageError(
             f"{request.request_id[:80]!r} is no request id", hint="use helmr.ids.new('req'), once per start"
         )
-    _check_size("the payload", request.payload, MAX_PAYLOAD)
+    _check_size("the payload", request.payload, INLINE_VALUE)
     _check_size("the metadata", request.metadata, MAX_METADATA)
     if len(request.tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in request.tags):
         raise TooLarge(f"at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters")
@@ -319,6 +352,7 @@ def run_spec(
         deployment_version=deployment.version,
         task_id=task["id"],
         payload=request.payload,
+        payload_artifact=request.payload_artifact,
         metadata=request.metadata,
         tags=tuple(sorted(set(request.tags))),
         secrets=tuple(secret["name"] for secret in task.get("secrets", ())),
@@ -347,7 +381,7 @@ def _names(scope: Scope, request: StartRequest) -> _Names:
 
 
 #: Of a start request, what the event ``opened`` says in words of its own, and what concerns that one request only.
-_SAID_ELSEWHERE = ("task", "request_id", "external_id", "expires_in", "metadata", "tags")
+_SAID_ELSEWHERE = ("task", "request_id", "external_id", "expires_in", "metadata", "tags", "payload_parts")
 
 
 def _expiry(request: StartRequest) -> str | None:
@@ -364,6 +398,8 @@ def fingerprint(request: StartRequest) -> str:
     """A digest of what was asked for, the same whenever the same start is asked for again."""
     body = msgspec.to_builtins(request)
     del body["request_id"]
-    if request.expires_in is None:  # it came later than fingerprints that are kept
-        del body["expires_in"]
+    del body["payload_parts"]
+    for late in ("expires_in", "payload_artifact"):  # they came later than fingerprints that are kept
+        if body[late] is None:
+            del body[late]
     return hashlib.sha256(msgspec.json.encode(body, order="sorted")).hexdigest()[:32]

@@ -98,6 +98,17 @@ class Consumed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seq: int = 0
 
 
+#: Bytes of JSON of a payload or an output that an event carries itself, and that they may have at all (DESIGN: limits).
+INLINE_VALUE, MAX_VALUE = 512 * 1024, 16 * 1024**2
+
+
+class ArtifactRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a value is stored that is too large for an event: its JSON, by sha-256 (hex), and how many bytes that has."""
+
+    digest: str
+    bytes: int
+
+
 class RunSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a run was started with: the ``data.spec`` of its first event, never changed afterwards. Times in seconds."""
 
@@ -108,6 +119,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     task_id: str
     turn: int = 0
     payload: Any = None
+    payload_artifact: ArtifactRef | None = None  #: where a large payload is; then ``payload`` is None
     metadata: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
     secrets: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from helmr.events import (
+    ArtifactRef,
     CancelRequest,
     ExecState,
     ExecStatus,
@@ -25,6 +26,9 @@ from helmr.events import (
     WorkspaceState,
 )
 from helmr.reducers.session import Activity, activity
+
+#: The only key of a payload that stands for a large one: with where that is.
+ELSEWHERE = "$artifact"
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +65,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: datetime | None
     active_seconds: float
     cursor: int
+    #: Where a large output is; ``runs.get`` and ``runs.wait`` fetch it into ``output``, as long as the log has the run.
+    output_artifact: ArtifactRef | None = None
 
 
 class LiveRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +91,7 @@ def run_record(project: str, environment: str, spec: RunSpec, last: RunEvent) ->
     """The run record, from what the run was started with and its latest event."""
     state: RunState = last.state
     failure = last.data.get("failure") if state.status == "failed" else None
+    elsewhere = last.data.get("output_artifact") if state.status == "succeeded" else None
     return Run(
         id=state.id,
         status=state.status,
@@ -96,7 +103,9 @@ def run_record(project: str, environment: str, spec: RunSpec, last: RunEvent) ->
         workspace_id=state.workspace_id,
         deployment_id=state.deployment_id,
         deployment_version=spec.deployment_version,
-        payload=spec.payload,
+        payload=spec.payload
+        if spec.payload_artifact is None
+        else {ELSEWHERE: msgspec.to_builtins(spec.payload_artifact)},
         output=last.data.get("output") if state.status == "succeeded" else None,
         failure=msgspec.convert(failure, Failure) if failure else None,
         metadata=state.metadata,
@@ -117,6 +126,7 @@ def run_record(project: str, environment: str, spec: RunSpec, last: RunEvent) ->
         finished_at=state.finished_at,
         active_seconds=round(state.active_seconds, 6),
         cursor=state.cursor,
+        output_artifact=msgspec.convert(elsewhere, ArtifactRef) if elsewhere else None,
     )
 
 

@@ -18,7 +18,7 @@ from bus.reader import Message
 from helmr import subjects
 from helmr.access import access_record
 from helmr.events import TERMINAL
-from helmr.models import token_record, workspace_record
+from helmr.models import ELSEWHERE, token_record, workspace_record
 from helmr.subjects import JOURNAL_KINDS, Scope
 from store.messages import (
     NO_DATA,
@@ -253,7 +253,7 @@ class Fold:
         failure = data.failure if state.status == "failed" else Raw()
         return (
             *(state.id, state.status, state.task_id, *scope, state.session_id, state.turn, state.workspace_id),
-            *(state.deployment_id, spec and spec.deployment_version, spec and text(spec.payload)),
+            *(state.deployment_id, spec and spec.deployment_version, spec and _payload(spec)),
             *(text(data.output) if succeeded else None, text(data.output_artifact) if succeeded else None),
             *(text(failure), decode_failure(failure).code if failure else None, text(state.metadata)),
             *(spec and spec.tags, spec and spec.secrets, state.max_duration, state.attempt, state.dispatch_attempt),
@@ -365,3 +365,10 @@ def restore(rows: Iterable[dict[str, Any]]) -> dict[str, OpenRun]:
         )
         for row in rows
     }
+
+
+def _payload(spec: StoredSpec) -> str | None:
+    """As the run record has it: a large one by where it is."""
+    if not spec.payload_artifact:
+        return text(spec.payload)
+    return f'{{"{ELSEWHERE}":{text(spec.payload_artifact)}}}'

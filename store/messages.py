@@ -71,6 +71,7 @@ class StoredSpec(msgspec.Struct, frozen=True, gc=False):
 
     deployment_version: str = ""
     payload: Raw = Raw()
+    payload_artifact: Raw = Raw()
     tags: list[str] = []
     secrets: list[str] = []
     ttl: float | None = None

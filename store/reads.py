@@ -30,7 +30,12 @@ _LOG_STEP = 32
 #: How much later than a run's last event its last log chunks may be stored.
 _LOG_TAIL = timedelta(minutes=10)
 
-_JSON = frozenset({"payload", "output", "failure", "metadata", "cancel_requested", "pending_wait", "index", "data"})
+_JSON = frozenset(
+    {
+        *("payload", "output", "output_artifact", "failure", "metadata", "cancel_requested", "pending_wait"),
+        *("index", "data"),
+    }
+)
 _OBJECTS = frozenset({"metadata", "index"})
 
 Cursor = duckdb.DuckDBPyConnection

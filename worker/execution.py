@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -15,7 +16,7 @@ from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
 from helmr import chunks, events, trace_ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable
-from helmr.events import Draft, Failure, FailureCode, RunEvent, RunSpec, RunState
+from helmr.events import INLINE_VALUE, ArtifactRef, Draft, Failure, FailureCode, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
 from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
@@ -25,7 +26,7 @@ from worker import run_secrets
 from worker.answers import Answers
 from worker.captures import Occasion
 from worker.conversation import Conversation, patient_writer
-from worker.engine import Machine, Process, ProcessSpec
+from worker.engine import Exited, Machine, Process, ProcessSpec
 from worker.host import is_full
 from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
@@ -43,6 +44,8 @@ T = TypeVar("T")
 _HURRY = 1.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
+#: Seconds between tries while the artifact store is away.
+_RETRY_DELAY = 1.0
 #: Events of a run that are read to execute it again: all of them.
 _ALL = 1_000_000_000
 
@@ -70,6 +73,7 @@ class Execution:
         writer = patient_writer(answers, spec, executed_before=self._executed_before)
         self.conversation = Conversation(answers, self.journal, self.pump, writer, lambda: self._end_process(0))
         self.secrets = run_secrets.NONE
+        self._payload: Any = spec.payload
         #: Whether the lease was given up and the run must be queued again.
         self.handed_back = False
         self._process: Process | None = None
@@ -175,6 +179,8 @@ class Execution:
                 if secrets is None:
                     return await self._unprepared(spec)
                 self.secrets = secrets
+            if not await self._have_payload(deadline):
+                return await self._unprepared(spec)
             return await self._use_machine(deployment, task, Needs(deployment, sandbox, self._progress), deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
@@ -203,6 +209,24 @@ class Execution:
         except Conflict:
             await self.journal.check()
             raise
+
+    async def _have_payload(self, deadline: float) -> bool:
+        """Fetch a large payload, if a new process will want it; False: a cancel or the deadline came first."""
+        if self.spec.payload_artifact is None or self._hot is not None:
+            return True
+        payload = await self._unless_cancelled(self._fetch_payload(self.spec.payload_artifact), deadline)
+        if payload is None:
+            return False
+        self._payload = msgspec.Raw(payload)
+        return True
+
+    async def _fetch_payload(self, reference: ArtifactRef) -> bytes:
+        while True:
+            try:
+                return await self.services.values.get(reference)
+            except Unavailable as error:
+                log.info("run %s: %s; again", self.run_id, error)
+                await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that the store is back
 
     async def _use_machine(
         self, deployment: Deployment, task: dict[str, Any], needs: Needs, deadline: float
@@ -280,14 +304,21 @@ class Execution:
         await self._capture()
         if exited is None:
             return Waits()
-        return judge(
-            self.conversation.said,
+        return await self._judge(exited, task, sandbox)
+
+    async def _judge(self, exited: Exited, task: dict[str, Any], sandbox: dict[str, Any]) -> Outcome:
+        """In a thread, if there is much to check: heartbeats must go on."""
+        said = self.conversation.said
+        verdict = functools.partial(
+            judge,
+            said,
             exited,
             cancel_requested=self._cancelled.is_set(),
             max_duration=self.spec.max_duration,
             memory=sandbox.get("memory"),
             schema=task.get("output_schema"),
         )
+        return await asyncio.to_thread(verdict) if said.in_parts else verdict()
 
     @property
     def _asked(self) -> bool:
@@ -352,7 +383,7 @@ class Execution:
             "module": task["module"],
             "modules": [task["module"]],
             "task_id": spec.task_id,
-            "payload": spec.payload,
+            "payload": self._payload,
             "ctx": context,
             "metadata": spec.metadata,
             "metadata_calls": recorded.metadata_calls,
@@ -390,7 +421,7 @@ class Execution:
         logs = self.pump.totals
         match outcome:
             case Succeeded():
-                data = {"output": outcome.output, "exit_code": 0, "logs": logs}
+                data = await self._output_data(outcome.output) | {"exit_code": 0, "logs": logs}
                 draft = Draft(kind="succeeded", data=data, message="succeeded", source="worker")
                 await self.journal.append(lambda _: draft)
             case Cancelled():
@@ -403,6 +434,18 @@ class Execution:
                 await self.journal.append(
                     lambda s: rules.end_attempt(s, spec, failure, at=at, exit_code=code, logs=logs)
                 )
+
+    async def _output_data(self, output: Any) -> dict[str, Any]:
+        """What the last event says of an output: the output itself, or where it is; waits while the store is away."""
+        body = msgspec.json.encode(output)
+        if len(body) <= INLINE_VALUE:
+            return {"output": output}
+        while True:
+            try:
+                return {"output_artifact": msgspec.to_builtins(await self.services.values.put(body))}
+            except Unavailable as error:
+                log.info("run %s: %s; again", self.run_id, error)
+                await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that the store is back
 
     async def _store_logs(self, tombstone: str | None) -> None:
         """Have everything written stored before the event that ends the attempt says so."""

@@ -11,15 +11,13 @@ import jsonschema
 import msgspec
 from jsonschema.exceptions import best_match
 
-from helmr.events import Failure, FailureCode
+from helmr.events import MAX_VALUE, Failure, FailureCode
 from worker.engine import Exited
 from worker.masking import Masker
 from worker.messages import Broken, Error, Result, ResultPart
 
-#: Bytes of JSON a run may return (DESIGN: limits).
-MAX_OUTPUT = 512 * 1024
 #: Characters of JSON that the pieces of an output may have: what the authoring API lets through.
-MAX_PARTS = 16 * 1024**2
+MAX_PARTS = MAX_VALUE
 #: Characters of what a failure carries.
 _MAX_MESSAGE, _MAX_TRACEBACK = 16 * 1024, 60 * 1024
 
@@ -33,6 +31,8 @@ class Said:
         self.error: Error | None = None
         #: How the task broke the protocol; nothing it says counts any more.
         self.broken: str | None = None
+        #: Whether the output came in pieces, because it is large.
+        self.in_parts = False
         self._parts: list[str] = []
         self._size = 0
 
@@ -50,6 +50,7 @@ class Said:
                 self._parts.append(data)
             case Result():
                 self.returned = True
+                self.in_parts = message.parts is not None
                 self.output = message.output if message.parts is None else self._join()
             case Error():
                 self.error = message
@@ -185,8 +186,8 @@ def _describe_exit(exited: Exited) -> str:
 
 def _check_output(output: Any, schema: Any) -> Outcome:
     size = len(msgspec.json.encode(output))
-    if size > MAX_OUTPUT:
-        message = f"the task returned {size} bytes of JSON; the limit is {MAX_OUTPUT}: write a file instead"
+    if size > MAX_VALUE:
+        message = f"the task returned {size} bytes of JSON; the limit is {MAX_VALUE}: write a file instead"
         return Failed(Failure(code="output_too_large", message=message), exit_code=0)
     if schema is not None:
         error = best_match(_validator(msgspec.json.encode(schema)).iter_errors(output))

@@ -30,6 +30,7 @@ from bus.queueing import DEFAULT_GROUP, lane_of, redispatch
 from bus.services.execs import ExecOrder, KillRequest
 from bus.services.workspaces import StopOrder
 from bus.setup import ensure_topology
+from bus.values import Values
 from bus.versions import Versions
 from helmr import events, ids, subjects
 from helmr.errors import EngineUnavailable, HelmrError, Unavailable
@@ -105,12 +106,13 @@ class Worker:
         self.dispatches: Counter[str] = Counter()
         self._started_at = events.now()
         self._beats = 0
+        versions = open_artifacts(nc, topology.VERSIONS, artifacts)
         self.machines = Machines(
             self._log,
             engine,
             Sources(open_artifacts(nc, topology.ARTIFACTS, artifacts), home / "sources"),
             self._liveness,
-            Versions(open_artifacts(nc, topology.VERSIONS, artifacts)),
+            Versions(versions),
             worker_id=self.id,
             host=info.host,
             isolated=info.isolated,
@@ -123,6 +125,7 @@ class Worker:
             deployments=self._deployments,
             machines=self.machines,
             hot=self._hot,
+            values=Values(versions),
             engine_lost=lambda _: self._engine_lost.set(),
         )
         names = (group, f"~{info.host}", f"@{self.id}")

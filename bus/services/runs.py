@@ -13,9 +13,10 @@ from bus.log import RUN, Log
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
 from bus.timers import cancel_header
+from bus.values import Page, Values
 from helmr.chunks import LogChunk
-from helmr.errors import Conflict
-from helmr.events import Draft, RunEvent, RunState
+from helmr.errors import Conflict, NotFound
+from helmr.events import ArtifactRef, Draft, RunEvent, RunState
 from helmr.explanation import Explanation
 from helmr.models import Event, Run, event_record, run_record
 from helmr.reducers import run as rules
@@ -62,6 +63,13 @@ class LogsPage(msgspec.Struct, kw_only=True):
     more: bool
 
 
+class ValueRequest(msgspec.Struct, kw_only=True):
+    """A page of a large payload or output, from ``offset`` on."""
+
+    id: str
+    offset: int = 0
+
+
 class CancelRequest(msgspec.Struct, kw_only=True):
     """End a run."""
 
@@ -73,8 +81,9 @@ class CancelRequest(msgspec.Struct, kw_only=True):
 class Runs:
     """The run service."""
 
-    def __init__(self, log: Log, presence: Presence, explainer: Explainer) -> None:
+    def __init__(self, log: Log, presence: Presence, explainer: Explainer, values: Values) -> None:
         self.log = log
+        self.values = values
         self.presence = presence
         self.explainer = explainer
 
@@ -82,6 +91,8 @@ class Runs:
         """What this service answers."""
         return [
             Endpoint("run", "get", RunRef, self.get),
+            Endpoint("run", "output", ValueRequest, self.output),
+            Endpoint("run", "payload", ValueRequest, self.payload),
             Endpoint("run", "events", EventsRequest, self.events),
             Endpoint("run", "logs", LogsRequest, self.logs),
             Endpoint("run", "explain", RunRef, self.explain),
@@ -92,6 +103,21 @@ class Runs:
         """One run, as its first and last event tell."""
         last = await self.log.present(RUN, scope, request.id)
         return run_record(*scope, spec_of(await self._first(scope, last)), last)
+
+    async def output(self, scope: Scope, request: ValueRequest) -> Page:
+        """A page of the JSON of a large output."""
+        run = await self.get(scope, RunRef(id=request.id))
+        return await self._page(run.output_artifact, request)
+
+    async def payload(self, scope: Scope, request: ValueRequest) -> Page:
+        """A page of the JSON of a large payload."""
+        spec = spec_of(await self.log.first(RUN, scope, request.id))
+        return await self._page(spec.payload_artifact, request)
+
+    async def _page(self, reference: ArtifactRef | None, request: ValueRequest) -> Page:
+        if reference is None:
+            raise NotFound(f"run {request.id} has none that is stored apart")
+        return await self.values.page(reference, max(request.offset, 0))
 
     async def explain(self, scope: Scope, request: RunRef) -> Explanation:
         """What a run is doing or why it is not, since when, and what would change that."""

@@ -36,6 +36,18 @@ class Ref(msgspec.Struct, kw_only=True):
     reason: str | None = None
 
 
+class PartRequest(msgspec.Struct, kw_only=True):
+    """Part of the JSON of a payload that is too large for one request."""
+
+    data: bytes
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """What to call a part in the start request."""
+
+    digest: str
+
+
 class Sessions:
     """The session service."""
 
@@ -50,6 +62,7 @@ class Sessions:
         """What this service answers."""
         return [
             Endpoint("session", "start", StartRequest, self.start),
+            Endpoint("session", "part", PartRequest, self.part),
             Endpoint("session", "get", Ref, self.get),
             Endpoint("session", "close", Ref, self.close),
             Endpoint("session", "cancel", Ref, self.cancel),
@@ -69,6 +82,10 @@ class Sessions:
         # Not before: the session, and its timer, may be an earlier start's. Whoever finishes a half-done start arms it, too.
         await self._arm_expiry(scope, plan.session_id, plan.opened)
         return await self._append_rest(scope, plan, opened.event)
+
+    async def part(self, _scope: Scope, request: PartRequest) -> Part:
+        """Keep part of a large payload until the start that names it, wherever that is answered."""
+        return Part(digest=(await self.planner.values.put(request.data)).digest)
 
     async def _arm_expiry(self, scope: Scope, session_id: str, state: SessionState) -> None:
         if state.expires_at is not None:

@@ -18,7 +18,7 @@ from helmr.durations import Duration, seconds
 from helmr.errors import NotFound, RunFailed, TimedOut
 from helmr.events import TERMINAL
 from helmr.explanation import Explanation, ended
-from helmr.models import Event, LiveRun, LogMatch, Run
+from helmr.models import ELSEWHERE, Event, LiveRun, LogMatch, Run
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -46,6 +46,11 @@ class _LivePage(msgspec.Struct):
     next: str | None
 
 
+class _Page(msgspec.Struct):
+    data: bytes
+    size: int
+
+
 class _LogsPage(msgspec.Struct):
     chunks: list[LogChunk]
     more: bool
@@ -68,7 +73,26 @@ class Runs:
         Raises:
             NotFound: there is no such run.
         """
-        return await self._get(await self._client.resolve("run", run_id_of(run)))
+        found = await self._get(await self._client.resolve("run", run_id_of(run)))
+        if found.output_artifact is not None:
+            output = await self._large(found.id, "output", found.output)
+            found = msgspec.structs.replace(found, output=output)
+        if isinstance(found.payload, dict) and found.payload.keys() == {ELSEWHERE}:
+            payload = await self._large(found.id, "payload", found.payload)
+            found = msgspec.structs.replace(found, payload=payload)
+        return found
+
+    async def _large(self, run_id: str, verb: str, otherwise: Any) -> Any:
+        """A value that no event could carry, page by page; once it is gone, what there is ``otherwise``."""
+        body = b""
+        try:
+            while True:
+                page = await self._wire.call("run", verb, {"id": run_id, "offset": len(body)}, _Page)
+                body += page.data
+                if len(body) >= page.size:
+                    return await asyncio.to_thread(msgspec.json.decode, body)
+        except NotFound:
+            return otherwise
 
     async def _get(self, run_id: str, *, patience: float = 0.0) -> Run:
         try:

@@ -13,15 +13,22 @@ from helmr.client.runs import RunHandle
 from helmr.client.streams import OpenSession
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
-from helmr.errors import TimedOut, Unavailable, UsageError
+from helmr.errors import TimedOut, TooLarge, Unavailable, UsageError
+from helmr.events import INLINE_VALUE, MAX_VALUE
 from helmr.models import Session
 from helmr.models import Started as StartedRecord
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
 
+#: Bytes of a large payload sent at a time; base64 makes them a third larger, and external servers take 1 MiB by default.
+_PART = 512 * 1024
 #: Tries of one start, with the same request id: completing it twice is the server's business to prevent.
 _TRIES = 3
+
+
+class _Part(msgspec.Struct):
+    digest: str
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,13 +71,14 @@ class Sessions:
 
         Raises:
             NotFound: nothing is deployed, or no such task.
+            TooLarge: the payload exceeds 16 MiB of JSON.
             PayloadInvalid: the payload does not fit the task's schema; no run was created.
             Conflict: the external id belongs to a different start.
         """
         body = {
             "task": task if isinstance(task, str) else task.id,
             "request_id": ids.new("req"),
-            "payload": _builtins(payload),
+            **await self._payload(_builtins(payload)),
             "external_id": external_id,
             "workspace": None if workspace is None else await self._client.resolve("workspace", workspace),
             "queue": queue,
@@ -85,6 +93,20 @@ class Sessions:
         record = await self._start(body)
         run = self._client.runs.handle(record.run)
         return Started(session=record.session, run=run, reused=record.reused)
+
+    async def _payload(self, payload: Any) -> dict[str, Any]:
+        """How the request says what the payload is: itself, or the parts that were sent before."""
+        body = msgspec.json.encode(payload)
+        if len(body) <= INLINE_VALUE:
+            return {"payload": payload}
+        if len(body) > MAX_VALUE:
+            raise TooLarge(
+                f"the payload is {len(body)} bytes of JSON; the limit is {MAX_VALUE}",
+                hint="pass a reference to the data instead",
+            )
+        parts = [body[at : at + _PART] for at in range(0, len(body), _PART)]
+        sent = [await self._wire.call("session", "part", {"data": part}, _Part, timeout=60) for part in parts]
+        return {"payload_parts": [each.digest for each in sent]}
 
     async def _start(self, body: dict[str, Any]) -> StartedRecord:
         for left in reversed(range(_TRIES)):

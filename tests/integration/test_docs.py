@@ -21,13 +21,13 @@ from bus.services import secrets
 from cli import secret
 from cli.main import helmr as command_line
 from cli.options import Command, Flags
-from helmr import declarations, durations, indexing, logger, metadata, project, streams, tasks
-from helmr.guest import failures, journal, outbox
+from helmr import declarations, durations, events, indexing, logger, metadata, project, streams, tasks
+from helmr.guest import failures, journal, outbox, runner
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from store import question, sandboxes
 from tests.integration.platform import Platform
-from worker import container_spec, images, log_pump, machines, masking, outcome, process_engine
+from worker import container_spec, images, log_pump, machines, masking, process_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -156,8 +156,9 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 #: Rows of the tables of limits and times, by how they begin, and what they say, as the code has it.
 ROWS: list[tuple[str, str, float]] = [
-    ("payload", "512 KiB", starts.MAX_PAYLOAD / KIB),
-    ("output", "512 KiB", outcome.MAX_OUTPUT / KIB),
+    ("payload, output", "16 MiB", events.MAX_VALUE / MIB),
+    ("payload, output", "512 KiB", events.INLINE_VALUE / KIB),
+    ("payload, output", "16 MiB", runner.OUTPUT_LIMIT / MIB),
     ("metadata of a run", "256 KiB", metadata.LIMIT / KIB),
     ("metadata of a run", "256 KiB", starts.MAX_METADATA / KIB),
     ("tags", "10,", starts.MAX_TAGS),

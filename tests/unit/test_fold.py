@@ -10,6 +10,7 @@ import pytest
 
 from bus.reader import Message
 from helmr import chunks, subjects
+from helmr.events import ArtifactRef
 from helmr.models import Deployment, Run
 from store import tables
 from store.fold import Fold, OpenRun, restore
@@ -42,7 +43,7 @@ def latest(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def as_run(row: dict[str, Any]) -> Run:
     """The record of a stored row, by the names of its columns alone."""
     values = {name: row[name] for name in Run.__struct_fields__}
-    for name in ("payload", "output", "failure", "metadata", "cancel_requested", "pending_wait"):
+    for name in ("payload", "output", "output_artifact", "failure", "metadata", "cancel_requested", "pending_wait"):
         values[name] = msgspec.json.decode(values[name]) if values[name] is not None else None
     return msgspec.convert(values, Run, strict=False)
 
@@ -52,6 +53,16 @@ def as_run(row: dict[str, Any]) -> Run:
 def test_a_run_row_is_the_run_record(life: Life, batches: int) -> None:
     rows = fold(messages(life.published()), batches)
     assert as_run(latest(rows["runs_live"])) == life.record
+
+
+def test_the_row_of_a_run_with_large_values_has_the_references() -> None:
+    reference = ArtifactRef(digest="ab" * 32, bytes=600_000)
+    end = {"output_artifact": msgspec.to_builtins(reference), "exit_code": 0, "logs": {}}
+    life = Life(payload=None, payload_artifact=reference).queued().leased().add("succeeded", end)
+    record = as_run(latest(fold(messages(life.published()), 1)["runs_live"]))
+    assert record == life.record
+    assert (record.output, record.output_artifact) == (None, reference)
+    assert record.payload == {"$artifact": {"digest": "ab" * 32, "bytes": 600_000}}
 
 
 @pytest.mark.parametrize("life", lives(8), ids=lambda life: life.events[-1].kind)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from helmr.events import MAX_VALUE
 from worker import messages
 from worker.engine import Exited
 from worker.messages import Broken
-from worker.outcome import MAX_OUTPUT, MAX_PARTS, Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge, loss
+from worker.outcome import MAX_PARTS, Cancelled, Failed, Lost, Outcome, Said, Succeeded, judge, loss
 
 _RETURNED: dict[str, Any] = {"op": "result", "output": {"n": 1}}
 _ERROR: dict[str, Any] = {"op": "error", "code": "task_error", "type": "ValueError", "message": "no", "traceback": "…"}
@@ -54,7 +55,7 @@ def test_running_out_of_memory_names_the_limit() -> None:
         ([_RETURNED], Exited(exit_code=1), "task_exit"),
         ([_RETURNED], Exited(signal=9, cause="deadline"), "max_duration"),
         ([_RETURNED], Exited(exit_code=0, cause="deadline"), "max_duration"),
-        ([{"op": "result", "output": "x" * MAX_OUTPUT}], Exited(exit_code=0), "output_too_large"),
+        ([{"op": "result", "output": "x" * MAX_VALUE}], Exited(exit_code=0), "output_too_large"),
     ],
 )
 def test_a_failure_has_its_code(bodies: list[dict[str, Any]], exited: Exited, code: str) -> None:

@@ -10,6 +10,7 @@ from bus import starts
 from bus.starts import StartRequest
 from helmr import events, ids
 from helmr.errors import HelmrError, NotFound, PayloadInvalid, TooLarge, UsageError
+from helmr.events import INLINE_VALUE
 from helmr.models import Deployment
 
 _TASKS: list[dict[str, Any]] = [
@@ -55,9 +56,9 @@ def _request(**changes: Any) -> StartRequest:
     ("changes", "error"),
     [
         ({}, None),
-        ({"payload": "x" * (starts.MAX_PAYLOAD - 2)}, None),
-        ({"payload": "x" * (starts.MAX_PAYLOAD - 1)}, TooLarge),
-        ({"payload": "ä" * (starts.MAX_PAYLOAD // 2)}, TooLarge),
+        ({"payload": "x" * (INLINE_VALUE - 2)}, None),
+        ({"payload": "x" * (INLINE_VALUE - 1)}, TooLarge),
+        ({"payload": "ä" * (INLINE_VALUE // 2)}, TooLarge),
         ({"metadata": {"a": "x" * starts.MAX_METADATA}}, TooLarge),
         ({"tags": ["t" * 128] * 10}, None),
         ({"tags": ["t"] * 11}, TooLarge),
