@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINES = ["docker", "process"]
+#: Containers that are kept ready, unless told otherwise; each holds some 25 MB.
+_POOL = 4
 #: Seconds that runs get to end after the first signal, unless told otherwise.
 DRAIN = 30.0
 #: Seconds after a third signal in which the machines must be gone.
@@ -64,6 +66,13 @@ def default_slots() -> int:
     help="docker: a container for each workspace; process: plain processes, isolating nothing.",
 )
 @click.option("--slots", type=click.IntRange(1, 1000), help="Runs at a time; default: two for each processor.")
+@click.option(
+    "--pool",
+    type=click.IntRange(0, 100),
+    metavar="N",
+    envvar="HELMR_POOL",
+    help="Containers started ahead, at most, of the kinds that were wanted lately; default: the slots, at most 4.",
+)
 @click.option("--group", default="default", show_default=True, help="The group whose queue it works on.")
 @click.option(
     "--drain",
@@ -79,13 +88,15 @@ def default_slots() -> int:
     help="Serve metrics to Prometheus there; without a host, on 127.0.0.1. Needs helmr[metrics].",
 )
 @click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
-def worker(engine: str, *, slots: int | None, metrics: str | None, **options: Any) -> None:
+def worker(engine: str, *, slots: int | None, pool: int | None, metrics: str | None, **options: Any) -> None:
     """Run a worker until SIGINT or SIGTERM.
 
     Then it takes nothing new, lets its runs end for a while, and hands back to the queue what is left. A second signal hands
     back at once, a third one ends the worker on the spot.
     """
-    asyncio.run(_run(flags(), engine, slots=slots or default_slots(), metrics=metrics, **options))
+    slots = slots or default_slots()
+    pool = min(slots, _POOL) if pool is None else pool
+    asyncio.run(_run(flags(), engine, slots=slots, pool=pool, metrics=metrics, **options))
 
 
 async def _run(
@@ -93,6 +104,7 @@ async def _run(
     engine_name: str,
     *,
     slots: int,
+    pool: int,
     group: str,
     drain: float,
     metrics: str | None,
@@ -110,7 +122,7 @@ async def _run(
     stop.listen()
     settings = given.settings()
     home = ensure_home(settings.home)
-    engine = _engine(engine_name, home)
+    engine = _engine(engine_name, home, pool)
     info = await engine.check()
     url = settings.url or local.find(home)
     engine.guard(endpoints(url))
@@ -146,14 +158,14 @@ async def _metrics_of(worker: Worker, address: Address | None) -> AsyncIterator[
         yield
 
 
-def _engine(name: str, home: Path) -> Engine:
+def _engine(name: str, home: Path, pool: int) -> Engine:
     if name == "process":
         from worker.process_engine import ProcessEngine
 
         return ProcessEngine(home)
     from worker.docker_engine import DockerEngine
 
-    return DockerEngine(home)
+    return DockerEngine(home, pool=pool)
 
 
 async def _work(

@@ -29,7 +29,16 @@ from worker.egress_rules import Neighbourhood, Rules
 from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
 from worker.host import host_id, writing
 from worker.images import Images
-from worker.machine_folder import MachineFolder, library, remove_files, sweep, workspace_files
+from worker.machine_folder import (
+    MachineFolder,
+    library,
+    marks,
+    remove_files,
+    rename_unless_there,
+    sweep,
+    workspace_files,
+)
+from worker.pool import Pool
 
 #: Seconds from the start of a container until its supervisor must have answered; 0.05 on a quiet machine.
 READY_TIMEOUT = 30.0
@@ -58,7 +67,13 @@ class DockerMachine:
         self._channel = channel
         self._egress = egress
         self.folder = folder
+        self._adopted = False
         self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has ended."""
+        return bool(self._channel.lost)
 
     @property
     def folder_name(self) -> str:
@@ -71,7 +86,23 @@ class DockerMachine:
 
     async def start(self, spec: ProcessSpec) -> ChannelProcess:
         """Start a process tree; see :meth:`worker.engine.Machine.start`."""
+        if self._adopted:
+            # Its supervisor was started before anybody knew whose it would be.
+            env = {"HELMR_WORKSPACE_ID": self.workspace_id, **spec.env}
+            spec = msgspec.structs.replace(spec, env=env)
         return await self._channel.start(spec)
+
+    def adopt(self, workspace_id: str, files: Path, claim: int) -> bool:
+        """Make a machine that is nobody's the workspace's, its empty folder the one at ``files``; False if there is one."""
+        self.folder.mark(workspace_id, claim)
+        try:
+            files.parent.mkdir(parents=True, exist_ok=True)
+            rename_unless_there(self.folder.files, files)  # what is mounted is the folder, by whatever name
+        except OSError:
+            return False
+        self._adopted = True
+        self.workspace_id = workspace_id
+        return True
 
     async def stop(self, grace: float = 2.0) -> None:
         """End every process and the container; the files stay."""
@@ -103,7 +134,7 @@ class DockerEngine:
 
     name = "docker"
 
-    def __init__(self, home: Path, neighbourhood: Neighbourhood | None = None) -> None:
+    def __init__(self, home: Path, neighbourhood: Neighbourhood | None = None, *, pool: int = 0) -> None:
         self._home = home.absolute()
         self._neighbourhood = neighbourhood or Neighbourhood.of()
         self._api = DockerApi()
@@ -112,6 +143,7 @@ class DockerEngine:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._facts: dict[str, Any] = {}
         self._library: Path | None = None
+        self._pool: Pool[DockerMachine] = Pool(self._make, pool)
 
     @functools.cached_property
     def install(self) -> str:
@@ -162,23 +194,40 @@ class DockerEngine:
             Unavailable: another container has them, under a later claim.
         """
         async with self._locks[spec.workspace_id]:
-            await self._clear(spec.workspace_id, claim=spec.claim)
-            name = f"helmr-{spec.workspace_id}-{ids.new('m')[-8:]}"
-            folder = MachineFolder(self._home, name.rpartition("-")[2])
-            try:
-                ref = await self._start(spec, name, folder)
-                channel = await self._greet(spec, ref, folder)
-                egress = await self._let_out(spec, folder)
-            except BaseException as error:
-                # By name: a creation that timed out may have happened all the same.
-                try:
-                    await asyncio.shield(self._undo(name, folder))
-                except HelmrError as failure:
-                    error.add_note(f"the container {name} may be left: {failure.message}")
-                raise
-            machine = DockerMachine(self, spec.workspace_id, ref, channel=channel, folder=folder, egress=egress)
+            machine = await self._adopt(spec)
+            if machine is None:
+                await self._clear(spec.workspace_id, claim=spec.claim)
+                machine = await self._make(spec)
             self._machines[spec.workspace_id] = machine
             return machine
+
+    async def _adopt(self, spec: MachineSpec) -> DockerMachine | None:
+        """A machine that was started ahead, for a workspace that has no files here and so no container either."""
+        files = workspace_files(self._home, spec.workspace_id)
+        if files.exists() or spec.labels:
+            return None
+        machine = self._pool.take(spec)
+        if machine is None or machine.adopt(spec.workspace_id, files, spec.claim):
+            return machine
+        await machine.stop(0)
+        return None
+
+    async def _make(self, spec: MachineSpec) -> DockerMachine:
+        """A new container: the workspace's, or nobody's yet."""
+        name = f"helmr-{spec.workspace_id or 'pool'}-{ids.new('m')[-8:]}"
+        folder = MachineFolder(self._home, name.rpartition("-")[2])
+        try:
+            ref = await self._start(spec, name, folder)
+            channel = await self._greet(spec, ref, folder)
+            egress = await self._let_out(spec, folder)
+        except BaseException as error:
+            # By name: a creation that timed out may have happened all the same.
+            try:
+                await asyncio.shield(self._undo(name, folder))
+            except HelmrError as failure:
+                error.add_note(f"the container {name} may be left: {failure.message}")
+            raise
+        return DockerMachine(self, spec.workspace_id, ref, channel=channel, folder=folder, egress=egress)
 
     async def delete(self, workspace_id: str) -> None:
         """Remove the workspace's containers and its files."""
@@ -206,6 +255,7 @@ class DockerEngine:
         """Stop every machine of this engine, then let go of the engine itself."""
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._pool.close())
                 for machine in list(self._machines.values()):
                     group.create_task(machine.stop())
         finally:
@@ -265,11 +315,19 @@ class DockerEngine:
         machine = self._machines.get(workspace_id)
         if machine is not None:
             await machine.stop(0)
-        found = await self._list({INSTALL: self.install, WORKSPACE: workspace_id})
-        if any(int(item["Labels"].get(CLAIM, 0)) > claim for item in found):
+        found = {
+            item["Id"]: int(item["Labels"].get(CLAIM, 0))
+            for item in await self._list({INSTALL: self.install, WORKSPACE: workspace_id})
+        }
+        adopted = await asyncio.to_thread(marks, self._home, workspace_id)
+        if adopted:
+            for item in await self._list({INSTALL: self.install, WORKSPACE: ""}):
+                name = item["Names"][0].rpartition("-")[2]
+                found |= {item["Id"]: adopted[name]} if name in adopted else {}
+        if any(theirs > claim for theirs in found.values()):
             raise superseded(workspace_id)
-        for item in found:
-            await self.remove(item["Id"])
+        for ref in found:
+            await self.remove(ref)
 
     async def _list(self, labels: dict[str, str]) -> list[dict[str, Any]]:
         filters = {"label": [f"{name}={value}" for name, value in labels.items()]}
@@ -283,7 +341,7 @@ class DockerEngine:
             if self._library is None:
                 self._library = await asyncio.to_thread(library, self._home)
             folder.create()
-            files = workspace_files(self._home, spec.workspace_id)
+            files = workspace_files(self._home, spec.workspace_id) if spec.workspace_id else folder.files
             files.mkdir(parents=True, exist_ok=True)
         host = HostSide(
             install=self.install,

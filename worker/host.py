@@ -1,4 +1,4 @@
-"""Which machine a workspace's files are on: an identity that outlives workers, kept in a file of ``HELMR_HOME``."""
+"""The machine that a worker runs on: its identity, which outlives workers, and whether it has room."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 from helmr import ids
 from helmr.errors import HelmrError
+
+#: Part of the machine's memory that must be available for anything to be kept ready.
+_MEMORY_RESERVE = 0.1
 
 
 @contextlib.contextmanager
@@ -65,3 +68,13 @@ def _read_or_create(home: Path) -> str:
     finally:
         draft.unlink()
     return path.read_text().strip()
+
+
+def memory_is_short() -> bool:
+    """Whether this machine has little memory left; unknown is no."""
+    try:
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        total, available = (int(facts[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return False
+    return available < total * _MEMORY_RESERVE

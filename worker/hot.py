@@ -12,12 +12,12 @@ import contextlib
 import logging
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 from helmr.errors import Conflict, HelmrError
 from helmr.events import RunSpec
 from helmr.subjects import Scope
 from worker.engine import Machine, Process
+from worker.host import memory_is_short
 from worker.machines import Machines
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 MAX_PARK_AFTER = 86_400.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
-#: Part of the machine's memory that must be available for processes to be kept.
-_MEMORY_RESERVE = 0.1
 
 
 @dataclass(kw_only=True)
@@ -91,7 +89,7 @@ class HotRuns:
     def _due(self) -> list[HotRun]:
         oldest = sorted(self._runs.values(), key=lambda run: run.park_at)
         surplus = max(len(oldest) - self._limit, 0)
-        if self._closed or (oldest and _memory_is_short()):
+        if self._closed or (oldest and memory_is_short()):
             surplus = len(oldest)
         now = asyncio.get_running_loop().time()
         return [run for number, run in enumerate(oldest) if run.park_at <= now or number < surplus]
@@ -132,13 +130,3 @@ async def discard(process: Process) -> None:
                 pass
     except (HelmrError, TimeoutError) as error:
         log.warning("process %s: %s", process.id, error)
-
-
-def _memory_is_short() -> bool:
-    """Whether this machine has little memory left; unknown is no."""
-    try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        total, available = (int(facts[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        return False
-    return available < total * _MEMORY_RESERVE

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import compileall
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
@@ -21,6 +22,9 @@ from helmr.errors import Unavailable, UsageError
 
 #: The longest path a unix socket can have on Linux, its closing zero byte included.
 _SOCKET_PATH_LIMIT = 108
+_MARK = "workspace"
+#: AT_FDCWD and RENAME_NOREPLACE of Linux, where containers are.
+_HERE, _NO_REPLACE = -100, 1
 #: Seconds for which a folder without a container counts as one that is just being made.
 _NEW = 300.0
 
@@ -32,6 +36,7 @@ class MachineFolder:
         self.path = home / "machines" / name
         self.run = self.path / "run"
         self.sources = self.path / "sources"
+        self.files = self.path / "files"  #: of a machine that is nobody's yet: what will be the workspace's files
         self._descriptor = -1
 
     def create(self) -> None:
@@ -75,9 +80,13 @@ class MachineFolder:
             shutil.copytree(tree, draft, symlinks=True, copy_function=_readable_copy, dirs_exist_ok=True)
             for folder, _, _ in os.walk(draft):
                 Path(folder).chmod(0o755)
-            _rename_unless_there(draft, self.sources / name)
+            _put_in_place(draft, self.sources / name)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+    def mark(self, workspace_id: str, claim: int) -> None:
+        """Say whose the machine is now: what its container's labels cannot say, because they were given before."""
+        (self.path / _MARK).write_text(f"{workspace_id} {claim}")
 
     def remove(self) -> None:
         """Delete the folders; doing it twice is fine."""
@@ -85,6 +94,17 @@ class MachineFolder:
             os.close(self._descriptor)
             self._descriptor = -1
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def marks(home: Path, workspace_id: str) -> dict[str, int]:
+    """The folders of machines that were made a workspace's after their start, each with the claim that was under."""
+    found = {}
+    for path in (home / "machines").glob(f"*/{_MARK}"):
+        with contextlib.suppress(OSError, ValueError):  # just being removed, or written
+            owner, claim = path.read_text().split()
+            if owner == workspace_id:
+                found[path.parent.name] = int(claim)
+    return found
 
 
 def workspace_files(home: Path, workspace_id: str) -> Path:
@@ -140,12 +160,24 @@ def _install(package: Path, files: list[Path], folder: Path) -> None:
         compileall.compile_dir(draft / "helmr", quiet=2, stripdir=draft, prependdir="/helmr/lib")
         for parent, _, _ in os.walk(draft):
             Path(parent).chmod(0o755)
-        _rename_unless_there(draft, folder)
+        _put_in_place(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _rename_unless_there(draft: Path, target: Path) -> None:
+def rename_unless_there(source: Path, target: Path) -> None:
+    """Rename a folder, in one step that never takes the place of anything, not even of an empty folder.
+
+    Raises:
+        OSError: something has the name already, or the file system cannot do that.
+    """
+    rename = ctypes.CDLL(None, use_errno=True).renameat2
+    if rename(_HERE, os.fsencode(source), _HERE, os.fsencode(target), _NO_REPLACE) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(target))
+
+
+def _put_in_place(draft: Path, target: Path) -> None:
     try:
         draft.rename(target)
     except OSError:
