@@ -58,6 +58,8 @@ class StreamWriter:
         self._run_id = run_id
         self._look_back = look_back
         self._ends: dict[str, tuple[int, int]] = {}
+        #: By stream, the message after which somebody else wrote: another worker that executes this run, perhaps.
+        self._overtaken: dict[str, int] = {}
 
     async def append(
         self, stream: str, data: Any, correlation_id: str | None = None, *, number: str | None = None
@@ -101,8 +103,9 @@ class StreamWriter:
 
     async def _try(self, subject: str, draft: StreamRecord) -> StreamRecord | None:
         """The record as stored, or None when somebody else was first."""
-        if draft.stream not in self._ends and self._look_back:
-            found = await self._find(subject, draft.id)
+        since = self._overtaken.get(draft.stream, 0 if self._look_back else None)
+        if draft.stream not in self._ends and since is not None:
+            found = await self._find(subject, draft.id, since)
             if found is not None:
                 return found
         end = self._ends.get(draft.stream) or await end_of(self._js, subject)
@@ -110,12 +113,13 @@ class StreamWriter:
         stored = await publish(self._js, subject, record, end[0])
         if stored is None:
             self._ends.pop(draft.stream, None)
+            self._overtaken[draft.stream] = end[0]
             return None
         self._ends[draft.stream] = (stored.seq, stored.record.sequence)
         return stored.record
 
-    async def _find(self, subject: str, record_id: str) -> StreamRecord | None:
-        async for seq, record in records(self._js, subject):
+    async def _find(self, subject: str, record_id: str, since: int) -> StreamRecord | None:
+        async for seq, record in records(self._js, subject, after=since):
             self._ends[record.stream] = (seq, record.sequence)
             if record.id == record_id:
                 return record

@@ -127,7 +127,10 @@ def _post(url: str, data: Any) -> int:
 
 def files(platform: Platform, run: Run) -> Path:
     """The folder of a run's workspace, as the host has it; of whichever engine's home."""
-    found = list(platform.home.glob(f"**/workspaces/{run.workspace_id}"))
+    # One of these; a search through all folders would run into those that just vanish.
+    found = [
+        path for base in ("", "engine/") if (path := platform.home / f"{base}workspaces" / run.workspace_id).exists()
+    ]
     assert len(found) == 1
     return found[0]
 

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import os
 import re
-import signal
 import struct
 import sys
 import termios
@@ -79,7 +78,6 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it, and so would the program
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

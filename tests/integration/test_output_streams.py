@@ -144,6 +144,21 @@ async def test_what_an_earlier_execution_stored_is_found_wherever_it_stands(nc: 
     ]
 
 
+async def test_a_worker_that_lost_its_run_unawares_stores_nothing_twice(nc: Nats) -> None:
+    """Both write: the former holder, which does not know yet that it is none, and its successor, which is quicker."""
+    await ensure_topology(nc)
+    js = nc.jetstream()
+    former, successor = (StreamWriter(js, _SCOPE, "ses_1", "run_1", look_back=back) for back in (False, True))
+    for number in range(3):
+        await former.append("report", number, number=str(number))
+    for number in range(6):
+        await successor.append("report", number, number=str(number))
+    told = [(await former.append("report", number, number=str(number))).sequence for number in range(3, 8)]
+    assert told == [4, 5, 6, 7, 8]
+    assert (await successor.append("report", 6, number="6")).sequence == 7
+    assert [record.data for record in await _records(nc, _SCOPE, "ses_1")] == list(range(8))
+
+
 async def test_the_writer_refuses_what_nobody_could_store(nc: Nats) -> None:
     await ensure_topology(nc)
     writer = StreamWriter(nc.jetstream(), _SCOPE, "ses_1", "run_1")
