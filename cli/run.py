@@ -11,6 +11,7 @@ from cli.follow import LogPrinter, conclude, fail_unless_succeeded, goes_on, sti
 from cli.options import DURATION, Choice, Group, ask, flags, interrupted
 from cli.output import age, compact, json_line, json_value, line, moment, note, record, span, table, to_json, working
 from cli.references import RUN, SESSION, TASK
+from cli.timings import Timing, timings
 from helmr.errors import TimedOut
 from helmr.events import Wait
 from helmr.models import Event, Run
@@ -61,10 +62,36 @@ def _wait(wait: Wait) -> str:
 
 @run.command()
 @click.argument("run_id", metavar="RUN", type=RUN)
-def get(run_id: str) -> None:
-    """Show a run."""
+@click.option("--timings", "timed", is_flag=True, help="Show where its time went instead, stage by stage.")
+def get(run_id: str, *, timed: bool) -> None:
+    """Show a run.
 
-    _show(ask(lambda client: client.runs.get(run_id)))
+    Examples:
+
+    \b
+      helmr run get @last
+      helmr run get @last --timings
+    """
+    if timed:
+        _show_timings(ask(lambda client: _timings(client, run_id)))
+    else:
+        _show(ask(lambda client: client.runs.get(run_id)))
+
+
+async def _timings(client: AsyncClient, run_id: str) -> list[Timing]:
+    resolved = await client.resolve("run", run_id)
+    found: list[Event] = []
+    while page := await client.runs.events.list(resolved, after=found[-1].cursor if found else 0):
+        found += page
+    return timings(found)
+
+
+def _show_timings(found: list[Timing]) -> None:
+    if flags().json:
+        json_value(found)
+        return
+    rows = [(each.stage, f"{each.at * 1000:.1f}", f"{each.seconds * 1000:.1f}", each.attempt) for each in found]
+    table(("STAGE", "AT MS", "TOOK MS", "ATTEMPT"), rows)
 
 
 @run.command()

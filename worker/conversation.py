@@ -21,6 +21,7 @@ from worker.log_pump import LogPump
 from worker.masking import MaskedStream, Masker
 from worker.outcome import Said
 from worker.run_journal import RunJournal
+from worker.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Conversation:
         journal: RunJournal,
         pump: LogPump,
         writer: StreamWriter,
+        *,
+        stages: Stages,
         end: Callable[[], Awaitable[None]],
     ) -> None:
         self.said = Said()
@@ -44,6 +47,7 @@ class Conversation:
         self._pump = pump
         self._writer = writer
         self._end = end
+        self._stages = stages
 
     async def listen(self, running: HotRun, hot: HotRuns, masker: Masker) -> Exited | None:
         """Carry what the process says, without secrets, until its end. None: the run waits, and ``hot`` has its process."""
@@ -108,7 +112,10 @@ class Conversation:
         match message:
             case messages.Started():
                 self.began = True
-                await self._journal.put(Draft(kind="started", message="the task's code begins", source="worker"))
+                self._stages.over("process")
+                taken: dict[str, Any] = {"stages": self._stages.seconds()}
+                begins = Draft(kind="started", data=taken, message="the task's code begins", source="worker")
+                await self._journal.put(begins)
             case messages.LogLine():
                 fields = msgspec.to_builtins(message)
                 del fields["op"]

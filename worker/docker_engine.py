@@ -67,7 +67,7 @@ class DockerMachine:
         self._channel = channel
         self._egress = egress
         self.folder = folder
-        self._adopted = False
+        self.adopted = False
         self._stopping: asyncio.Task[None] | None = None
 
     @property
@@ -86,7 +86,7 @@ class DockerMachine:
 
     async def start(self, spec: ProcessSpec) -> ChannelProcess:
         """Start a process tree; see :meth:`worker.engine.Machine.start`."""
-        if self._adopted:
+        if self.adopted:
             # Its supervisor was started before anybody knew whose it would be.
             env = {"HELMR_WORKSPACE_ID": self.workspace_id, **spec.env}
             spec = msgspec.structs.replace(spec, env=env)
@@ -100,7 +100,7 @@ class DockerMachine:
             rename_unless_there(self.folder.files, files)  # what is mounted is the folder, by whatever name
         except OSError:
             return False
-        self._adopted = True
+        self.adopted = True
         self.workspace_id = workspace_id
         return True
 

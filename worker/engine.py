@@ -207,6 +207,8 @@ class Machine(Protocol):
     workspace_id: str
     #: The container's id, or the supervisor's pid, for people and for the event log.
     ref: str
+    #: Whether it was started ahead, and became the workspace's afterwards.
+    adopted: bool
 
     async def put_source(self, name: str, tree: Path) -> None:
         """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""

@@ -35,6 +35,7 @@ from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, j
 from worker.run_journal import Fenced, RunJournal
 from worker.run_secrets import RunSecrets, SecretMissing
 from worker.services import Services
+from worker.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,10 @@ class Execution:
         )
         answers = Answers(services.log, scope, self.run_id, spec, self.journal)
         writer = patient_writer(answers, spec, executed_before=self._executed_before)
-        self.conversation = Conversation(answers, self.journal, self.pump, writer, lambda: self._end_process(0))
+        self._stages = Stages()
+        self.conversation = Conversation(
+            answers, self.journal, self.pump, writer, end=lambda: self._end_process(0), stages=self._stages
+        )
         self.secrets = run_secrets.NONE
         self._payload: Any = spec.payload
         #: Whether the lease was given up and the run must be queued again.
@@ -179,9 +183,11 @@ class Execution:
                 if secrets is None:
                     return await self._unprepared(spec)
                 self.secrets = secrets
+                self._stages.over("secrets")
             if not await self._have_payload(deadline):
                 return await self._unprepared(spec)
-            return await self._use_machine(deployment, task, Needs(deployment, sandbox, self._progress), deadline)
+            needs = Needs(deployment, sandbox, self._progress, self._stages.over)
+            return await self._use_machine(deployment, task, needs, deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
         except Unavailable as error:

@@ -54,6 +54,8 @@ class Needs(NamedTuple):
     deployment: Deployment
     sandbox: dict[str, Any]
     progress: Callable[[str], None]
+    #: Told the name of each step of the preparation when it is over.
+    over: Callable[[str], None] = lambda _: None
 
 
 class _Entry:
@@ -128,6 +130,7 @@ class Machines:
                 if digest not in entry.sources:
                     await machine.put_source(digest, await self._sources.tree(needs.deployment))
                     entry.sources.add(digest)
+                    needs.over("source")
             yield machine
         finally:
             entry.users -= 1
@@ -215,11 +218,15 @@ class Machines:
         state = await self._claim(scope, workspace_id)
         claim = state.cursor
         entry.confirmed = asyncio.get_running_loop().time()
+        needs.over("claim")
         try:
             entry.record = await self._checkouts.ready(state, needs.progress)
+            needs.over("files")
             image = await self._engine.ensure_image(await self._image(needs), needs.progress)
+            needs.over("image")
             entry.sources.clear()
             entry.machine = await self._engine.materialize(self._spec(workspace_id, claim, image, needs.sandbox))
+            needs.over("adoption" if entry.machine.adopted else "container")
         except BaseException as error:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise

@@ -62,6 +62,7 @@ class ProcessMachine:
     ) -> None:
         self.workspace_id = spec.workspace_id
         self.ref = str(process.pid)
+        self.adopted = False
         self._process = process
         self._channel = channel
         self.folder = folder

@@ -1,0 +1,69 @@
+"""Where the time of a run went, as the worker measures it and as people are shown it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cli.timings import timings
+from helmr.models import Event
+from worker.stages import Stages
+
+AT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+
+
+def _event(kind: str, seconds: float, *, attempt: int | None = 1, **data: Any) -> Event:
+    return Event(
+        cursor=int(seconds * 1000) + 1,
+        id=f"evt_{kind}",
+        run_id="run_1",
+        kind=kind,
+        at=AT + timedelta(seconds=seconds),
+        attempt=attempt,
+        dispatch_attempt=1,
+        source="worker",
+        message="",
+        data=data,
+    )
+
+
+def test_steps_are_timed_one_after_the_other() -> None:
+    now = iter((10.0, 10.5, 10.75, 11.0))
+    stages = Stages(lambda: next(now))
+    for name in ("claim", "container", "claim"):
+        stages.over(name)
+    assert stages.seconds() == {"claim": 0.75, "container": 0.25}
+
+
+def test_a_run_is_cut_into_stages() -> None:
+    events = [
+        _event("held", 0, attempt=None),
+        _event("queued", 2, attempt=None),
+        _event("leased", 2.5),
+        _event("started", 3, stages={"claim": 0.1, "container": 0.3}),
+        _event("metadata", 3.1),
+        _event("waiting", 4),
+        _event("wait_completed", 10),
+        _event("queued", 10.5),
+        _event("leased", 11),
+        _event("succeeded", 12),
+    ]
+    found = timings(events)
+    assert [(each.stage, each.at, each.seconds) for each in found] == [
+        ("held", 0, 2),
+        ("queued", 2, 0.5),
+        ("preparing", 2.5, 0.5),
+        ("preparing.claim", 2.5, 0.1),
+        ("preparing.container", 2.6, 0.3),
+        ("running", 3, 1),
+        ("waiting", 4, 6),
+        ("woken", 10, 0.5),
+        ("queued", 10.5, 0.5),
+        ("running", 11, 1),
+    ]
+    assert [each.attempt for each in found[:3]] == [None, 1, 1]
+
+
+def test_what_lasts_is_left_out() -> None:
+    assert timings([]) == []
+    assert timings([_event("queued", 0)]) == []
