@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,9 @@ _MILESTONES = frozenset(RUN_KINDS) - JOURNAL_KINDS - {"started"}
 @click.option(
     "--http", metavar="[HOST:]PORT", help="Serve tokens and streams over HTTP there: see `helmr server --help`."
 )
-def dev(folder: Path | None, engine: str, slots: int | None, http: str | None) -> None:
+@click.option("--metrics", metavar="[HOST:]PORT", help="Serve the server's metrics to Prometheus there, likewise.")
+@click.option("--otlp", metavar="URL", help="Tell an OpenTelemetry collector there of every run that ends, likewise.")
+def dev(folder: Path | None, engine: str, slots: int | None, **server: str | None) -> None:
     """Run everything on this machine: NATS, control, the projector and a worker; deploy DIR whenever its files change.
 
     DIR is a task project; default: the one at or above this folder. Ctrl-C stops everything, a second one at once; the
@@ -60,7 +63,8 @@ def dev(folder: Path | None, engine: str, slots: int | None, http: str | None) -
     """
     given = flags()
     settings = given.settings(folder)
-    hurried = asyncio.run(_Dev(given, settings, settings.require_root(), engine, slots, http=http).run())
+    made = _Dev(given, settings, settings.require_root(), engine, slots, server=server)
+    hurried = asyncio.run(made.run())
     if hurried:
         raise click.exceptions.Exit(INTERRUPTED)
 
@@ -76,6 +80,7 @@ class _Ready(msgspec.Struct, kw_only=True):
     engine: str = ""
     engine_version: str = ""
     http: str | None = None
+    metrics: str | None = None
     isolated: bool = True
     notes: tuple[str, ...] = ()
 
@@ -84,7 +89,14 @@ class _Dev:
     """One session of development."""
 
     def __init__(
-        self, given: Flags, settings: Settings, root: Path, engine: str, slots: int | None, *, http: str | None
+        self,
+        given: Flags,
+        settings: Settings,
+        root: Path,
+        engine: str,
+        slots: int | None,
+        *,
+        server: Mapping[str, str | None],
     ) -> None:
         self.settings = settings
         self.project = settings.require_project()
@@ -97,7 +109,7 @@ class _Dev:
         loud = ["--debug"] if given.debug else ["--verbose"] if given.verbose else []
         self._common = ["--json", "--home", str(self.home), *loud]
         self._worker_options = ["--engine", engine, *(["--slots", str(slots)] if slots else [])]
-        self._server_options = ["--http", http] if http else []
+        self._server_options = [f"--{name}={value}" for name, value in server.items() if value is not None]
         # The parts must not stand on what a variable or the project's file says: they stand on each other.
         env = {name: value for name, value in os.environ.items() if name != "HELMR_URL"}
         keyless = {name: value for name, value in env.items() if name != "HELMR_SECRET_KEY"}
@@ -234,7 +246,8 @@ class _Dev:
         if ready.part == "server":
             self._url = ready.url
             http = f", tokens and streams over HTTP at {ready.http}" if ready.http else ""
-            pid, text = self._server.pid, f"server at {ready.url}, home {self.home}{http}"
+            metrics = f", metrics at {ready.metrics}" if ready.metrics else ""
+            pid, text = self._server.pid, f"server at {ready.url}, home {self.home}{http}{metrics}"
             self._tell("ready", text, part="server", pid=pid, url=ready.url)
             return
         notes = f" ({', '.join(ready.notes)})" if ready.notes and ready.isolated else ""

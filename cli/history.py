@@ -96,15 +96,18 @@ def import_(source: Path) -> None:
     """Make the history from SOURCE, an export, where there is none yet. The server must be stopped.
 
     Beside the log it was made from, the projector goes on where the export ends. Beside another log, the history is kept,
-    and what that log brings is added.
+    what that log brings is added, and runs that had not ended are cancelled: nobody will go on with them.
     """
 
-    async def make(url: str, home: Path, token: str | None) -> Manifest:
+    async def make(url: str, home: Path, token: str | None) -> tuple[Manifest, int]:
         from store.transfer import import_ as carry_in
 
         return await carry_in(url, home, source, token=token)
 
-    _tell(_over_log("importing", make), f"imported from {source}")
+    manifest, ended = _over_log("importing", make)
+    _tell(manifest, f"imported from {source}")
+    if ended:
+        note(f"runs that had not ended, beside another log: {ended} cancelled")
 
 
 def _tell(manifest: Manifest, done: str) -> None:

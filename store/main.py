@@ -36,6 +36,8 @@ from store.sinks import Store
 
 log = logging.getLogger("helmr.history")
 
+#: Seconds in which NATS should know of the services.
+_PATIENCE = 60
 #: The history may lag when there is more to do than processors: runs come first.
 NICENESS = 5
 
@@ -71,6 +73,7 @@ async def run(url: str, home: Path, *, token: str | None = None, retention: Rete
         nc = await connect(url, name="helmr-history", token=token, on_closed=closed)
         try:
             async with serving(nc, store, retention):
+                await nc.flush(_PATIENCE)  # so that whoever hears of it finds somebody to ask
                 print(f"helmr history ready (pid {os.getpid()}, {store.home.root})", file=sys.stderr, flush=True)  # noqa: T201
                 await _either(stop, gone)
         finally:

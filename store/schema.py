@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import duckdb
 
+from store.meanings import ASKED, COMPUTED
 from store.tables import (
     ATTEMPTS,
     DEPLOYMENTS,
@@ -202,7 +203,11 @@ def _quoted(text: str) -> str:
 
 
 def _column_comments(name: str, table: Table) -> list[str]:
-    return [f'COMMENT ON COLUMN {name}."{column.name}" IS {_quoted(column.comment)}' for column in table.columns]
+    return [_column_comment(name, column.name, column.comment) for column in table.columns]
+
+
+def _column_comment(name: str, column: str, comment: str) -> str:
+    return f'COMMENT ON COLUMN {name}."{column}" IS {_quoted(comment)}'
 
 
 def _comments() -> list[str]:
@@ -211,7 +216,10 @@ def _comments() -> list[str]:
     views = [f"COMMENT ON VIEW {name} IS {_quoted(table.comment)}" for name, table in _COMMENTS.items()]
     asked = [f"COMMENT ON VIEW {name} IS {_quoted(comment)}" for name, (comment, _) in QUESTIONS.items()]
     columns = [line for table in plain for line in _column_comments(table.name, table)]
-    return [*tables, *views, *asked, *columns, *(line for n, t in _COMMENTS.items() for line in _column_comments(n, t))]
+    united = [line for name, table in _COMMENTS.items() for line in _column_comments(name, table)]
+    computed = [_column_comment(*where, comment) for where, comment in COMPUTED.items()]
+    answers = [_column_comment(name, *column) for name, columns in ASKED.items() for column in columns.items()]
+    return [*tables, *views, *asked, *columns, *united, *computed, *answers]
 
 
 #: The tables whose rows are replaced when what they are about changes, and what names such a row.

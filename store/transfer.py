@@ -2,7 +2,8 @@
 
 The folder is for people, too: one file per table, the events and the logs by the day, and ``manifest.json``, written last,
 which says what belongs to it and how far of which log it goes. Imported into the installation of the same log (its disk was
-lost, say), the projector goes on from there; into another one, the history is kept beside what that one's log will bring.
+lost, say), the projector goes on from there; into another one, the history is kept beside what that one's log will bring, and
+what had not ended is ended, because nobody will go on with it.
 """
 
 # ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
@@ -29,6 +30,7 @@ from helmr.errors import ConfigError, Conflict, NotFound, UsageError
 from store import files, parquet, schema, tables
 from store.home import Home
 from store.projector import HISTORY_STREAMS
+from store.settling import settle
 from store.tables import EVENTS, HISTORY_TABLES, LOGS, Table
 from store.verify import copy_history, swap
 
@@ -148,8 +150,11 @@ def _marks(con: duckdb.DuckDBPyConnection, alias: str) -> dict[str, Mark]:
     return {stream: Mark(seq=seq, created=created) for stream, seq, created in found}
 
 
-async def import_(url: str, root: Path, source: Path, *, token: str | None = None) -> Manifest:
+async def import_(url: str, root: Path, source: Path, *, token: str | None = None) -> tuple[Manifest, int]:
     """Make the history below ``root``, which must have none, from an export. The projector must be stopped.
+
+    Beside another log than the export's, what had not ended is ended (:mod:`store.settling`): the second part says how many
+    runs that were.
 
     Raises:
         NotFound: ``source`` is no export.
@@ -168,11 +173,11 @@ async def import_(url: str, root: Path, source: Path, *, token: str | None = Non
         fresh = Home(root / "import")
         shutil.rmtree(fresh.root, ignore_errors=True)
         try:
-            await asyncio.to_thread(_import, folder, fresh, manifest, marks)
+            ended = await asyncio.to_thread(_import, folder, fresh, manifest, marks)
             swap(home, fresh)
         finally:
             shutil.rmtree(fresh.root, ignore_errors=True)
-    return manifest
+    return manifest, ended
 
 
 @contextmanager
@@ -216,7 +221,7 @@ async def _created(nc: Nats, stream: str) -> str | None:
     return str(info["created"]) if "error" not in info else ""
 
 
-def _import(folder: Path, home: Home, manifest: Manifest, marks: Mapping[str, Mark]) -> None:
+def _import(folder: Path, home: Home, manifest: Manifest, marks: Mapping[str, Mark]) -> int:
     home.make()
     con = files.instance(home.scratch)
     try:
@@ -230,6 +235,8 @@ def _import(folder: Path, home: Home, manifest: Manifest, marks: Mapping[str, Ma
         _enter(con, {stream: mark for stream, mark in marks.items() if stream != topology.LOGS})
         for day in manifest.log_days:
             _import_logs(con, folder, home, day, marks if day == manifest.log_days[-1] else None)
+        con.execute("USE h")
+        return 0 if marks else settle(con, manifest.exported_at)
     finally:
         con.close()
 

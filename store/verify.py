@@ -117,7 +117,7 @@ async def verify(url: str, root: Path, *, token: str | None = None) -> Verified:
     with tempfile.TemporaryDirectory(prefix="verify-", dir=root) as folder:
         copy = await copy_history(home, Path(folder) / "copy")
         fresh = Home(Path(folder) / "fresh")
-        until = await asyncio.to_thread(_watermarks, copy)
+        until = await asyncio.to_thread(watermarks, copy)
         await fold_log(url, fresh, token=token, until=until)
         return await asyncio.to_thread(compare, copy, fresh)
 
@@ -234,7 +234,8 @@ def _state(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _watermarks(home: Home) -> dict[str, int]:
+def watermarks(home: Home) -> dict[str, int]:
+    """How far of each stream a history that nobody is writing goes."""
     found = {topology.LOGS: 0}
     for path in [home.history, *map(home.day, home.days())]:
         with duckdb.connect(str(path), read_only=True) as con:

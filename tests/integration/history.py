@@ -197,13 +197,13 @@ class HistoryProcess:
         """Wait until it has ended; the exit code."""
         assert self._process is not None
         assert self._listening is not None
-        code = await asyncio.wait_for(self._process.wait(), 20)
+        code = await asyncio.wait_for(self._process.wait(), 60)
         await self._listening
         return code
 
-    async def caught_up(self, nc: Nats, *, scope: Scope = SCOPE) -> None:
+    async def caught_up(self, nc: Nats, *, scope: Scope = SCOPE, patience: float = 60) -> None:
         """Wait until it has applied all there is."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience):
             while True:
                 try:
                     await ask(nc, "status", {"fresh": True}, scope=scope)

@@ -315,7 +315,7 @@ async def test_thirty_archived_days_are_restored_into_an_empty_installation(
         )
         before = [await table(log, sql) for sql in asked]
         await export(home.root, tmp_path / "out.tar")
-    await import_(nats_url, restored.root, tmp_path / "out.tar")
+    assert (await import_(nats_url, restored.root, tmp_path / "out.tar"))[1] == 0
     assert compare(home, restored).same
     assert compare(restored, home).same
     found = await verify(nats_url, restored.root)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +122,9 @@ class Helmr:
         """``helmr dev`` for the length of a block; orderly stopped after it, if the block has not done so."""
         with (
             self.log.open("wb") as log,
-            self.start("dev", "--engine", "process", "--json", stdout=log, stderr=subprocess.STDOUT) as process,
+            self.start(
+                *("dev", "--engine", "process", "--metrics", "0", "--json"), stdout=log, stderr=subprocess.STDOUT
+            ) as process,
         ):
             try:
                 self("status", "--wait", "30s")
@@ -160,6 +163,12 @@ def helmr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Helmr]:
     with program.dev():
         yield program
     assert program.processes() == {}
+
+
+def test_the_options_of_the_server_are_passed_on(helmr: Helmr) -> None:
+    (told,) = (line["text"] for line in helmr.told() if line["what"] == "ready" and line["part"] == "server")
+    with urllib.request.urlopen(told.partition("metrics at ")[2]) as answer:  # noqa: S310  # our own
+        assert b"helmr_runs" in answer.read()
 
 
 def test_status_names_every_part(helmr: Helmr) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,12 +16,13 @@ from helmr.errors import Conflict, NotFound
 from store.home import Home
 from store.verify import rebuild, verify
 from tests.integration.history import HistoryProcess, publish, publish_log
-from tests.lives import lives, record, session
+from tests.kills import kill_again_and_again, load
+from tests.lives import lives
 
 pytestmark = pytest.mark.anyio
 
 #: More of them with HELMR_TEST_KILLS.
-KILLS = int(os.environ.get("HELMR_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("HELMR_TEST_KILLS", "5"))
 #: The moments are the same again with HELMR_TEST_SEED, as far as the machine lets them be.
 SEED = int(os.environ.get("HELMR_TEST_SEED", "6"))
 
@@ -41,34 +41,13 @@ async def log(nc: Nats) -> Nats:
     return nc
 
 
-async def load(nc: Nats, stop: asyncio.Event) -> int:
-    """Publish runs, sessions, records and log chunks until told to stop; the number of rounds."""
-    rounds = 0
-    while not stop.is_set():
-        told = lives(16)
-        await publish(nc, [message for life in told for message in life.published()])
-        await publish(nc, [*session(told[0]), record(told[0].spec.session_id, 1, {"round": rounds})])
-        await publish_log(nc, told[0].id, b"line\n" * 200)
-        rounds += 1
-        await asyncio.sleep(0.02)  # some 4,000 messages a second: a load, but one that can be kept up with
-    return rounds
-
-
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 10 * KILLS)
+@pytest.mark.timeout(120 + 30 * KILLS)
 async def test_kills_neither_lose_nor_double_a_row(
     log: Nats, nats_url: str, tmp_path: Path, process: HistoryProcess
 ) -> None:
-    moments = random.Random(SEED)  # noqa: S311  # arbitrary moments
-    stop = asyncio.Event()
-    loading = asyncio.create_task(load(log, stop))
-    for _ in range(KILLS):
-        await process.start()
-        assert "ready" in process.told, process.told
-        await asyncio.sleep(moments.uniform(0, 0.6))
-        await process.kill()
-    stop.set()
-    assert await loading > 0
+    toll = await kill_again_and_again(process, log, KILLS, SEED, rate=300)
+    assert toll.kills == KILLS
     await process.start()
     await process.caught_up(log)
     assert (await verify(nats_url, tmp_path / "h")).same
@@ -145,7 +124,7 @@ async def test_the_process_says_why_it_cannot_start(process: HistoryProcess) -> 
 
 async def test_the_process_ends_cleanly_under_load(log: Nats, tmp_path: Path, process: HistoryProcess) -> None:
     stop = asyncio.Event()
-    loading = asyncio.create_task(load(log, stop))
+    loading = asyncio.create_task(load(log, stop, 2000))
     await process.start()
     assert await process.stop() == 0
     stop.set()
