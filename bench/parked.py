@@ -41,11 +41,19 @@ class Milestones:
         self._left = dict.fromkeys(("waiting", "wait_completed", "succeeded"), wanted)
         self._done = {kind: asyncio.Event() for kind in self._left}
         self.at: dict[str, float] = {}
+        self.failed = 0
 
     async def follow(self, client: AsyncClient) -> None:
         """Listen from now on."""
         for kind in self._left:
             await client.wire.nc.subscribe(subjects.live(client.scope, "run", "*", kind), cb=self._note(kind))
+        await client.wire.nc.subscribe(subjects.live(client.scope, "run", "*", "failed"), cb=self._give_up)
+
+    async def _give_up(self, _: object) -> None:
+        """A run that fails gets nowhere: nobody is to wait for it."""
+        self.failed += 1
+        for done in self._done.values():
+            done.set()
 
     def _note(self, kind: str) -> Callable[[object], Awaitable[None]]:
         async def note(_: object) -> None:
@@ -59,6 +67,8 @@ class Milestones:
     async def reached(self, kind: str) -> float:
         """When all runs were there."""
         await self._done[kind].wait()
+        if self.failed:
+            raise SystemExit("a run has failed: the machine is too busy, or Helmr is broken")
         return self.at[kind]
 
 

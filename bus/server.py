@@ -36,6 +36,9 @@ _START_TIMEOUT = 900.0
 _SLOW_START = 5.0
 #: Seconds a server gets to end: if it cannot write down the state of a long log, it has to read it at the next start.
 _STOP_TIMEOUT = 15.0
+#: How much garbage the server's collector lets pile up, in percent of what is in use, unless the environment says otherwise.
+#: Go's own 100 holds 16 MB more for ten thousand waiting runs, and saves no processor time that could be measured.
+_COLLECTOR = {"GOGC": "50"}
 _PR_SET_PDEATHSIG = 1
 
 Durability = Literal["strict", "relaxed"]
@@ -206,6 +209,7 @@ class EmbeddedServer:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=output,
                 start_new_session=True,
+                env=_COLLECTOR | os.environ,
                 preexec_fn=die_with_parent,
                 pass_fds=[self._lock.fileno()] if self._lock else [],
             )
