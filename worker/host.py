@@ -70,10 +70,10 @@ def _read_or_create(home: Path) -> str:
     return path.read_text().strip()
 
 
-def memory_is_short() -> bool:
+def memory_is_short(meminfo: Path = Path("/proc/meminfo")) -> bool:
     """Whether this machine has little memory left; unknown is no."""
     try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        facts = dict(line.split(":") for line in meminfo.read_text().splitlines())
         total, available = (int(facts[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
         return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 MAX_PARK_AFTER = 86_400.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
+#: Seconds between looks at the machine's memory.
+_LOOK = 2.0
 
 
 @dataclass(kw_only=True)
@@ -46,11 +49,23 @@ class HotRun:
 
 
 class HotRuns:
-    """The processes kept by one worker, at most ``limit``; run :meth:`watch` in a task of its own."""
+    """The processes kept by one worker, at most ``limit``, and none while memory ``is_short``.
 
-    def __init__(self, machines: Machines, *, limit: int) -> None:
+    Run :meth:`watch` in a task of its own.
+    """
+
+    def __init__(
+        self,
+        machines: Machines,
+        *,
+        limit: int,
+        is_short: Callable[[], bool] = memory_is_short,
+        look: float = _LOOK,
+    ) -> None:
         self._machines = machines
         self._limit = limit
+        self._is_short = is_short
+        self._look = look
         self._runs: dict[str, HotRun] = {}
         self._changed = asyncio.Event()
         self._closed = False
@@ -80,16 +95,20 @@ class HotRuns:
         """Park what has been kept for long enough, or is too much, for ever."""
         while True:
             self._changed.clear()
-            for run in self._due():
-                await self.park(run.run_id)
+            await asyncio.gather(*(self.park(run.run_id) for run in self._due()))
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(min((run.park_at for run in self._runs.values()), default=None)):
+                async with asyncio.timeout_at(self._next_look()):
                     await self._changed.wait()
+
+    def _next_look(self) -> float | None:
+        """Memory may become short at any time, and says nothing."""
+        look = asyncio.get_running_loop().time() + self._look
+        return min((look, *(run.park_at for run in self._runs.values()))) if self._runs else None
 
     def _due(self) -> list[HotRun]:
         oldest = sorted(self._runs.values(), key=lambda run: run.park_at)
         surplus = max(len(oldest) - self._limit, 0)
-        if self._closed or (oldest and memory_is_short()):
+        if self._closed or (oldest and self._is_short()):
             surplus = len(oldest)
         now = asyncio.get_running_loop().time()
         return [run for number, run in enumerate(oldest) if run.park_at <= now or number < surplus]

@@ -10,14 +10,22 @@ from pathlib import Path
 import pytest
 
 from helmr.client import AsyncClient
-from tests.integration.platform import Platform, RunningWorker, kinds, running, until
+from tests.integration.platform import Platform, RunningWorker, history, kinds, running, until
 
 pytestmark = pytest.mark.anyio
 
 TASKS = """
     import time
     from pathlib import Path
-    from helmr import task
+    from helmr import streams, task
+
+    notes = streams.input("notes")
+
+    @task("asks")
+    def asks(payload: str) -> str:
+        while payload and not Path(payload).exists():
+            time.sleep(0.01)
+        return notes.wait()
 
     @task("wait-for-file")
     def wait_for_file(payload: str) -> str:
@@ -58,6 +66,29 @@ async def test_what_runs_may_end_and_what_comes_goes_elsewhere(tmp_path: Path) -
         for each in (old, new):
             run = await each.run.wait(timeout=20)
             assert (run.output, run.dispatch_attempt) == ("ended", 1)
+
+
+async def test_what_waits_is_parked_before_its_time_and_goes_on_elsewhere(tmp_path: Path) -> None:
+    async with _two_workers(tmp_path, drain=3600) as (platform, helmr, first):
+        gate = tmp_path / "gate"
+        kept, busy = [await helmr.sessions.start("asks", payload) for payload in ("", str(gate))]
+        await until(helmr, kept.run, "waiting")
+        await until(helmr, busy.run, "started")
+        stopping = asyncio.create_task(platform.stop_worker(first))
+        await _draining(platform, first)
+        second = await platform.add_worker()
+        await helmr.sessions.open(kept.session).input("notes").send("one")
+        assert await kept.run.result(timeout=60) == "one"
+        assert not stopping.done()
+        gate.touch()  # the other begins to wait on a worker that keeps nothing any more
+        await until(helmr, busy.run, "waiting")
+        await stopping
+        await helmr.sessions.open(busy.session).input("notes").send("two")
+        assert await busy.run.result(timeout=60) == "two"
+        for run in (kept.run, busy.run):
+            leases = [event.data["worker"] for event in await history(helmr, run) if event.kind == "leased"]
+            assert leases == [first.id, second.id]
+            assert (await kinds(helmr, run)).count("started") == 2
 
 
 @pytest.mark.parametrize("hurried", [False, True])
