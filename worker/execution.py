@@ -421,7 +421,7 @@ class Execution:
 
     async def _conclude(self, spec: RunSpec, outcome: Outcome) -> None:
         if isinstance(outcome, Waits):
-            await waits.settle(self.services.log, self.scope, self.run_id)
+            await self._look_for_answer()
             return
         await self._store_logs(chunks.WORKER_LOST if isinstance(outcome, Lost) else None)
         logs = self.pump.totals
@@ -452,6 +452,13 @@ class Execution:
             except Unavailable as error:
                 log.info("run %s: %s; again", self.run_id, error)
                 await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that the store is back
+
+    async def _look_for_answer(self) -> None:
+        """What the run waits for may have come before it waited. The run is not ours any more, and control looks, too."""
+        try:
+            await waits.settle(self.services.log, self.scope, self.run_id)
+        except Unavailable as error:
+            log.info("run %s waits; whether that is over is for control to find out: %s", self.run_id, error)
 
     async def _store_logs(self, tombstone: str | None) -> None:
         """Have everything written stored before the event that ends the attempt says so."""

@@ -15,7 +15,7 @@ from bus.log import RUN
 from bus.wakeups import Wakeups
 from helmr import events, ids
 from helmr.client import AsyncClient
-from helmr.errors import Conflict
+from helmr.errors import Conflict, Unavailable
 from helmr.models import StreamRecord
 from helmr.subjects import Scope
 from tests.integration.parts import worker
@@ -59,6 +59,10 @@ async def _nobody_settles(*_: object) -> None:
     """What a worker does that dies right after ``waiting``."""
 
 
+async def _no_answer(*_: object) -> None:
+    raise Unavailable("NATS does not answer")
+
+
 async def test_a_worker_that_dies_before_it_looks_loses_no_wake_up(
     helmr: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +72,16 @@ async def test_a_worker_that_dies_before_it_looks_loses_no_wake_up(
     started = await helmr.sessions.start("waits")
     await helmr.sessions.open(started.session).input("notes").send("early")
     assert (await started.run.result(timeout=30))["note"] == "early"
+
+
+async def test_a_worker_that_cannot_look_leaves_that_to_control(
+    helmr: AsyncClient, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.execution.waits", SimpleNamespace(settle=_no_answer, outcome=waits.outcome))
+    started = await helmr.sessions.start("waits")
+    await helmr.sessions.open(started.session).input("notes").send("early")
+    assert (await started.run.result(timeout=60))["note"] == "early"
+    assert [each.worker.dispatches["failed"] for each in platform.workers] == [0]
 
 
 async def test_a_record_whose_control_died_wakes_its_run(tmp_path: Path) -> None:
