@@ -146,7 +146,9 @@ class Machines:
 
     async def capture(self, scope: Scope, workspace_id: str, occasion: Occasion) -> str | None:
         """Store what a live workspace has become as a version, if it has changed; why that is not possible, if so."""
-        entry = self._entries[scope, workspace_id]
+        return await self._capture(scope, workspace_id, self._entries[scope, workspace_id], occasion)
+
+    async def _capture(self, scope: Scope, workspace_id: str, entry: _Entry, occasion: Occasion) -> str | None:
         async with entry.capturing:
             entry.record, problem = await self._captures.capture(scope, workspace_id, entry.record, occasion)
         return problem
@@ -165,6 +167,9 @@ class Machines:
                 hint = "wait for it, or end it: `helmr run cancel`, `helmr workspace exec kill`"
                 raise Conflict(f"workspace {workspace_id} is in use: a run or an exec is in it", hint=hint)
             await self._shut_down(scope, workspace_id, entry, reason)
+        if entry.machine is None and entry.users == 0 and self._entries.get((scope, workspace_id)) is entry:
+            # Who still waits for the lock finds no machine; who comes later begins anew, from what is on disk.
+            del self._entries[scope, workspace_id]
 
     async def delete(self, scope: Scope, workspace_id: str) -> None:
         """Remove the files of a workspace that the log says is deleted.
@@ -301,7 +306,9 @@ class Machines:
 
     async def forget(self, scope: Scope, workspace_id: str, machine: Machine, reason: str) -> None:
         """Have the next user bring the workspace to life anew: this machine of it is lost. Saying so twice is fine."""
-        entry = self._entries[scope, workspace_id]
+        entry = self._entries.get((scope, workspace_id))
+        if entry is None:
+            return  # it was stopped
         async with entry.lock:
             if entry.machine is machine:
                 log.warning("workspace %s lost its machine: %s", workspace_id, reason)
@@ -321,7 +328,7 @@ class Machines:
         """What was changed since the end of the last run; without it the files are still here, for the next worker."""
         try:
             async with asyncio.timeout(_LAST_CAPTURE):
-                await self.capture(scope, workspace_id, Occasion(reason))
+                await self._capture(scope, workspace_id, entry, Occasion(reason))
                 await self._checkouts.save(workspace_id, entry.record)
         except (TimeoutError, HelmrError) as error:
             log.warning("workspace %s: no version was made at its stop: %s", workspace_id, error)
