@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -250,19 +253,43 @@ async def _ended(pid: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_run_waits_over_the_restart_of_everything(tmp_path: Path) -> None:
-    async with running(tmp_path) as platform:
+async def test_a_run_waits_over_the_loss_of_everything_but_the_store(tmp_path: Path) -> None:
+    """Each time on a machine that has nothing of the one before, not even its name."""
+
+    @asynccontextmanager
+    async def machine(number: int) -> AsyncIterator[Platform]:
+        async with running(tmp_path / "server", workers=0) as platform:
+            await platform.add_worker(home=tmp_path / f"machine-{number}")
+            yield platform
+        for folder in tmp_path.glob(f"machine-{number}"):
+            shutil.rmtree(folder)
+        for path in (tmp_path / "server").iterdir():
+            if path.name != "nats":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    async with machine(0) as platform:
         client = await platform.project("acme", TASKS)
-        run, session = await _waiting(client, "parked", {})
-    for stream, record in (("approval", {"approved": True}), ("notes", "n")):
-        async with running(tmp_path) as platform:
-            client = await platform.client("acme")
-            await client.sessions.open(session).input(stream).send(record)
-            if stream == "approval":
-                await until(client, run, "waiting", count=2)
-    async with running(tmp_path) as platform:
+        run, session = await _waiting(client, "parked", {"sleep": 0.05})
+    async with machine(1) as platform:
         client = await platform.client("acme")
-        done = await client.runs.wait(run, timeout=30)
+        await client.sessions.open(session).input("approval").send({"approved": True})
+        await until(client, run, "waiting", count=2)
+    async with machine(2) as platform:
+        client = await platform.client("acme")
+        await client.sessions.open(session).input("notes").send("n")
+        await until(client, run, "waiting", count=3)
+    async with machine(3) as platform:
+        client = await platform.client("acme")
+        done = await client.runs.wait(run, timeout=60)
         assert done.status == "succeeded", done.failure
         assert done.output["effects"] == ["first", "second", "third"]
         assert len([e for e in await history(client, run) if e.kind == "step"]) == 6
+        assert (await written(client, run))["stdout"] == b"one\ntwo\nthree\nfour\n"
+
+
+async def test_an_order_to_stop_a_workspace_parks_its_run(helmr: AsyncClient) -> None:
+    run, session = await _waiting(helmr, "ask")
+    await helmr.workspaces.stop((await helmr.runs.get(run)).workspace_id)
+    await helmr.sessions.open(session).input("approval").send({"approved": True}, correlation_id="pr-42")
+    assert (await helmr.runs.wait(run, timeout=60)).status == "succeeded"
+    assert (await kinds(helmr, run)).count("started") == 2  # the second time by replay
