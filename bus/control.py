@@ -86,7 +86,7 @@ class Control:
         self.queues = Queues(self.log, self.deployments, self.admission)
         self.tokens = Tokens(self.log)
         self.access = AccessTokens(self.log, self.streams)
-        self.workspaces = Workspaces(self.log, self.presence)
+        self.workspaces = Workspaces(self.log, self.presence, self.deployments)
         self.execs = Execs(self.log, self.presence)
         self.versions = WorkspaceVersions(self.log, self.workspaces, Versions(versions))
         self.uploads = DeploymentService(self.deployments, open_artifacts(nc, topology.ARTIFACTS, artifacts))

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("cli.token:token", "Create, show, list, complete and cancel tokens."),
     "access": ("cli.access:access", "Let somebody use one stream or token over HTTP; list that, revoke it."),
     "logs": ("cli.logs:logs", "Search the logs of all runs."),
-    "workspace": ("cli.workspace:workspace", "List, show and stop workspaces; run programs in them."),
+    "workspace": ("cli.workspace:workspace", "Make, list and stop workspaces; copy files, run programs in them."),
     "secret": ("cli.secret:secret", "Store secrets for tasks; values are never printed."),
     "query": ("cli.query:query", "Ask the history a question in SQL."),
     "stats": ("cli.stats:stats", "Answer the usual questions: success, durations, failures, what is slow."),

@@ -13,6 +13,7 @@ from cli.output import age, compact, json_line, json_value, line, moment, note, 
 from cli.payload import json_of, payload_of
 from cli.references import SESSION, TASK, WORKSPACE
 from cli.session_streams import input_, output
+from cli.workspace_cp import bring, uploads_of
 from helmr.errors import TimedOut, UsageError
 from helmr.models import Session
 
@@ -35,6 +36,13 @@ session.add_command(output)
 @click.option("--payload-file", metavar="FILE", help="The whole payload as JSON from a file; - reads stdin.")
 @click.option("--external-id", metavar="ID", help="Your own id: the same start is then made only once.")
 @click.option("--workspace", type=WORKSPACE, help="Run on the files of this workspace; default: a new one.")
+@click.option(
+    "--upload",
+    "uploads",
+    multiple=True,
+    metavar="PATH[:DEST]",
+    help="Copy this into the workspace before the run begins.",
+)
 @click.option("--queue", metavar="NAME", help="Instead of the task's queue.")
 @click.option("--concurrency-key", metavar="KEY", help="What the queue's limit per key counts by.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Seconds of head start in its queue.")
@@ -55,12 +63,15 @@ def start(
     payload_json: str | None,
     payload_file: str | None,
     metadata_json: str | None,
+    uploads: tuple[str, ...],
     wait: bool,
     following: bool,
     timeout: float | None,
     **options: Any,
 ) -> None:
     """Start a session of TASK with its first run; prints the run's id.
+
+    --upload copies a folder or file as `helmr workspace cp` does, into a workspace made for it, or that of --workspace.
 
     With --wait and --follow the exit code is 3 when the run ends other than succeeded, and 7 at --timeout.
     """
@@ -71,7 +82,10 @@ def start(
     if metadata is not None and not isinstance(metadata, dict):
         raise UsageError("--metadata-json is not an object", hint='e.g. \'{"phase": "planning"}\'')
     given = flags()
-    starting = _Start(given, task, options | {"metadata": metadata}, timeout)
+    uploading = uploads_of(uploads)
+    if uploading and options["external_id"] and not options["workspace"]:
+        raise UsageError("--upload and --external-id need --workspace", hint="make one with `helmr workspace create`")
+    starting = _Start(given, task, options | {"metadata": metadata}, timeout, uploading)
     how = starting.follow if following else starting.wait if wait else starting.only
     try:
         asyncio.run(how())
@@ -84,11 +98,14 @@ def start(
 class _Start:
     """One start, and what comes after it."""
 
-    def __init__(self, given: Flags, task: str, options: dict[str, Any], timeout: float | None) -> None:
+    def __init__(
+        self, given: Flags, task: str, options: dict[str, Any], timeout: float | None, uploads: list[tuple[str, str]]
+    ) -> None:
         self._flags = given
         self._task = task
         self._options = options
         self._timeout = timeout
+        self._uploads = uploads
         self.run_id: str | None = None
 
     async def only(self) -> None:
@@ -137,7 +154,8 @@ class _Start:
             conclude(run)
 
     async def _start(self, client: Any) -> Any:
-        started = await client.sessions.start(self._task, **self._options)
+        async with bring(client, self._task, self._options["workspace"], self._uploads) as workspace:
+            started = await client.sessions.start(self._task, **self._options | {"workspace": workspace})
         self.run_id = started.run.id
         return started
 

@@ -6,7 +6,8 @@ import click
 
 from cli.options import Group, ask, flags
 from cli.output import age, json_value, line, moment, note, record, size, table, working
-from cli.references import WORKSPACE
+from cli.references import SANDBOX, TASK, WORKSPACE
+from cli.workspace_cp import cp
 from cli.workspace_exec import exec_, shell
 from cli.workspace_files import files, version_option
 from helmr.models import Workspace
@@ -14,7 +15,7 @@ from helmr.models import Workspace
 
 @click.group(cls=Group)
 def workspace() -> None:
-    """List, show and stop workspaces; run programs in them; look into their versions, go back to one, or fork one."""
+    """Make, list and stop workspaces; copy files, run programs in them; look into versions, go back to one, or fork one."""
 
 
 @workspace.command("list")
@@ -29,6 +30,24 @@ def list_(limit: int) -> None:
         (each.id, each.sandbox, each.state, each.worker, age(each.created_at), age(each.updated_at)) for each in found
     ]
     table(("WORKSPACE", "SANDBOX", "STATE", "WORKER", "CREATED", "CHANGED"), rows)
+
+
+@workspace.command()
+@click.option("--task", type=TASK, help="Make it from the sandbox of this task.")
+@click.option("--sandbox", type=SANDBOX, help="Make it from this sandbox.")
+def create(task: str | None, sandbox: str | None) -> None:
+    """Make a new, empty workspace, and print its id.
+
+    \b
+    Examples:
+        helmr workspace create --task fix
+        helmr workspace cp . $(helmr workspace create --sandbox reviewer):
+    """
+    made = ask(lambda client: client.workspaces.create(task=task, sandbox=sandbox))
+    if flags().json:
+        json_value(made)
+    else:
+        line(made.id)
 
 
 @workspace.command()
@@ -155,3 +174,4 @@ def _show(shown: Workspace) -> None:
 workspace.add_command(files)
 workspace.add_command(exec_)
 workspace.add_command(shell)
+workspace.add_command(cp)

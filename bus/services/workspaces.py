@@ -1,16 +1,21 @@
-"""Asking about workspaces, and stopping them."""
+"""Making workspaces, asking about them, stopping and deleting them."""
 
 from __future__ import annotations
+
+import contextlib
+from typing import Any
 
 import msgspec
 import nats.errors
 
-from bus.log import WORKSPACE, Log
+from bus.deployments import Deployments
+from bus.log import WORKSPACE, Log, Position, Superseded
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
-from helmr import errors, subjects
-from helmr.errors import TimedOut
-from helmr.models import Workspace, workspace_record
+from bus.starts import find_sandbox, find_task
+from helmr import errors, ids, subjects
+from helmr.errors import NotFound, TimedOut, UsageError
+from helmr.models import Deployment, Workspace, workspace_record
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 
@@ -24,6 +29,14 @@ class WorkspaceRef(msgspec.Struct, kw_only=True):
     id: str
 
 
+class CreateRequest(msgspec.Struct, kw_only=True):
+    """A new workspace, of the sandbox of a task, or of one by name; a retry repeats ``request_id``."""
+
+    request_id: str
+    task: str | None = None
+    sandbox: str | None = None
+
+
 class StopOrder(msgspec.Struct, kw_only=True):
     """What control asks of the worker a workspace is live on."""
 
@@ -35,17 +48,43 @@ class StopOrder(msgspec.Struct, kw_only=True):
 class Workspaces:
     """The workspace service."""
 
-    def __init__(self, log: Log, presence: Presence) -> None:
+    def __init__(self, log: Log, presence: Presence, deployments: Deployments) -> None:
         self.log = log
         self.presence = presence
+        self.deployments = deployments
 
     def endpoints(self) -> list[Endpoint]:
         """What this service answers."""
         return [
+            Endpoint("workspace", "create", CreateRequest, self.create),
             Endpoint("workspace", "get", WorkspaceRef, self.get),
             Endpoint("workspace", "stop", WorkspaceRef, self.stop),
             Endpoint("workspace", "delete", WorkspaceRef, self.delete),
         ]
+
+    async def create(self, scope: Scope, request: CreateRequest) -> Workspace:
+        """A new, empty workspace. The same request again finds the one it made.
+
+        Raises:
+            NotFound: nothing is deployed, or no such task or sandbox.
+        """
+        if (request.task is None) == (request.sandbox is None):
+            raise UsageError("say which sandbox to make it from", hint="by its name, or by a task that uses it")
+        if not ids.is_id(request.request_id, "req"):
+            raise UsageError(f"{request.request_id[:80]!r} is no request id", hint="use helmr.ids.new('req')")
+        deployment = self.deployments.current(scope)
+        sandbox = _sandbox(deployment, request)
+        draft = rules.create(
+            sandbox=sandbox["name"],
+            fingerprint=sandbox["fingerprint"],
+            deployment_id=deployment.id,
+            mount_path=sandbox["mount_path"],
+        )
+        at_ms = ids.time_ms(request.request_id)
+        workspace_id = ids.derive("ws", *scope, "create", request.request_id, at_ms=at_ms)
+        with contextlib.suppress(Superseded):  # a retry: it stands already
+            await self.log.append(WORKSPACE, scope, workspace_id, Position(0, None), draft)
+        return await self.get(scope, WorkspaceRef(id=workspace_id))
 
     async def get(self, scope: Scope, request: WorkspaceRef) -> Workspace:
         """One workspace."""
@@ -94,3 +133,13 @@ class Workspaces:
         answer = msgspec.json.decode(reply.data)
         if "error" in answer:
             raise errors.from_dict(answer["error"])
+
+
+def _sandbox(deployment: Deployment, request: CreateRequest) -> dict[str, Any]:
+    if request.task is not None:
+        return find_sandbox(deployment, find_task(deployment, request.task))
+    sandboxes: dict[str, dict[str, Any]] = {box["name"]: box for box in deployment.index["sandboxes"]}
+    if request.sandbox not in sandboxes:
+        hint = f"there are: {', '.join(sorted(sandboxes))}"
+        raise NotFound(f"no sandbox {request.sandbox!r} in deployment {deployment.version}", hint=hint)
+    return sandboxes[request.sandbox]

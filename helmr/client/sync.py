@@ -21,7 +21,7 @@ from helmr.client.streams import Input as AioInput
 from helmr.client.streams import OpenSession as AioOpenSession
 from helmr.client.streams import Output as AioOutput
 from helmr.client.sync_execs import Execs
-from helmr.client.workspaces import FileList, VersionList
+from helmr.client.workspaces import FileList, LeftOut, VersionList
 from helmr.durations import Duration
 from helmr.errors import UsageError
 from helmr.explanation import Explanation
@@ -360,6 +360,18 @@ class Workspaces:
     def exec(self, workspace: str | Workspace, argv: Sequence[str], **options: Any) -> ExecResult:
         """Run a program to its end; see :meth:`helmr.client.workspaces.Workspaces.exec` for the options."""
         return self._client.call(self._client.aio.workspaces.exec, workspace, argv, **options)
+
+    def create(self, *, task: str | None = None, sandbox: str | None = None) -> Workspace:
+        """A new, empty workspace, made from a sandbox of the current deployment."""
+        return self._client.call(self._client.aio.workspaces.create, task=task, sandbox=sandbox)
+
+    def upload(self, workspace: str | Workspace, source: Path | str, path: str = "", *, ignore: bool = True) -> LeftOut:
+        """Copy a local folder, file or link into a workspace; returns what was left out."""
+        return self._client.call(self._client.aio.workspaces.upload, workspace, source, path, ignore=ignore)
+
+    def download(self, workspace: str | Workspace, path: str, target: Path | str = ".") -> LeftOut:
+        """Copy a folder, file or link out of a workspace; returns what was left out."""
+        return self._client.call(self._client.aio.workspaces.download, workspace, path, target)
 
     def get(self, workspace: str | Workspace) -> Workspace:
         """One workspace."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from helmr import ids
+from helmr.client import copies
 from helmr.client.execs import ExecResult, Execs, exit_code_of, feed
 from helmr.client.pages import newest
 from helmr.models import Collected, FileEntry, Workspace, WorkspaceVersion
@@ -29,6 +31,8 @@ _PAGE = 2000
 T = TypeVar("T")
 VersionList = list[WorkspaceVersion]
 FileList = list[FileEntry]
+#: Names, and why.
+LeftOut = list[str]
 
 
 class _ReadReply(msgspec.Struct):
@@ -73,6 +77,45 @@ class Workspaces:
             ended = await process.wait()
         exit_code_of(ended)
         return ExecResult(exec=ended, stdout=bytes(written["stdout"]), stderr=bytes(written["stderr"]))
+
+    async def create(self, *, task: str | None = None, sandbox: str | None = None) -> Workspace:
+        """A new, empty workspace, made from a sandbox of the current deployment: that of a task, or one by name.
+
+        Raises:
+            NotFound: nothing is deployed, or no such task or sandbox.
+        """
+        body = {"task": task, "sandbox": sandbox, "request_id": ids.new("req")}
+        return await self._client.wire.call("workspace", "create", body, Workspace)
+
+    async def upload(
+        self, workspace: str | Workspace, source: Path | str, path: str = "", *, ignore: bool = True
+    ) -> LeftOut:
+        """Copy a local folder, file or link into a workspace; returns what was left out.
+
+        In a folder that is there (default: the workspace's own), or at a ``path`` that ends with ``/``, it keeps its name;
+        the content of a folder is ``folder/.``. Modes, times and links are kept; links are not followed. With ``ignore``, what
+        ``.gitignore`` files and ``.helmrignore`` name stays here.
+
+        Raises:
+            NotFound: there is nothing at ``source``.
+            HelmrError: it cannot be read, or not be written, or ``path`` leads out of the workspace.
+        """
+        task = {"op": "receive", "path": path, "name": copies.name_of(str(source))}
+        async with await self.execs.open(workspace, transfer=task) as process:
+            return await copies.upload(process, Path(source), ignore=ignore)
+
+    async def download(self, workspace: str | Workspace, path: str, target: Path | str = ".") -> LeftOut:
+        """Copy a folder, file or link out of a workspace, as it is now, to ``target``, or into it, if that is a folder.
+
+        Nothing is written elsewhere, whatever the workspace holds; links that lead out of what is copied are left out. Returns
+        what was.
+
+        Raises:
+            HelmrError: it cannot be read, or not be written, or ``path`` leads out of the workspace.
+        """
+        task = {"op": "send", "path": path}
+        async with await self.execs.open(workspace, transfer=task, input=False) as process:
+            return await copies.download(process, Path(target).absolute(), copies.name_of(path))
 
     async def get(self, workspace: str | Workspace) -> Workspace:
         """One workspace, by id, unique prefix or ``@last``."""
