@@ -87,6 +87,14 @@ def default_slots() -> int:
     metavar="[HOST:]PORT",
     help="Serve metrics to Prometheus there; without a host, on 127.0.0.1. Needs helmr[metrics].",
 )
+@click.option(
+    "--when-cut-off",
+    type=Choice(["go-on", "end"]),
+    default="go-on",
+    show_default=True,
+    help="What becomes of its runs while it cannot reach the server; end: their processes are killed before others may take"
+    " the runs, for which an outage of the server of 5 s is enough.",
+)
 @click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
 def worker(engine: str, *, slots: int | None, pool: int | None, metrics: str | None, **options: Any) -> None:
     """Run a worker until SIGINT or SIGTERM.
@@ -109,6 +117,7 @@ async def _run(
     drain: float,
     metrics: str | None,
     artifacts: Path | None,
+    when_cut_off: str,
 ) -> None:
     from bus.allocator import keep_buffers
     from bus.exposition import Address
@@ -135,7 +144,10 @@ async def _run(
     try:
         from worker.worker import Worker
 
-        working = Worker(nc, engine, info, home=home, slots=slots, group=group, artifacts=artifacts)
+        end = when_cut_off == "end"
+        working = Worker(
+            nc, engine, info, home=home, slots=slots, group=group, artifacts=artifacts, end_when_cut_off=end
+        )
         async with _metrics_of(working, address):
             gone = await _work(working, info, stop, lost, drain=drain, as_json=given.json)
     finally:

@@ -166,8 +166,8 @@ class ExecRun:
             return _failing(f"{error.message} ({error.hint})" if error.hint else error.message)
         except OSError as error:
             return _failing(f"the workspace could not be used: {error}")
-        if exited.cause == "lost":
-            return lambda state: rules.lose(state, reason=f"its container was lost: {exited.detail}")
+        if exited.cause in {"lost", "unknown"}:
+            return lambda state: rules.lose(state, reason=f"what ran it was lost: {exited.detail}")
         return lambda state: rules.exit_(state, self._facts(exited))
 
     def _facts(self, exited: Exited) -> dict[str, Any]:

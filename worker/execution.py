@@ -52,7 +52,11 @@ _ALL = 1_000_000_000
 
 
 class HandedBack(Exception):
-    """The worker stops: the run goes back to the queue."""
+    """The worker stops, or cannot be heard: the run goes back to the queue, its processes ended within ``grace`` seconds."""
+
+    def __init__(self, reason: str, *, grace: float = _HURRY) -> None:
+        super().__init__(reason)
+        self.grace = grace
 
 
 class Execution:
@@ -144,7 +148,7 @@ class Execution:
         try:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
             if self._stopping is not None and not work.done():
-                await self._end_process(_HURRY)
+                await self._end_process(self._stopping.grace if isinstance(self._stopping, HandedBack) else _HURRY)
                 if self._process is not None or self.conversation.began:
                     await asyncio.wait({work}, timeout=_HURRY + _KILL_TIME)
                 await _cancel_and_wait(work)

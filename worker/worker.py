@@ -37,6 +37,7 @@ from helmr.errors import EngineUnavailable, HelmrError, Unavailable
 from helmr.events import RunEvent
 from helmr.subjects import Scope
 from helmr.version import __version__
+from worker.cut_off import CutOff
 from worker.engine import Engine, EngineInfo
 from worker.execs import Execs
 from worker.execution import Execution, HandedBack
@@ -79,6 +80,7 @@ class Worker:
         slots: int,
         group: str = DEFAULT_GROUP,
         artifacts: Path | None = None,
+        end_when_cut_off: bool = False,
     ) -> None:
         self.id = ids.new("wrk")
         self.nc = nc
@@ -89,6 +91,8 @@ class Worker:
         # However long the server is away: nobody else can take our runs while it is.
         self._log = Log(nc, patience=math.inf)
         self._presence = Presence(nc)
+        self._cut_off = CutOff(nc)
+        self._end_when_cut_off = end_when_cut_off
         self._lock = BootLock(home, self.id)
         self._liveness = Liveness(self._presence, home)
         self._deployments = Deployments(nc)
@@ -175,7 +179,9 @@ class Worker:
         for lane in self._lanes:
             await lane.create()
         self._pulls = [tasks.create_task(lane.run()) for lane in self._lanes]
-        background += [tasks.create_task(work()) for work in (self._beat, self._mind_engine, self._sweep)]
+        background += [
+            tasks.create_task(work()) for work in (self._beat, self._mind_engine, self._sweep, self._watch_cut_off)
+        ]
         self._gate.set()
         return background
 
@@ -390,11 +396,24 @@ class Worker:
                 log.warning("heartbeat: %s: %s", type(error).__name__, error)
 
     async def _announce(self) -> None:
+        said = self._cut_off.now()
         try:
             await announce(self.nc, self._about())
+            self._cut_off.heard(said)
         except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             log.warning("presence: %s: %s", type(error).__name__, error)
             self._presence.forgive()
+
+    async def _watch_cut_off(self) -> None:
+        """End what we execute before others may, if that is wanted; the server hears of it when it can hear us again."""
+        if self._end_when_cut_off:
+            await self._cut_off.watch(self._end_everything)
+
+    def _end_everything(self) -> None:
+        if self._executions:
+            log.warning("the server cannot be reached: ending %s runs", len(self._executions))
+        for execution in self._executions.values():
+            execution.stop(HandedBack("its worker could not reach the server", grace=0.0))
 
     async def _check_leases(self) -> None:
         limit = asyncio.Semaphore(_CHECKS)

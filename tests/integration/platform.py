@@ -64,12 +64,21 @@ class Platform:
         self.workers: list[RunningWorker] = []
         self._stack = AsyncExitStack()
 
-    async def add_worker(self, *, slots: int = 4, home: Path | None = None, drain: float = 0.0) -> RunningWorker:
+    async def add_worker(
+        self,
+        *,
+        slots: int = 4,
+        home: Path | None = None,
+        drain: float = 0.0,
+        url: str | None = None,
+        end_when_cut_off: bool = False,
+    ) -> RunningWorker:
         """One more worker; those with the same home share its workspaces."""
         home = home or self.home
-        nc = await connect(self.server.url, name="worker")
+        nc = await connect(url or self.server.url, name="worker")
         engine = ProcessEngine(home / "engine")
-        running = RunningWorker(Worker(nc, engine, await engine.check(), home=home, slots=slots), nc)
+        worker = Worker(nc, engine, await engine.check(), home=home, slots=slots, end_when_cut_off=end_when_cut_off)
+        running = RunningWorker(worker, nc)
         await running.start(drain=drain)
         self.workers.append(running)
         return running

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,6 +19,7 @@ from helmr.client import AsyncClient
 from helmr.connection import connect
 from helmr.subjects import Scope
 from tests import leaks
+from tests.chaos.proxy import proxied
 from tests.integration.parts import part, worker
 from tests.integration.platform import Platform, history, running, until, write_project, written
 
@@ -248,6 +250,23 @@ async def test_its_messages_stay_with_the_new_holder(tmp_path: Path) -> None:
             await started.run.cancel(force=True)
             assert (await started.run.wait(timeout=20)).status == "cancelled"
             assert await holder.end() == 0
+
+
+async def test_a_worker_that_is_cut_off_ends_its_runs_if_told_so(tmp_path: Path) -> None:
+    async with running(tmp_path, workers=0) as platform, proxied(urlsplit(platform.server.url).port or 0) as proxy:
+        helmr = await platform.project("acme", TASKS)
+        cut_off = await platform.add_worker(url=proxy.url, end_when_cut_off=True)
+        started = await helmr.sessions.start("once-long")
+        pid = await _pid(helmr, started.run.id)
+        proxy.hold()
+        async with asyncio.timeout(60):
+            while _alive(pid):  # noqa: ASYNC110  # not our child: nobody tells
+                await asyncio.sleep(0.05)
+        proxy.heal()
+        run = await started.run.wait(timeout=60)
+        assert (run.output, run.attempt, run.dispatch_attempt) == (2, 1, 2)
+        leases = [event.data["worker"] for event in await history(helmr, run) if event.kind == "leased"]
+        assert leases == [cut_off.id, cut_off.id]
 
 
 async def test_nothing_runs_on_when_the_last_worker_is_killed(tmp_path: Path) -> None:
