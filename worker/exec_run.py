@@ -172,8 +172,8 @@ class ExecRun:
 
     def _facts(self, exited: Exited) -> dict[str, Any]:
         facts: dict[str, Any] = {"exit_code": exited.exit_code, "signal": exited.signal, "cause": exited.cause}
-        reason = self._reason if exited.cause == "cancel" else exited.detail
-        return facts | {"oom": exited.oom, "reason": reason or self._problem or None, **self._output.totals}
+        reason = self._reason or exited.detail or self._problem or None
+        return facts | {"oom": exited.oom, "reason": reason, **self._output.totals}
 
     async def _execute(self) -> Exited:
         use = self._machines.use(self.scope, self._order.workspace, await self._needs())

@@ -210,8 +210,10 @@ async def test_a_workspace_in_use_is_not_stopped(helmr: AsyncClient, workspace: 
 async def test_a_terminal(helmr: AsyncClient, workspace: str) -> None:
     script = ["sh", "-c", "stty size; read x; stty size; exit 4"]
     async with await helmr.workspaces.execs.open(workspace, script, terminal=(30, 100)) as process:
-        said = aiter(process)
-        assert (await anext(said)).data == b"30 100\r\n"
+        said, first = aiter(process), b""
+        while not first.endswith(b"\r\n"):  # a terminal hands a line out in pieces
+            first += (await anext(said)).data
+        assert first == b"30 100\r\n"
         await process.resize(40, 90)
         await process.write(b"ok\n")
         assert b"".join([chunk.data async for chunk in said]) == b"ok\r\n40 90\r\n"
