@@ -36,3 +36,17 @@ def fill(found: Iterable[tuple[int, float]], count: int) -> list[float]:
         if 0 <= at < count:
             values[at] += value
     return values
+
+
+_SPANS = ((1, "second"), (60, "minute"), (3600, "hour"), (86_400, "day"), (7 * 86_400, "week"), (30 * 86_400, "month"))
+
+
+def rate(count: float, seconds: float) -> str:
+    """How often something happened, by the shortest span of time in which it does at least once: ``5 a day``."""
+    span, name = next((each for each in _SPANS if count * each[0] >= seconds), _SPANS[-1])
+    value = count * span / seconds
+    return f"{value:,.0f} {_article(name)} {name}" if value >= 100 else f"{value:.3g} {_article(name)} {name}"
+
+
+def _article(noun: str) -> str:
+    return "an" if noun == "hour" else "a"

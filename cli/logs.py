@@ -9,6 +9,7 @@ import click
 from cli.options import DURATION, Choice, Group, ask, flags, interrupted
 from cli.output import json_line, line, note, on_terminal
 from cli.references import RUN
+from helmr.durations import format_seconds
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
@@ -55,8 +56,14 @@ def search(pattern: str, *, run_id: str | None, limit: int | None, **wanted: Any
     with interrupted(None):
         ask(look)
     if not printer.count:
-        note("nothing found")
+        note(_nothing(wanted))
         raise click.exceptions.Exit(1)
+
+
+def _nothing(wanted: dict[str, Any]) -> str:
+    """That there is nothing, and what was left out."""
+    more = "" if wanted["ignore_case"] else "; -i takes a for A"
+    return f"nothing found in the last {format_seconds(wanted['since'])}{more}; look further back with --since"
 
 
 class _Printer:

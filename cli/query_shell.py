@@ -162,8 +162,14 @@ class Shell:
     def _schema(self, name: str) -> None:
         if name and name not in self._columns:
             raise UsageError(f"there is no table {name!r} here", hint=".tables lists them")
-        names = [name] if name else list(self._columns)
-        table(["TABLE", "COLUMN", "TYPE"], [(each, *column) for each in names for column in self._columns[each]])
+        if not name:
+            every = [(each, *column) for each, columns in self._columns.items() for column in columns]
+            table(["TABLE", "COLUMN", "TYPE"], every)
+            return
+        from store.schema import meanings
+
+        told = meanings(name)
+        table(["COLUMN", "TYPE", "MEANING"], [(column, kind, told[column]) for column, kind in self._columns[name]])
 
     def _queries(self, _rest: str) -> None:
         found = saved.all_of(root_of_project())

@@ -126,7 +126,7 @@ def tasks(task: str | None, since: float) -> None:
 
 
 def _show_tasks(period: Period, total: Row, by_task: list[Row], spans: list[Row]) -> None:
-    hours = (period.until - period.since).total_seconds() / 3600
+    seconds = (period.until - period.since).total_seconds()
     series = {name: _series(period, spans, name) for name in _names(by_task)}
     columns = [
         "TASK",
@@ -144,7 +144,8 @@ def _show_tasks(period: Period, total: Row, by_task: list[Row], spans: list[Row]
         rows.append(_task_row("all", total))
     table(columns, rows)
     line("")
-    line(f"{total['runs'] / hours:.4g} runs an hour; each column is {format_seconds(period.width)}")
+    runs = charts.rate(total["runs"], seconds)
+    line(f"runs: {runs}, on average of {format_seconds(seconds)}; each column is {format_seconds(period.width)}")
     line("")
     every = _series(period, spans)
     shown = [(name, charts.sparkline(values), _peak(values)) for name, values in series.items()]

@@ -130,6 +130,9 @@ QUESTIONS: dict[str, tuple[str, str]] = {
 #: Every name a user's query may read from.
 VISIBLE = frozenset({*UNIONS, *PLAIN, *QUESTIONS, "logs"})
 
+#: The stored tables, by the names users know them by.
+STORED = {table.name.removesuffix("_closed").removesuffix("_stored"): table for table in (*HISTORY_TABLES, LOGS)}
+
 _COMMENTS = {
     "runs": RUNS,
     "attempts": ATTEMPTS,
@@ -137,6 +140,14 @@ _COMMENTS = {
     "sessions": SESSIONS,
     "deployments": DEPLOYMENTS,
 }
+
+
+def meanings(name: str) -> dict[str, str]:
+    """What users are told about the columns of a table or view that they can read."""
+    if name in ASKED:
+        return ASKED[name]
+    stored = {column.name: column.comment for column in STORED[name].columns}
+    return stored | {column: comment for (view, column), comment in COMPUTED.items() if view == name}
 
 
 def history_ddl() -> list[str]:

@@ -73,7 +73,7 @@ async def test_commands(shell: Terminal) -> None:
     for typed, told in (
         (".help", ".tables          tables and views"),
         (".tables", "task_health"),
-        (".schema versions", "BIGINT"),
+        (".schema versions", "bytes of all files"),
         (".queries", "How runs stand"),
         (".run states", "succeeded"),
         (".limit 3", PROMPT),

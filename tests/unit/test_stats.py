@@ -19,6 +19,24 @@ def test_a_sparkline_has_a_character_for_each_value() -> None:
     assert charts.sparkline([]) == ""
 
 
+@pytest.mark.parametrize(
+    ("count", "seconds", "told"),
+    [
+        (5, 86_400, "5 a day"),
+        (24, 86_400, "1 an hour"),
+        (30, 86_400, "1.25 an hour"),
+        (90, 60, "1.5 a second"),
+        (150_000, 60, "2,500 a second"),
+        (30, 3600, "30 an hour"),
+        (1, 7 * 86_400, "1 a week"),
+        (1, 365 * 86_400, "0.0822 a month"),
+        (0, 3600, "0 a month"),
+    ],
+)
+def test_a_rate_is_told_by_a_span_in_which_it_happens(count: int, seconds: int, told: str) -> None:
+    assert charts.rate(count, seconds) == told
+
+
 def test_a_bar_grows_by_eighths_and_never_vanishes() -> None:
     assert charts.bar(10, 10, 4) == "████"
     assert charts.bar(5, 10, 4) == "██"
