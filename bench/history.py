@@ -1,9 +1,10 @@
-"""Fills a history with runs, events and log text, and measures how fast it takes them in and how fast it answers.
+"""Fills a history with runs, events and log text; measures how fast it takes them in, how far it lags and how fast it answers.
 
-    .venv/bin/python -m bench.history --runs 40000 --log-megabytes 200 [--asks 100]
+    .venv/bin/python -m bench.history --scale 0.05
 
-Server and projector are processes of their own (durability relaxed); a run has 6 or 10 events, and its share of the log text.
-1,250,000 runs and 5,120 MB are ten million events and 5 GB. Answers are timed through the client, one at a time.
+Scale 1 is ten million events (1,250,000 runs of 6 or 10 events) and 5 GB of log text. Server and projector are processes of
+their own (durability relaxed). First the log is filled, then the projector takes it in; then events come at a steady rate
+beside two readers, and in the end the usual questions are timed through the client, one at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from nats.aio.client import Client as Nats
 
 from bench.ingest import SCOPE, life
-from bench.projection import projector, spent
+from bench.projection import look, projector, spent
 from bus import topology, watermark
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
@@ -28,6 +29,10 @@ from helmr.chunks import headers
 from helmr.client import AsyncClient
 from helmr.connection import connected
 
+#: What scale 1 is: runs, of 8 events on average, and bytes of log text.
+_RUNS, _LOG_BYTES = 1_250_000, 5 * 1024**3
+#: Seconds ahead of its time a message may be sent: sleeping less costs more than it helps.
+_TICK = 0.005
 #: Bytes of a log chunk, as a chatty run leaves them.
 _CHUNK = 16 * 1024
 #: Messages between two waits for the server, so that it is not flooded.
@@ -113,6 +118,36 @@ async def questions(client: AsyncClient, pid: int, some: list[str], asks: int) -
     await timed("hourly analytics of a day, as SQL", min(asks, 20), pid, lambda: client.query(_HOURLY))
 
 
+async def steady(nc: Nats, client: AsyncClient, some: list[str], rate: int, seconds: float) -> None:
+    """Publish events at a rate while two readers ask, and print how old the history is meanwhile."""
+    told = [message for number in range(int(rate * seconds / 8)) for message in life(number)]
+    lags: list[float] = []
+    beside = [asyncio.create_task(look(nc, lags)), *(asyncio.create_task(read(client, some)) for _ in range(2))]
+    began = time.perf_counter()
+    for at, (subject, body) in enumerate(told):
+        await nc.publish(subject, body)
+        ahead = at / rate - (time.perf_counter() - began)
+        if ahead > _TICK:
+            await asyncio.sleep(ahead)
+    await nc.flush(60)
+    reached = len(told) / (time.perf_counter() - began)
+    for task in beside:
+        if not task.cancel():
+            task.result()  # it has failed: say why
+    lags.sort()
+    shown = f"p50 {lags[len(lags) // 2]:.0f} ms, p95 {lags[int(len(lags) * 0.95)]:.0f} ms, max {lags[-1]:.0f} ms"
+    print(f"lag at {reached:,.0f} events/s, with two readers: {shown}")
+
+
+async def read(client: AsyncClient, some: list[str]) -> None:
+    """Look at lists and runs, ten times a second, for ever."""
+    pick = random.Random(2).choice  # noqa: S311  # some runs
+    while True:
+        await client.wire.call("history", "runs", {"limit": 20, "fresh": False}, dict)
+        await client.wire.call("history", "logs", {"run_id": pick(some)}, dict)
+        await asyncio.sleep(0.1)
+
+
 def memory(pid: int) -> int:
     """The most resident memory a process has had, in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -121,29 +156,37 @@ def memory(pid: int) -> int:
 
 async def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=40_000)
-    parser.add_argument("--log-megabytes", type=int, default=200)
-    parser.add_argument("--asks", type=int, default=100)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=0.05, help="1: ten million events, 5 GB of log text")
+    parser.add_argument("--asks", type=int, default=100, help="how often each question is asked")
+    parser.add_argument("--rate", type=int, default=5000, help="events a second, for the lag")
+    parser.add_argument("--seconds", type=float, default=20, help="how long they come at that rate")
     options = parser.parse_args()
+    runs, log_bytes = round(_RUNS * options.scale), round(_LOG_BYTES * options.scale)
     with tempfile.TemporaryDirectory() as folder:
         server = EmbeddedServer(Path(folder), durability="relaxed")
         await server.start()
         async with connected(server.url, name="bench") as nc:
             await ensure_topology(nc)
-            told, some = await fill(nc, options.runs, options.log_megabytes * 1024**2)
-            print(f"{options.runs} runs, {told} events, {options.log_megabytes} MB of log text")
+            began = time.perf_counter()
+            told, some = await fill(nc, runs, log_bytes)
+            megabytes = log_bytes / 1024**2
+            filled = time.perf_counter() - began
+            print(
+                f"{runs:,} runs, {told:,} events, {megabytes:,.0f} MB of log text; the log was filled in {filled:.0f} s"
+            )
             began = time.perf_counter()
             async with projector(server.url, Path(folder) / "history") as pid:
                 await applied(nc)
                 seconds, used = time.perf_counter() - began, spent(pid)
-                print(
-                    f"taken in: {told / seconds:,.0f} events/s and {options.log_megabytes / seconds:.1f} MB/s of logs"
-                )
+                pace = f"{told / seconds:,.0f} events/s and {megabytes / seconds:.1f} MB/s of logs"
+                print(f"taken in: {pace}, {seconds:.0f} s in all", flush=True)
                 print(
                     f"processor time: {used:.1f} s, {told / used:,.0f} events for each second of it; {memory(pid)} MiB"
                 )
                 async with AsyncClient(server.url, project=SCOPE.project, env=SCOPE.environment) as client:
+                    await steady(nc, client, some, options.rate, options.seconds)
+                    await applied(nc)
                     await questions(client, pid, some, options.asks)
                 files = sum(path.stat().st_size for path in (Path(folder) / "history").rglob("*") if path.is_file())
                 print(f"files of the history: {files / 1024**2:.0f} MB; memory at most {memory(pid)} MiB")
