@@ -8,11 +8,23 @@ With it a whole worker can be measured at ten thousand runs, on a machine that h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from worker.engine import EngineInfo, Exited, Frame, ImageSpec, MachineSpec, Message, ProcessSpec, Progress
+from worker.engine import (
+    EngineInfo,
+    Exited,
+    Frame,
+    ImageSpec,
+    Machine,
+    MachineSpec,
+    Message,
+    Process,
+    ProcessSpec,
+    Progress,
+    Terminal,
+)
 
 _WAIT = {"op": "wait", "id": 1, "name": "notes", "n": 1, "main": True, "kind": "stream", "stream": "notes"}
 
@@ -42,6 +54,21 @@ class NoopProcess:
     async def send(self, body: dict[str, Any]) -> None:
         """Nobody listens: it is never kept for long enough to be told anything."""
 
+    def feed(self, data: bytes) -> None:
+        """It reads nothing."""
+
+    def end_input(self) -> None:
+        """It has none."""
+
+    def on_taken(self, listener: Callable[[int], None]) -> None:
+        """It takes nothing."""
+
+    def resize(self, size: Terminal) -> None:
+        """It has no terminal."""
+
+    def signal(self, number: int) -> None:
+        """It hears nothing but its cancel."""
+
     async def limit(self, deadline: float, grace: float) -> None:
         """It takes no time."""
 
@@ -56,12 +83,13 @@ class NoopMachine:
     def __init__(self, workspace_id: str) -> None:
         self.workspace_id = workspace_id
         self.ref = "none"
+        self.adopted = False
         self._stopped = asyncio.Event()
 
     async def put_source(self, name: str, tree: Path) -> None:
         """Nothing is executed."""
 
-    async def start(self, spec: ProcessSpec) -> NoopProcess:
+    async def start(self, spec: ProcessSpec) -> Process:
         """A process that is none."""
         return NoopProcess(spec)
 
@@ -92,11 +120,14 @@ class NoopEngine:
         """It always works."""
         return EngineInfo(name=self.name, version="0", host="host_bench", isolated=False)
 
+    def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
+        """There is nothing to be kept away."""
+
     async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
         """Nothing is built."""
         return "none"
 
-    async def materialize(self, spec: MachineSpec) -> NoopMachine:
+    async def materialize(self, spec: MachineSpec) -> Machine:
         """A machine at once."""
         self.files(spec.workspace_id).mkdir(parents=True, exist_ok=True)
         return NoopMachine(spec.workspace_id)

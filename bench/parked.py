@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.cpu import children
 from bench.installation import Installation, installation, server
 from bench.noop_engine import NoopEngine
-from helmr import subjects
+from helmr import local, subjects
 from helmr.client import AsyncClient
 from helmr.connection import connect
 from worker.worker import Worker
@@ -89,11 +89,11 @@ def _resident(pid: int) -> float:
 @asynccontextmanager
 async def without_executing(slots: int) -> AsyncIterator[Installation]:
     """An installation whose worker, in this process, has the engine that does nothing."""
-    async with server() as (_, client, pid):
+    async with server() as (environment, client, pid):
         with tempfile.TemporaryDirectory(prefix="helmr-bench-worker-") as folder:
             home = Path(folder)
             engine = NoopEngine(home / "workspaces")
-            nc = await connect(str(client.wire.nc.connected_url.geturl()), name="bench-worker")
+            nc = await connect(local.find(Path(environment["HELMR_HOME"])), name="bench-worker")
             worker = Worker(nc, engine, await engine.check(), home=home, slots=slots)
             stop, ready = asyncio.Event(), asyncio.Event()
             working = asyncio.create_task(worker.run(stop, ready))

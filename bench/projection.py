@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +47,8 @@ def tell(number: int) -> Told:
 
 async def publish(nc: Nats, told: list[Told], rate: int) -> float:
     """Publish the runs at a steady rate, their messages interleaved; the seconds it took."""
-    began, begun, under_way = time.perf_counter(), 0, []
+    began, begun = time.perf_counter(), 0
+    under_way: list[Iterator[tuple[str, bytes, dict[str, str] | None]]] = []
     ticks = 0
     while begun < len(told) or under_way:
         ticks += 1
