@@ -146,7 +146,10 @@ class Machines:
 
     async def capture(self, scope: Scope, workspace_id: str, occasion: Occasion) -> str | None:
         """Store what a live workspace has become as a version, if it has changed; why that is not possible, if so."""
-        return await self._capture(scope, workspace_id, self._entries[scope, workspace_id], occasion)
+        entry = self._entries.get((scope, workspace_id))
+        if entry is None:
+            return None  # it was stopped meanwhile, and captured then
+        return await self._capture(scope, workspace_id, entry, occasion)
 
     async def _capture(self, scope: Scope, workspace_id: str, entry: _Entry, occasion: Occasion) -> str | None:
         async with entry.capturing:

@@ -75,6 +75,7 @@ async def history(nc: Nats, home: Path) -> AsyncIterator[Projector]:
     store = Store(Home(home))
     try:
         async with serving(nc, store) as projector:
+            await nc.flush(timeout=30)  # other connections may ask, too, and their requests must not be quicker
             yield projector
     finally:
         store.close()

@@ -20,6 +20,7 @@ from helmr.models import StreamRecord
 from helmr.subjects import Scope
 from tests.integration.parts import worker
 from tests.integration.platform import Platform, control_of, history, kinds, running, until, write_project
+from worker.execution import Execution
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +83,24 @@ async def test_a_worker_that_cannot_look_leaves_that_to_control(
     await helmr.sessions.open(started.session).input("notes").send("early")
     assert (await started.run.result(timeout=60))["note"] == "early"
     assert [each.worker.dispatches["failed"] for each in platform.workers] == [0]
+
+
+async def test_a_run_that_is_parked_before_its_files_are_looked_at(
+    helmr: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture, looked = Execution._capture, asyncio.Event()
+
+    async def late(execution: Execution) -> None:
+        await execution.services.hot.park(execution.run_id)  # as may happen at any moment
+        await capture(execution)
+        looked.set()
+
+    monkeypatch.setattr(Execution, "_capture", late)
+    started = await helmr.sessions.start("waits")
+    await until(helmr, started.run, "waiting")
+    await asyncio.wait_for(looked.wait(), 60)
+    await helmr.sessions.open(started.session).input("notes").send("x")
+    assert (await started.run.result(timeout=60)) == {"note": "x", "effects": ["before", "after"]}
 
 
 async def test_a_record_whose_control_died_wakes_its_run(tmp_path: Path) -> None:
