@@ -94,10 +94,18 @@ class Followers:
     def __init__(self, log_: Log) -> None:
         self._log = log_
         self._now: Counter[str] = Counter()
+        self._heard: set[asyncio.Event] = set()
+        self._closed = False
 
     def full(self, access_id: str) -> bool:
         """Whether there is no room for one more."""
         return self._now.total() >= FOLLOWERS or self._now[access_id] >= PER_ACCESS
+
+    def close(self) -> None:
+        """Let all go, at once and in good order; they may come again, to another process or the next."""
+        self._closed = True
+        for heard in self._heard:
+            heard.set()
 
     async def follow(self, scope: Scope, access: AccessState, after: int) -> AsyncGenerator[bytes]:
         """The events for one who has read the record numbered ``after``, until his time is up."""
@@ -117,7 +125,10 @@ class Followers:
         ends = min(access.expires_at, events.now() + timedelta(seconds=_LONGEST))
         heard = asyncio.Event()
         yield b"retry: %d\n\n" % _RETRY
-        async with _listening(self._log, [subject, subjects.live(scope, "access", access.id)], heard):
+        async with (
+            _listening(self._log, [subject, subjects.live(scope, "access", access.id)], heard),
+            self._told(heard),
+        ):
             seq = await records.place(self._log.js, subject, after)
             while await self._allowed(scope, access.id, ends):
                 heard.clear()
@@ -139,7 +150,18 @@ class Followers:
                 heard.set()
                 return
 
+    @asynccontextmanager
+    async def _told(self, heard: asyncio.Event) -> AsyncIterator[None]:
+        """Have ``heard`` set by :meth:`close`, too, while a block runs."""
+        self._heard.add(heard)
+        try:
+            yield
+        finally:
+            self._heard.discard(heard)
+
     async def _allowed(self, scope: Scope, access_id: str, ends: datetime) -> bool:
+        if self._closed:
+            return False
         last = await self._log.last(ACCESS, scope, access_id)
         return events.now() < ends and last.event is not None and last.state.status == "active"
 

@@ -83,6 +83,10 @@ class Gateway:
             (route.methods or set()).discard("HEAD")  # which would be a use, and for nothing
         return made
 
+    def close(self) -> None:
+        """Let those go who follow a stream."""
+        self._followers.close()
+
     def _answering(self, handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         """The handler, with its refusals and errors made into answers."""
         from starlette.responses import JSONResponse, Response
@@ -330,6 +334,7 @@ async def serving(address: Address, log_: Log, streams: Streams) -> AsyncIterato
         await ready.wait()
         yield f"http://{host}:{port}"
     finally:
+        gateway.close()
         server.should_exit = True
         await serving_
         listening.close()

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -264,6 +264,23 @@ async def test_whoever_follows_hears_what_comes_and_loses_nothing_by_a_break(hel
         await helmr.access.revoke(made.access, reason="enough")
         assert (await _next(reader))["event"] == "end"
     assert await ask(url, made.secret, _out(started), Accept=accept) == _NO
+
+
+async def test_whoever_follows_is_let_go_in_good_order_when_the_endpoint_stops(
+    helmr: AsyncClient, platform: Platform, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = await helmr.sessions.start("talk", 1)
+    made = await helmr.access.for_output(started.session, "replies")
+    async with AsyncExitStack() as stack:
+        serving_ = serving(Address("127.0.0.1", 0), platform.control.log, platform.control.streams)
+        async with serving_ as url:
+            follower = asked(url, made.secret, _out(started), Accept="text/event-stream")
+            status, reader = await stack.enter_async_context(follower)
+            assert status == 200
+            await helmr.sessions.open(started.session).input("notes").send({"text": "one"})
+            assert (await _next(reader))["id"] == "1"
+        assert (await _next(reader))["event"] == "end"
+    assert "graceful shutdown" not in caplog.text
 
 
 async def test_a_token_is_completed_and_repeating_that_is_no_use(helmr: AsyncClient, url: str) -> None:
