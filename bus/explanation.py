@@ -162,8 +162,12 @@ def _capacity(found: Situation, lane: str) -> str:
     """Who could take it, or that nobody can, and what to do about that."""
     if not found.workers:
         return _nobody(lane)
-    busy, slots = sum(w.running for w in found.workers), sum(w.slots for w in found.workers)
-    many = f"are {len(found.workers)} workers" if len(found.workers) > 1 else "is one worker"
+    if all(worker.full for worker in found.workers):
+        names = ", ".join(worker.id for worker in found.workers)
+        return f"The disk of its machine is almost full, so that {names} takes nothing new: make room there."
+    takers = [worker for worker in found.workers if not worker.full]
+    busy, slots = sum(w.running for w in takers), sum(w.slots for w in takers)
+    many = f"are {len(takers)} workers" if len(takers) > 1 else "is one worker"
     return (
         f"There {many} for it, with {busy} of {slots} slots busy; it moves on as runs end, or sooner with more workers."
     )
@@ -179,7 +183,8 @@ def _nobody(lane: str) -> str:
 
 
 def _workers(found: Situation) -> dict[str, Any]:
-    return {"workers": [worker.id for worker in found.workers]}
+    full = [worker.id for worker in found.workers if worker.full]
+    return {"workers": [worker.id for worker in found.workers]} | ({"disk_full": full} if full else {})
 
 
 def _in_lane(found: Situation) -> Words:

@@ -40,7 +40,7 @@ class Placement:
         fit = [info for info in candidates if _may_have(info, state)]
         if not fit:
             raise _nobody(state)
-        return min(fit, key=lambda info: (info.running / info.slots, info.id)).id
+        return min(fit, key=lambda info: (info.full, info.running / info.slots, info.id)).id
 
     async def _unbind(self, scope: Scope, state: WorkspaceState, candidates: list[WorkerInfo]) -> WorkspaceState:
         """Have it go on from its latest version, if nobody is on its host, and somebody else may have it."""

@@ -43,6 +43,7 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime
     version: str
     draining: bool = False  #: takes nothing new, and ends when what it runs has ended
+    full: bool = False  #: takes nothing new until its disk has room again
     beat: int = 0  #: counts its announcements
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from worker.docker_api import DockerApi
 
 _PYTHON = (3, 11)
-#: Free bytes below which a home folder will soon be full, and below which nothing starts.
-_LITTLE_SPACE, _NO_SPACE = 2 * 1024**3, 256 * 1024**2
+#: Free bytes below which a home folder will soon be full, and below which a worker takes nothing new (worker/host.py).
+_LITTLE_SPACE, _NO_SPACE = 2 * 1024**3, 512 * 1024**2
 #: Seconds by which clocks may differ before timers are noticeably early or late.
 _SKEW = 2.0
 #: Seconds the projector may be behind before lists and queries show the past.

@@ -164,9 +164,10 @@ def _workers(control: dict[str, Any] | None) -> Part:
     told = [
         f"{w['id']} ({w['engine']}, group {w['group']}): {w['running']} of {w['slots']} slots busy"
         + (", draining" if w["draining"] else "")
+        + (", takes nothing new: its disk is almost full" if w["full"] else "")
         for w in workers
     ]
-    up = any(not worker["draining"] for worker in workers)
+    up = any(not worker["draining"] and not worker["full"] for worker in workers)
     return Part(up=up, detail="; ".join(told) or "none", facts={"workers": workers})
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from helmr import ids
 from helmr.errors import HelmrError
 
+#: Free bytes below which a disk counts as almost full: what is being executed still has to write its files. And those above
+#: which it does not any more.
+DISK_RESERVE, DISK_RECOVERED = 512 * 1024**2, 640 * 1024**2
 #: Part of the machine's memory that must be available for anything to be kept ready.
 _MEMORY_RESERVE = 0.1
 
@@ -78,3 +82,11 @@ def memory_is_short(meminfo: Path = Path("/proc/meminfo")) -> bool:
     except (OSError, KeyError, ValueError):
         return False
     return available < total * _MEMORY_RESERVE
+
+
+def disk_is_full(home: Path, *, before: bool) -> bool:
+    """Whether the disk that ``home`` is on is almost full, if it was or was not ``before``; unknown is no."""
+    try:
+        return shutil.disk_usage(home).free < (DISK_RECOVERED if before else DISK_RESERVE)
+    except OSError:
+        return False

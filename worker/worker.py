@@ -41,6 +41,7 @@ from worker.cut_off import CutOff
 from worker.engine import Engine, EngineInfo
 from worker.execs import Execs
 from worker.execution import Execution, HandedBack
+from worker.host import disk_is_full
 from worker.hot import HotRun, HotRuns
 from worker.lanes import Lane, Slots, remove_lane
 from worker.leasing import LOOK_AGAIN, Held, Stale, take_lease
@@ -65,6 +66,10 @@ _EVERYWHERE = Scope("*", "*")
 
 class Stopping(Exception):
     """The worker takes nothing any more: somebody else shall."""
+
+
+class NoRoom(Exception):
+    """The disk is almost full: somebody else shall, or this worker later."""
 
 
 class Worker:
@@ -106,6 +111,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._machines_gone = asyncio.Event()
         self._engine_lost = asyncio.Event()
+        self._home = home
+        self._disk_full = False
         #: Dispatch messages settled so far, by what came of them.
         self.dispatches: Counter[str] = Counter()
         self._started_at = events.now()
@@ -168,6 +175,7 @@ class Worker:
         ]
         await asyncio.gather(self._presence.ready.wait(), self._deployments.ready.wait())
         await self._remove_leftovers()
+        await self._mind_disk()
         await announce(self.nc, self._about())
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancelled"), cb=self._on_ended)
@@ -182,7 +190,7 @@ class Worker:
         background += [
             tasks.create_task(work()) for work in (self._beat, self._mind_engine, self._sweep, self._watch_cut_off)
         ]
-        self._gate.set()
+        self._open_gate()
         return background
 
     async def _drain(self, seconds: float, hurry: asyncio.Event) -> None:
@@ -250,6 +258,7 @@ class Worker:
             started_at=self._started_at,
             version=__version__,
             draining=self._draining.is_set(),
+            full=self._disk_full,
             beat=self._beats,
         )
 
@@ -291,6 +300,9 @@ class Worker:
         except Stopping:
             result = "returned"
             await item.msg.nak()
+        except NoRoom:
+            result = "returned"
+            await item.msg.nak(delay=LOOK_AGAIN)
         except Fenced as fenced:  # the message is the new holder's now: our ack would take it away
             result = "fenced"
             log.info("%s: %s", item.msg.subject, fenced)
@@ -315,6 +327,8 @@ class Worker:
             raise Stale from error
         if self._draining.is_set():
             raise Stopping
+        if self._disk_full:  # it was on its way when the gate was closed
+            raise NoRoom
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
         spec = self._hot.spec(dispatched.run_id)
@@ -386,6 +400,7 @@ class Worker:
         """Say that we are alive and at work, and make sure that our leases are still ours."""
         while True:
             await asyncio.sleep(topology.HEARTBEAT)
+            await self._mind_disk()
             await self._announce()
             try:
                 for msg in list(self._messages.values()):
@@ -444,6 +459,24 @@ class Worker:
             except HelmrError as error:
                 log.warning("looking for leftovers: %s", error)
 
+    async def _mind_disk(self) -> None:
+        """Take no runs while the disk is almost full: they would fail, and take those that run along."""
+        full = await asyncio.to_thread(disk_is_full, self._home, before=self._disk_full)
+        if full != self._disk_full:
+            log.warning(
+                "the disk of %s %s", self._home, "is almost full: taking nothing new" if full else "has room again"
+            )
+        self._disk_full = full
+        if full:
+            self._gate.clear()
+        elif self._pulls:
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Take runs, unless something speaks against it."""
+        if not (self._draining.is_set() or self._stopping.is_set() or self._engine_lost.is_set() or self._disk_full):
+            self._gate.set()
+
     async def _mind_engine(self) -> None:
         """Take no runs while the engine does not answer: each would only come back at once."""
         while True:
@@ -456,8 +489,7 @@ class Worker:
                 await asyncio.sleep(_ENGINE_RETRY)
             else:
                 self._engine_lost.clear()
-                if not self._stopping.is_set():
-                    self._gate.set()
+                self._open_gate()
 
 
 async def _answer(msg: Msg, work: Awaitable[None]) -> None:

@@ -27,7 +27,7 @@ from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
 from store import question, sandboxes
 from tests.integration.platform import Platform
-from worker import container_spec, images, log_pump, machines, masking, process_engine
+from worker import container_spec, host, images, log_pump, machines, masking, process_engine
 
 pytestmark = pytest.mark.anyio
 
@@ -199,6 +199,8 @@ ROWS: list[tuple[str, str, float]] = [
     ("query", "64 KiB", question.MAX_SQL / KIB),
     ("stored logs", "7 days", topology.LOG_AGE / 86400),
     ("stored logs", "20 GiB", topology.LOG_BYTES / GIB),
+    ("disk space", "512 MiB", host.DISK_RESERVE / MIB),
+    ("disk space", "640 MiB", host.DISK_RECOVERED / MIB),
     ("free disk", "64 MiB", server.MIN_FREE_BYTES / MIB),
     ("ack deadline", "15 ", topology.ACK_WAIT / topology._PACE),
     ("heartbeat", "3 ", topology.HEARTBEAT / topology._PACE),

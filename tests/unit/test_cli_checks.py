@@ -54,6 +54,21 @@ def test_the_projector_tells_how_far_behind_it_is() -> None:
     assert part.facts["lag_seconds"] == 1.5
 
 
+def test_a_worker_with_a_full_disk_does_not_count_as_up() -> None:
+    told = {
+        "id": "wrk_1",
+        "engine": "docker",
+        "group": "default",
+        "running": 0,
+        "slots": 4,
+        "draining": False,
+        "full": True,
+    }
+    part = _workers({"workers": [told]})
+    assert (part.up, "disk is almost full" in part.detail) == (False, True)
+    assert _workers({"workers": [told, told | {"full": False}]}).up
+
+
 def test_the_walls_that_stand_are_named() -> None:
     limits = {"MemoryLimit": True, "SwapLimit": True, "PidsLimit": True, "CpuCfsQuota": True}
     options = ["name=seccomp,profile=default", "name=userns"]

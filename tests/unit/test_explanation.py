@@ -249,3 +249,11 @@ class TestEnded:
         assert "was cancelled." in about(Life().queued().add("cancelled", {"reason": None})).text
         expired = about(Life(ttl=60.0).queued().add("expired", {"ttl": 60.0}))
         assert "no worker had taken it within its time to live of 1m" in expired.text
+
+
+def test_a_full_disk_is_what_keeps_a_run_waiting() -> None:
+    told = about(Life().queued(), workers=[worker(full=True, running=0)])
+    assert "disk of its machine is almost full" in told.text
+    assert told.facts["disk_full"] == ["wrk_1"]
+    told = about(Life().queued(), workers=[worker(full=True, running=0), worker(id="wrk_2", running=0)])
+    assert "almost full" not in told.text
