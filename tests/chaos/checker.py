@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
-from bus.log import QUEUE, RUN, SESSION, WORKSPACE
+from bus.log import QUEUE, RUN, SESSION, TOKEN, WORKSPACE
 from helmr import chunks, subjects
 from helmr.chunks import LogChunk
 from helmr.errors import Conflict
-from helmr.events import TERMINAL, Grant, QueueEvent, RunEvent, RunSpec, RunState
+from helmr.events import TERMINAL, Grant, QueueEvent, RunEvent, RunSpec, RunState, TokenEvent
 from helmr.models import StreamRecord
 from helmr.reducers import run as rules
 from helmr.reducers.queue import Limits
@@ -78,6 +78,17 @@ class Case:
             for message in self.evidence.runs
             if message.subject.startswith("helmr.ev.") and subjects.parse_event(message.subject).entity == "queue"
         ]
+
+    @cached_property
+    def completions(self) -> dict[str, list[TokenEvent]]:
+        """The completions of every token, in the order they were stored."""
+        found: dict[str, list[TokenEvent]] = defaultdict(list)
+        for message in self.evidence.runs:
+            if message.subject.startswith("helmr.ev.") and subjects.parse_event(message.subject).entity == "token":
+                event = TOKEN.decode(message.data)
+                if event.kind == "completed":
+                    found[event.token_id].append(event)
+        return dict(found)
 
     @cached_property
     def starts(self) -> dict[str, Start]:
@@ -474,10 +485,43 @@ def records_are_whole(case: Case) -> Found:
 
 
 @rule
+def a_token_has_one_answer(case: Case) -> Found:
+    """A token is completed once, with what the client was told; every run that waits for it gets just that, and does get it."""
+    for token, completions in case.completions.items():
+        if len(completions) > 1:
+            yield _violation(a_token_has_one_answer, token, f"completed {len(completions)} times")
+    for answer in case.evidence.answers:
+        if answer.data not in _answers(case, answer.token):
+            text = f"{answer.data} was acknowledged; it is completed with {_answers(case, answer.token)}"
+            yield _violation(a_token_has_one_answer, answer.token, text)
+    for run_id, entries in case.runs.items():
+        start = case.starts.get(run_id)
+        if start is not None and start.kind == "waits-for-token" and entries[-1].event.kind == "succeeded":
+            yield from _heard(case, run_id, entries)
+
+
+def _answers(case: Case, token: str) -> list[Any]:
+    return [event.data["data"] for event in case.completions.get(token, ())]
+
+
+def _heard(case: Case, run_id: str, entries: list[Entry]) -> Found:
+    token = case.spec(run_id).payload["token"]
+    heard = entries[-1].event.data["output"]["answer"]
+    if heard is not None and heard not in _answers(case, token):
+        text = f"heard {heard} of {token}, which is completed with {_answers(case, token)}"
+        yield _violation(a_token_has_one_answer, run_id, text)
+    timeouts = [entry.event.at for entry in entries if entry.event.kind == "wait_timed_out"]
+    for event in case.completions.get(token, ()):
+        if heard is None and timeouts and timeouts[-1] - event.at > timedelta(seconds=_TIMER_RACE):
+            text = f"{token} was completed, and it was not woken: {_story(entries)}"
+            yield _violation(a_token_has_one_answer, run_id, text)
+
+
+@rule
 def other_entities_follow_their_rules(case: Case) -> Found:
-    """The states of sessions, workspaces and queues are the fold of their events as well."""
+    """The states of sessions, workspaces, queues and tokens are the fold of their events as well."""
     states: dict[str, Any] = {}
-    kinds: dict[str, Any] = {"session": SESSION, "workspace": WORKSPACE, "queue": QUEUE}
+    kinds: dict[str, Any] = {"session": SESSION, "workspace": WORKSPACE, "queue": QUEUE, "token": TOKEN}
     for message in case.evidence.runs:
         if not message.subject.startswith("helmr.ev."):
             continue

@@ -64,6 +64,13 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     width: int = 40
 
 
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client was told a token had been completed with."""
+
+    token: str
+    data: Any
+
+
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     """Everything there is to judge."""
 
@@ -72,6 +79,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Stored, ...] = ()
     marks: tuple[Mark, ...] = ()
     starts: tuple[Start, ...] = ()
+    answers: tuple[Answer, ...] = ()
     #: Runs that somebody may have asked to cancel, whatever came of the request.
     cancels: frozenset[str] = frozenset()
     #: How many runs of a queue may run at once.

@@ -15,13 +15,15 @@ from helmr.client import AsyncClient
 from helmr.client.sessions import Started
 from helmr.errors import Conflict, HelmrError, NotFound, TimedOut, Unavailable
 from helmr.reducers.queue import limits
-from tests.chaos.evidence import Start
+from tests.chaos.evidence import Answer, Start
 
 log = logging.getLogger(__name__)
 
 Random = random.Random
 #: Starts under way at the same time; beyond that the users wait.
 _AT_ONCE = 24
+#: Seconds that a token can be completed.
+_TOKEN_TIME = 8.0
 #: How many of the latest workspaces and external ids may be used again.
 _RECENT = 12
 
@@ -85,6 +87,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(task="keeps-records", weight=2, payload=lambda rng: {"records": rng.randint(1, 30), "pause": 0.02}),
     Kind(task="once", weight=2, outcomes=frozenset({"succeeded", "worker_lost"}), payload=_seconds(0, 3)),
     Kind(task="waits-for-input", weight=4, payload=lambda rng: {"timeout": rng.choice([3, 6])}),
+    Kind(task="waits-for-token", weight=3),
     Kind(task="sleeps-durably", weight=3, payload=_seconds(0.1, 2)),
     Kind(task="narrow", weight=1, burst=5, payload=_seconds(0, 0.3), options=_limited),
     Kind(
@@ -108,6 +111,7 @@ class Load:
         self._metadata = metadata
         self._every = every
         self.starts: list[Start] = []
+        self.answers: list[Answer] = []
         self.cancels: set[str] = set()
         #: Requests that failed, by the name of the error.
         self.failures: dict[str, int] = {}
@@ -136,6 +140,12 @@ class Load:
             kind = self._rng.choices(KINDS, [kind.weight for kind in KINDS])[0]
             n, payload = number, kind.payload(self._rng) | {"n": number}
             options = kind.options(self._rng) | self._common()
+        if kind.task == "waits-for-token" and "token" not in payload:
+            try:
+                payload["token"] = (await self._client.tokens.create(timeout=_TOKEN_TIME)).token.id
+            except (TimedOut, Unavailable) as error:
+                self._failed(error)
+                return
         copies = 2 if "external_id" in options and self._rng.random() < 0.5 else kind.burst
         fate = self._rng.random(), self._rng.uniform(0, 3), self._rng.random() < 0.3
         await asyncio.gather(*(self._start(kind, n, payload, options, fate) for _ in range(copies)))
@@ -169,6 +179,9 @@ class Load:
         if kind.task == "waits-for-input" and chance > 0.3:
             await asyncio.sleep(delay)
             await self._answer(started)
+        if kind.task == "waits-for-token" and chance > 0.2:
+            await asyncio.sleep(delay)
+            await asyncio.gather(*(self._complete(payload["token"], ids.new("req")) for _ in range(2)))
         if chance < 0.15:
             await asyncio.sleep(delay)
             await self._cancel(started, force=force, session=chance < 0.03)
@@ -200,6 +213,16 @@ class Load:
             return  # the session was cancelled
         except (TimedOut, Unavailable) as error:
             self._failed(error)
+
+    async def _complete(self, token: str, data: str) -> None:
+        try:
+            await self._client.tokens.complete(token, data)
+        except Conflict:
+            return  # somebody else was first, or it is too late
+        except (TimedOut, Unavailable) as error:
+            self._failed(error)
+        else:
+            self.answers.append(Answer(token=token, data=data))
 
     async def _cancel(self, started: Started, *, force: bool, session: bool) -> None:
         self.cancels.add(started.run.id)

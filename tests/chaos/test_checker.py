@@ -9,13 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from helmr import chunks, subjects
-from helmr.events import TERMINAL, Grant, QueueEvent, QueueState, RunEvent
+from bus.log import TOKEN
+from helmr import chunks, ids, subjects
+from helmr.events import TERMINAL, Draft, Grant, QueueEvent, QueueState, RunEvent, TokenEvent
 from helmr.models import StreamRecord
 from helmr.reducers import queue as queue_rules
 from helmr.reducers.queue import limits
 from tests.chaos.checker import check
-from tests.chaos.evidence import Evidence, Mark, Start, Stored
+from tests.chaos.evidence import Answer, Evidence, Mark, Start, Stored
 from tests.chaos.lines import expected
 from tests.chaos.part_process import WRITER
 from tests.lives import SCOPE, Life
@@ -338,3 +339,58 @@ def test_a_workspace_that_was_appended_to_another_past() -> None:
     ]
     assert _broken(_replaced(evidence, runs=(*evidence.runs, *stored))) == set()
     assert _broken(_replaced(evidence, runs=(*evidence.runs, stored[1]))) == {"other entities follow their rules"}
+
+
+TOKEN_ID = ids.new("tok")
+
+
+def _token(*answers: str) -> tuple[Stored, ...]:
+    """What a log would have of a token that was completed so often."""
+    life = Life()
+    state = TOKEN.fold(
+        None, Draft(kind="created", data={"expires_at": life.at + timedelta(seconds=60)}), life.at, TOKEN_ID
+    )
+    events = [
+        TokenEvent(
+            cursor=2,
+            id=f"evt_{answer}",
+            token_id=TOKEN_ID,
+            kind="completed",
+            at=life.at + timedelta(seconds=2),
+            data={"data": answer},
+            state=state,
+        )
+        for answer in answers
+    ]
+    subject = subjects.event(SCOPE, "token", TOKEN_ID, "completed")
+    return tuple(Stored(seq=0, subject=subject, at=each.at, data=msgspec.json.encode(each)) for each in events)
+
+
+def _waits_for_token(kind: str, answer: str | None) -> Life:
+    life = Life(payload={"token": TOKEN_ID}).queued().leased().add("waiting", {"kind": "token", "token": TOKEN_ID})
+    life.add(kind, {"kind": "token"}, after=10.0).queued("resume").leased()
+    logs = {"stdout": 0, "stderr": 0, "log": 0, "truncated": False}
+    return life.add("succeeded", {"output": {"n": 7, "answer": answer}, "exit_code": 0, "logs": logs})
+
+
+@pytest.mark.parametrize(
+    ("completed", "kind", "heard", "told", "broken"),
+    [
+        (["yes"], "wait_completed", "yes", ["yes"], False),
+        ([], "wait_timed_out", None, [], False),
+        (["yes", "no"], "wait_completed", "yes", ["yes"], True),
+        (["yes"], "wait_completed", "no", ["yes"], True),
+        (["yes"], "wait_completed", "yes", ["yes", "no"], True),
+        (["yes"], "wait_timed_out", None, ["yes"], True),
+    ],
+)
+def test_a_token_has_one_answer(
+    completed: list[str], kind: str, heard: str | None, told: list[str], broken: bool
+) -> None:
+    life = _waits_for_token(kind, heard)
+    evidence = Evidence(
+        runs=(*_messages(_told(life)), *_token(*completed)),
+        starts=(_start(life, kind="waits-for-token"),),
+        answers=tuple(Answer(token=TOKEN_ID, data=data) for data in told),
+    )
+    assert ("a token has one answer" in _broken(evidence)) == broken

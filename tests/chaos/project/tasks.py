@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helmr import Queue, Retry, TaskContext, WaitTimeout, logger, metadata, step, streams, task, timers
+from helmr import Queue, Retry, TaskContext, WaitTimeout, logger, metadata, step, streams, task, timers, tokens
 
 Payload = dict[str, Any]
 Output = dict[str, Any]
@@ -215,6 +215,15 @@ def waits_for_input(payload: Payload, ctx: TaskContext) -> Output:
         except WaitTimeout:
             metadata.set("answered", value=False)
         return {"n": payload["n"]}
+
+
+@task("waits-for-token", park_after="1s")
+def waits_for_token(payload: Payload, ctx: TaskContext) -> Output:
+    with execution(ctx):
+        try:
+            return {"n": payload["n"], "answer": tokens.get(payload["token"]).wait()}
+        except WaitTimeout:
+            return {"n": payload["n"], "answer": None}
 
 
 @task("sleeps-durably", park_after="300ms")
