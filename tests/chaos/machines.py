@@ -38,7 +38,7 @@ class Processes:
 
     async def living(self) -> list[str]:
         """The process ids of supervisors."""
-        records = [path for home in self._homes for path in home.glob("processes/**/supervisor.json")]
+        records = [path for home in self._homes for path in home.glob("processes/machines/*/run/supervisor.json")]
         found = [_pid(path) for path in records]
         return sorted(pid for pid in found if pid and Path(f"/proc/{pid}").exists())
 

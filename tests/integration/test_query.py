@@ -32,7 +32,7 @@ from store.sandbox import Task
 from store.sandboxes import Child
 from tests.hostile import AT_THE_ARCHIVE, BOMBS, MISDIRECTED, REFUSED
 from tests.integration.history import ask, history, publish, publish_log, query, reading, store_of, table
-from tests.lives import Life, lives, record, session, workspace
+from tests.lives import SCOPE, Life, access, lives, record, session, token, workspace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("projector")]
 
@@ -47,6 +47,8 @@ async def projector(nc: Nats, tmp_path: Path) -> AsyncIterator[Projector]:
         await publish(nc, life.published() + session(life) + workspace(life))
         await publish(nc, [record(life.spec.session_id, 1, {"n": 1}, scope=life.scope)])
         await publish_log(nc, life.id, b"said\n" * 3, scope=life.scope)
+    for scope in (SCOPE, OTHER):
+        await publish(nc, token(scope=scope) + access(scope=scope))
     async with history(nc, tmp_path / "h") as projector:
         yield projector
 
