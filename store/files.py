@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 
 from helmr.errors import ConfigError, Conflict, HelmrError, Unavailable
-from store import tables
+from store import carrying, tables
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,10 @@ def attach(
 
     Raises:
         Conflict: another process has it open.
-        ConfigError: it was written by another version of Helmr.
+        ConfigError: it was written by a later version of Helmr.
         Unavailable: the disk is full.
     """
+    carrying.finish(path)
     journal = path.with_name(path.name + ".wal")
     for damaged in (journal, path, None):
         try:
@@ -116,7 +117,9 @@ def _open(
     if not present:
         _create(con, ddl)
     elif "schema_version" in present:
-        require_version(con, path)
+        if _version(con, path) < tables.VERSION:
+            _carry_over(con, path, alias, ddl, row_group)
+            return
         # Tables that the version has been given meanwhile.
         for statement in (line for line in ddl if line.startswith("CREATE TABLE ")):
             con.execute(statement.replace("CREATE TABLE ", "CREATE TABLE IF NOT EXISTS ", 1))
@@ -136,17 +139,29 @@ def _create(con: duckdb.DuckDBPyConnection, ddl: list[str]) -> None:
     con.execute("CHECKPOINT")
 
 
-def require_version(con: duckdb.DuckDBPyConnection, path: Path) -> None:
-    """Check that the database in use is in the present schema.
-
-    Raises:
-        ConfigError: it is not.
-    """
+def _version(con: duckdb.DuckDBPyConnection, path: Path) -> int:
+    """The schema version of the database in use, which the present one, or an earlier one, must be."""
     row = con.execute("SELECT version FROM schema_version").fetchone()
-    if row is None or row[0] != tables.VERSION:
+    if row is None or row[0] > tables.VERSION:
         found = row[0] if row else "none"
-        message = f"{path} has schema version {found}; this Helmr needs {tables.VERSION}"
-        raise ConfigError(message, hint="helmr history rebuild makes it anew from the log")
+        message = f"{path} has schema version {found}; this Helmr knows {tables.VERSION}"
+        raise ConfigError(message, hint="it was written by a later Helmr: use that one, or move the file away")
+    return int(row[0])
+
+
+def _carry_over(con: duckdb.DuckDBPyConnection, path: Path, alias: str, ddl: list[str], row_group: int) -> None:
+    made = carrying.fresh_file(path)
+    con.execute(f"ATTACH {quoted(made)} AS {alias}_new (ROW_GROUP_SIZE {row_group})")
+    con.execute(f"USE {alias}_new")
+    _create(con, ddl)
+    carrying.carry(con, alias, f"{alias}_new")
+    con.execute(f"CHECKPOINT {alias}")
+    con.execute("USE memory")
+    con.execute(f"DETACH {alias}_new")
+    con.execute(f"DETACH {alias}")
+    carrying.take_its_place(path, made)
+    con.execute(f"ATTACH {quoted(path)} AS {alias} (ROW_GROUP_SIZE {row_group})")
+    con.execute(f"USE {alias}")
 
 
 def disk_full(error: Exception) -> bool:

@@ -21,7 +21,7 @@ from helmr import subjects
 from helmr.connection import connected
 from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
 from helmr.models import Deployment
-from store import schema
+from store import schema, tables
 from store.home import Home
 from store.projector import PUBLISHED_STREAMS
 from store.sinks import Store
@@ -294,7 +294,7 @@ async def test_damage_found_while_writing_is_looked_for_at_the_next_start(
 
 @pytest.mark.parametrize(
     ("made", "reason"),
-    [("CREATE TABLE t(i INT)", "not one of Helmr's"), ("UPDATE schema_version SET version = 0", "needs")],
+    [("CREATE TABLE t(i INT)", "not one of Helmr's"), ("UPDATE schema_version SET version = 99", "later Helmr|knows")],
 )
 async def test_files_of_others_are_left_alone(tmp_path: Path, made: str, reason: str) -> None:
     home = Home(tmp_path / "h")
@@ -306,6 +306,76 @@ async def test_files_of_others_are_left_alone(tmp_path: Path, made: str, reason:
     with pytest.raises(ConfigError, match=reason):
         Store(home)
     assert not list(home.root.glob("*.damaged-*"))
+
+
+async def test_a_file_of_an_earlier_schema_is_carried_over(tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    told = [message for life in lives(8) for message in [*session(life), *life.published()]]
+    log = messages(told)
+    store = Store(home)
+    store.history.store(store.history.prepare({topology.RUNS: log[:-3]}))
+    store.close()
+    with duckdb.connect(str(home.history)) as con:
+        con.execute("UPDATE schema_version SET version = 0")
+        con.execute("DROP TABLE tokens")
+        for name in ("runs_closed", "runs_live"):
+            con.execute(f"ALTER TABLE {name} DROP COLUMN exit_code")
+        con.execute("ALTER TABLE sessions_live ADD COLUMN gone INTEGER")
+        before = con.execute("SELECT seq, id, kind FROM events ORDER BY ALL").fetchall()
+        open_runs = con.execute("SELECT id, open_attempt, waits FROM runs_live ORDER BY ALL").fetchall()
+    store = Store(home)
+    try:
+        with reading(store) as cursor:
+            assert cursor.execute("SELECT seq, id, kind FROM events ORDER BY ALL").fetchall() == before
+            assert cursor.execute("SELECT id, open_attempt, waits FROM runs_live ORDER BY ALL").fetchall() == open_runs
+            assert cursor.execute("SELECT count(exit_code) FROM runs_closed").fetchone() == (0,)
+            assert cursor.execute("SELECT count(*) FROM tokens").fetchone() == (0,)
+            assert cursor.execute("SELECT version FROM schema_version").fetchall() == [(tables.VERSION,)]
+        assert store.history.applied[topology.RUNS] == log[-4].seq
+        store.history.store(store.history.prepare({topology.RUNS: log}))
+        with reading(store) as cursor:
+            assert cursor.execute("SELECT count(*) FROM runs").fetchone() == (8,)
+    finally:
+        store.close()
+    (kept,) = home.root.glob("history.db.former-*")
+    assert {path.name for path in home.root.glob("history.db*")} == {"history.db", kept.name}
+
+
+@pytest.mark.parametrize("step", ["made", "moved"])
+async def test_a_kill_while_a_file_is_carried_over_loses_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path / "h")
+    store = Store(home)
+    store.history.store(store.history.prepare({topology.RUNS: messages(lives(1)[0].published())}))
+    store.close()
+    with duckdb.connect(str(home.history)) as con:
+        con.execute("UPDATE schema_version SET version = 0")
+    whole = home.history.with_name("history.db.whole")
+
+    class Killed(BaseException):
+        """Stands for the process that dies."""
+
+    rename = Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        if (step == "made" and target == whole) or path == whole:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", renamed)
+        with pytest.raises(Killed):
+            Store(home)
+    store = Store(home)
+    try:
+        with reading(store) as cursor:
+            assert cursor.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+    finally:
+        store.close()
+    assert {path.suffix for path in home.root.glob("history.db*")} - {".db"} == {
+        next(home.root.glob("*.former-*")).suffix
+    }
 
 
 def chunk(seq: int, day: int, hour: int = 0) -> Message:
