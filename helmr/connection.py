@@ -45,6 +45,9 @@ class _Client(Nats):
         return await heed_cancel(super().request(*args, **options))
 
     async def flush(self, *args: Any, **options: Any) -> None:
+        if self.is_connected:
+            # nats-py's ping overtakes what waits to be written: a subscription made just now would not be there at its answer.
+            await heed_cancel(self._flush_pending(force_flush=True))
         await heed_cancel(super().flush(*args, **options))
 
     async def _process_pong(self) -> None:

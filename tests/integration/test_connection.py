@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -41,3 +42,24 @@ async def test_the_late_answer_to_a_flush_does_not_end_a_connection(nats_url: st
         finally:
             await slow.close()
     assert (errors, slow.stats["reconnects"]) == ([], 0)
+
+
+async def test_a_flush_comes_after_what_was_to_be_written_before(nc: Nats, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport: Any = nc._transport
+    write, writelines = transport.write, transport.writelines
+    written: list[bytes] = []
+
+    def note(data: bytes) -> None:
+        written.append(data)
+        write(data)
+
+    def note_lines(lines: list[bytes]) -> None:
+        written.extend(lines)
+        writelines(lines)
+
+    monkeypatch.setattr(transport, "write", note)
+    monkeypatch.setattr(transport, "writelines", note_lines)
+    await nc.subscribe("late")
+    await nc.flush()
+    text = b"".join(written)
+    assert text.index(b"SUB late") < text.index(b"PING")
