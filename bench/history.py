@@ -33,6 +33,8 @@ from helmr.connection import connected
 _RUNS, _LOG_BYTES = 1_250_000, 5 * 1024**3
 #: Seconds ahead of its time a message may be sent: sleeping less costs more than it helps.
 _TICK = 0.005
+#: Seconds of steady events before the lag is looked at.
+_WARM_UP = 3.0
 #: Bytes of a log chunk, as a chatty run leaves them.
 _CHUNK = 16 * 1024
 #: Messages between two waits for the server, so that it is not flooded.
@@ -122,7 +124,7 @@ async def steady(nc: Nats, client: AsyncClient, some: list[str], rate: int, seco
     """Publish events at a rate while two readers ask, and print how old the history is meanwhile."""
     told = [message for number in range(int(rate * seconds / 8)) for message in life(number)]
     lags: list[float] = []
-    beside = [asyncio.create_task(look(nc, lags)), *(asyncio.create_task(read(client, some)) for _ in range(2))]
+    beside = [asyncio.create_task(watch(nc, lags)), *(asyncio.create_task(read(client, some)) for _ in range(2))]
     began = time.perf_counter()
     for at, (subject, body) in enumerate(told):
         await nc.publish(subject, body)
@@ -137,6 +139,12 @@ async def steady(nc: Nats, client: AsyncClient, some: list[str], rate: int, seco
     lags.sort()
     shown = f"p50 {lags[len(lags) // 2]:.0f} ms, p95 {lags[int(len(lags) * 0.95)]:.0f} ms, max {lags[-1]:.0f} ms"
     print(f"lag at {reached:,.0f} events/s, with two readers: {shown}")
+
+
+async def watch(nc: Nats, lags: list[float]) -> None:
+    """Note the lag once events flow: before, what was applied last is as old as the pause was long."""
+    await asyncio.sleep(_WARM_UP)
+    await look(nc, lags)
 
 
 async def read(client: AsyncClient, some: list[str]) -> None:
