@@ -39,16 +39,27 @@ def seconds(pid: int, *, whole_tree: bool) -> float:
     return own + (sum(seconds(child, whole_tree=True) for child in children(pid)) if whole_tree else 0.0)
 
 
-class Account:
-    """What each part has used so far; ``server`` and ``worker`` are processes, ``workspaces`` names machines."""
+def began(pid: int) -> int:
+    """When a process was started, in ticks since the machine was."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
-    def __init__(self, server: int, worker: int, workspaces: list[str]) -> None:
+
+class Account:
+    """What each part has used so far; ``server`` and ``worker`` are processes, and machines those made since the worker began.
+
+    Not by the names of workspaces: a machine from the pool was started before it had one.
+    """
+
+    def __init__(self, server: int, worker: int) -> None:
         self._roots = {"control": [server], "nats-server": [], "projector": [], "worker": [worker], "machines": []}
         for child in children(server):
             words = Path(f"/proc/{child}/cmdline").read_text()
             self._roots["projector" if "store.main" in words else "nats-server"].append(child)
         for pid, words_of in processes():
-            if "--workspace-id" in words_of and words_of[words_of.index("--workspace-id") + 1] in workspaces:
+            if "--workspace-id" in words_of and began(pid) >= began(worker):
                 self._roots["machines"].append(pid)
 
     def read(self) -> dict[str, float]:

@@ -26,14 +26,14 @@ class Installation(NamedTuple):
     server: int
     worker: int
 
-    def account(self, workspaces: list[str]) -> Account:
-        """The processor time of its parts; ``workspaces`` are those whose machines count."""
-        return Account(self.server, self.worker, workspaces)
+    def account(self) -> Account:
+        """The processor time of its parts."""
+        return Account(self.server, self.worker)
 
     @contextlib.contextmanager
     def paused_projector(self) -> Iterator[None]:
         """Have the projector do nothing for the length of a block."""
-        pid = self.account([]).projector
+        pid = self.account().projector
         os.kill(pid, signal.SIGSTOP)
         try:
             yield

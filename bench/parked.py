@@ -134,7 +134,7 @@ async def through(running: Installation, runs: int, *, told: bool) -> dict[str, 
     parked = await milestones.reached("waiting")
     await asyncio.sleep(5)  # the last of them are still being parked, and the history is being written
     memory = resident(running.server)
-    account = running.account([])
+    account = running.account()
     before = account.read()
     first = time.perf_counter()
     await side_by_side(send, sessions)

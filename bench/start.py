@@ -150,7 +150,7 @@ async def throughput(place: Installation, follower: Follower, runs: int, live: i
     workspaces = [(await helmr(client, follower, None))[1] for _ in range(live)]
     for number in range(2 * live):
         await helmr(client, follower, workspaces[number % live])
-    account = place.account(workspaces)
+    account = place.account()
     before, began = account.read(), time.monotonic()
     numbers = iter(range(runs))
 
