@@ -14,28 +14,28 @@ import msgspec
 from bus import waits
 from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
-from helmr import chunks, events, trace_ids
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, Unavailable
-from helmr.events import INLINE_VALUE, ArtifactRef, Draft, Failure, FailureCode, RunEvent, RunSpec, RunState
+from helmr import chunks, events
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, Unavailable
+from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
 from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
 from helmr.reducers.journal import Recorded
 from helmr.subjects import Scope
-from worker import run_secrets
+from worker import large_values, run_secrets
 from worker.answers import Answers
 from worker.captures import Occasion
 from worker.conversation import Conversation, patient_writer
 from worker.engine import Exited, Machine, Process, ProcessSpec
-from worker.host import is_full
 from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
-from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, judge, loss, masked
+from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, judge, loss, masked, prevented
 from worker.run_journal import Fenced, RunJournal
-from worker.run_secrets import RunSecrets, SecretMissing
+from worker.run_secrets import RunSecrets
 from worker.services import Services
 from worker.stages import Stages
+from worker.task_process import task_process
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,6 @@ T = TypeVar("T")
 _HURRY = 1.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
-#: Seconds between tries while the artifact store is away.
-_RETRY_DELAY = 1.0
 #: Events of a run that are read to execute it again: all of them.
 _ALL = 1_000_000_000
 
@@ -199,7 +197,7 @@ class Execution:
                 self.services.engine_lost(error)
             return Lost(f"the workspace could not be used: {error.message}")
         except (HelmrError, OSError) as error:
-            return _prevented(error)
+            return prevented(error)
 
     async def _capture(self) -> None:
         """Have what the attempt left become a version, before its end is announced."""
@@ -224,19 +222,13 @@ class Execution:
         """Fetch a large payload, if a new process will want it; False: a cancel or the deadline came first."""
         if self.spec.payload_artifact is None or self._hot is not None:
             return True
-        payload = await self._unless_cancelled(self._fetch_payload(self.spec.payload_artifact), deadline)
+        payload = await self._unless_cancelled(
+            large_values.fetch(self.services.values, self.spec.payload_artifact), deadline
+        )
         if payload is None:
             return False
         self._payload = msgspec.Raw(payload)
         return True
-
-    async def _fetch_payload(self, reference: ArtifactRef) -> bytes:
-        while True:
-            try:
-                return await self.services.values.get(reference)
-            except Unavailable as error:
-                log.info("run %s: %s; again", self.run_id, error)
-                await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that the store is back
 
     async def _use_machine(
         self, deployment: Deployment, task: dict[str, Any], needs: Needs, deadline: float
@@ -346,7 +338,7 @@ class Execution:
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         if self._hot is not None and await self._go_on(self._hot, left):
             return self._hot.process
-        return await machine.start(await self._process_spec(self.spec, deployment, task, left))
+        return await machine.start(await self._process_spec(deployment, task, left))
 
     async def _go_on(self, hot: HotRun, left: float) -> bool:
         """Tell a process that was kept what came of its wait; whether it lives to hear it."""
@@ -370,50 +362,17 @@ class Execution:
         events = await self.services.log.events(RUN, self.scope, self.run_id, limit=_ALL)
         return journal_rules.recorded(events, attempt=self.state.attempt or 1)
 
-    async def _process_spec(
-        self, spec: RunSpec, deployment: Deployment, task: dict[str, Any], left: float
-    ) -> ProcessSpec:
-        state = self.state
-        recorded = await self._recorded()
-        run = {
-            "id": self.run_id,
-            "tags": list(spec.tags),
-            "metadata": state.metadata,
-            "max_duration": spec.max_duration,
-        }
-        context = {
-            "run": run | {"deployment_id": deployment.id, "deployment_version": deployment.version},
-            "session": {"id": spec.session_id, "external_id": spec.external_id},
-            "task": {"id": spec.task_id},
-            "workspace": {"id": spec.workspace_id},
-            "attempt": state.attempt,
-            "turn": spec.turn,
-        }
-        body = {
-            "module": task["module"],
-            "modules": [task["module"]],
-            "task_id": spec.task_id,
-            "payload": self._payload,
-            "ctx": context,
-            "metadata": spec.metadata,
-            "metadata_calls": recorded.metadata_calls,
-            "journal": recorded.entries,
-            "cancel_grace": spec.cancel_grace,
-        }
-        lease = state.lease.cursor if state.lease else 0
-        return ProcessSpec(
-            id=f"{self.run_id}-{lease}",
-            source=deployment.content_hash,
-            task=body,
+    async def _process_spec(self, deployment: Deployment, task: dict[str, Any], left: float) -> ProcessSpec:
+        return task_process(
+            self.run_id,
+            self.spec,
+            self.state,
+            deployment=deployment,
+            module=task["module"],
+            payload=self._payload,
+            recorded=await self._recorded(),
+            secrets=self.secrets,
             deadline=left,
-            grace=spec.cancel_grace,
-            env={
-                "HELMR_RUN_ID": self.run_id,
-                "HELMR_TASK_ID": spec.task_id,
-                "TRACEPARENT": trace_ids.traceparent(self.run_id, lease),
-            },
-            secrets=self.secrets.env,
-            secret_files=self.secrets.files,
         )
 
     async def _cancel_when_asked(self, grace: float) -> None:
@@ -431,7 +390,7 @@ class Execution:
         logs = self.pump.totals
         match outcome:
             case Succeeded():
-                data = await self._output_data(outcome.output) | {"exit_code": 0, "logs": logs}
+                data = await large_values.told(self.services.values, outcome.output) | {"exit_code": 0, "logs": logs}
                 draft = Draft(kind="succeeded", data=data, message="succeeded", source="worker")
                 await self.journal.append(lambda _: draft)
             case Cancelled():
@@ -444,18 +403,6 @@ class Execution:
                 await self.journal.append(
                     lambda s: rules.end_attempt(s, spec, failure, at=at, exit_code=code, logs=logs)
                 )
-
-    async def _output_data(self, output: Any) -> dict[str, Any]:
-        """What the last event says of an output: the output itself, or where it is; waits while the store is away."""
-        body = msgspec.json.encode(output)
-        if len(body) <= INLINE_VALUE:
-            return {"output": output}
-        while True:
-            try:
-                return {"output_artifact": msgspec.to_builtins(await self.services.values.put(body))}
-            except Unavailable as error:
-                log.info("run %s: %s; again", self.run_id, error)
-                await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that the store is back
 
     async def _look_for_answer(self) -> None:
         """What the run waits for may have come before it waited. The run is not ours any more, and control looks, too."""
@@ -487,25 +434,6 @@ class Execution:
                 await self._process.cancel(grace)
             except HelmrError as error:
                 log.debug("run %s: %s", self.run_id, error)  # the machine is gone, and the process with it
-
-
-def _prevented(error: HelmrError | OSError) -> Failed:
-    """The failure of a run that could not be prepared, or not be gone on with, for a reason of its surroundings.
-
-    Raises:
-        OSError: the error itself, if it does not say that a disk is full: then it is a fault of ours.
-    """
-    if isinstance(error, OSError):
-        if not is_full(error):
-            raise error
-        message = f"no space is left for the run's files on the worker's machine: {error}"
-        return Failed(Failure(code="disk_full", message=message))
-    code: FailureCode = "disk_full" if is_full(error) else "workspace_error"
-    if isinstance(error, ImageError):
-        code = "image_error"
-    elif isinstance(error, SecretMissing):
-        code = "secret_missing"
-    return Failed(Failure(code=code, message=error.message, detail={**error.details, "hint": error.hint}))
 
 
 def _reason(state: RunState) -> str | None:

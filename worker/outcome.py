@@ -11,10 +11,13 @@ import jsonschema
 import msgspec
 from jsonschema.exceptions import best_match
 
+from helmr.errors import HelmrError, ImageError
 from helmr.events import MAX_VALUE, Failure, FailureCode
 from worker.engine import Exited
+from worker.host import is_full
 from worker.masking import Masker
 from worker.messages import Broken, Error, Result, ResultPart
+from worker.run_secrets import SecretMissing
 
 #: Characters of JSON that the pieces of an output may have: what the authoring API lets through.
 MAX_PARTS = MAX_VALUE
@@ -203,3 +206,22 @@ def _check_output(output: Any, schema: Any) -> Outcome:
 @lru_cache(maxsize=512)
 def _validator(schema: bytes) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(msgspec.json.decode(schema))
+
+
+def prevented(error: HelmrError | OSError) -> Failed:
+    """The failure of a run that could not be prepared, or not be gone on with, for a reason of its surroundings.
+
+    Raises:
+        OSError: the error itself, if it does not say that a disk is full: then it is a fault of ours.
+    """
+    if isinstance(error, OSError):
+        if not is_full(error):
+            raise error
+        message = f"no space is left for the run's files on the worker's machine: {error}"
+        return Failed(Failure(code="disk_full", message=message))
+    code: FailureCode = "disk_full" if is_full(error) else "workspace_error"
+    if isinstance(error, ImageError):
+        code = "image_error"
+    elif isinstance(error, SecretMissing):
+        code = "secret_missing"
+    return Failed(Failure(code=code, message=error.message, detail={**error.details, "hint": error.hint}))
