@@ -117,8 +117,8 @@ async def side_by_side(work: Callable[[str], Awaitable[str]], items: list[str]) 
     return await asyncio.gather(*(one(item) for item in items))
 
 
-async def through(running: Installation, runs: int, *, told: bool) -> dict[str, float]:
-    """Start so many runs, wake them, and see them end; the memory while all were parked."""
+async def through(running: Installation, runs: int, *, rest: float, told: bool) -> dict[str, float]:
+    """Start so many runs, wake them, and see them end; the memory when all had been parked for ``rest`` seconds."""
     client = running.client
     milestones = Milestones(runs)
     await milestones.follow(client)
@@ -132,7 +132,7 @@ async def through(running: Installation, runs: int, *, told: bool) -> dict[str, 
     began = time.perf_counter()
     sessions = await side_by_side(start, [""] * runs)
     parked = await milestones.reached("waiting")
-    await asyncio.sleep(5)  # the last of them are still being parked, and the history is being written
+    await asyncio.sleep(rest)  # the last of them are still being parked, and the history is being written
     memory = resident(running.server)
     account = running.account()
     before = account.read()
@@ -156,11 +156,14 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--engine", choices=("none", "process", "docker"), default="none")
     parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument(
+        "--rest", type=float, default=5.0, help="seconds all are parked before memory is read and they are woken"
+    )
     given = parser.parse_args()
     made = without_executing(given.slots) if given.engine == "none" else installation(given.engine, given.slots)
     async with made as running:
-        before = await through(running, min(_FIRST, given.runs), told=False)
-        after = await through(running, given.runs, told=True)
+        before = await through(running, min(_FIRST, given.runs), rest=5, told=False)
+        after = await through(running, given.runs, rest=given.rest, told=True)
     parts = ", ".join(f"{name} {after[name]:.0f} MB ({after[name] - before[name]:+.0f})" for name in after)
     print(f"server while all were parked: {sum(after.values()):.0f} MB: {parts}")
     print(f"grown by {sum(after.values()) - sum(before.values()):.0f} MB")
