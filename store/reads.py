@@ -139,7 +139,10 @@ def page(
             conditions.append("(created_at, id) < (?, ?)")
             values += [_created(cursor, noun, scope, before), before]
         order = f"ORDER BY created_at DESC, id DESC LIMIT {limit + 1}"
-        found = rows(cursor, f"{noun.listing} WHERE {' AND '.join(conditions)} {order}", values)
+        # Which ones first: sorting needs few columns, and DuckDB would read all of them for every record there is.
+        newest = rows(cursor, f"SELECT id FROM {noun.view} WHERE {' AND '.join(conditions)} {order}", values)
+        ids = [row["id"] for row in newest]
+        found = rows(cursor, f"{noun.listing} WHERE {_MINE} AND id IN (SELECT unnest(?)) {order}", [*scope, ids])
         return fit(noun, found, limit)
 
     return read
