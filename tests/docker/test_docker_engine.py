@@ -110,13 +110,18 @@ async def test_a_cancelled_materialize_leaves_nothing(
     workspace = (await materialize()).workspace_id
     await engine.delete(workspace)
     folders = set((engine._home / "machines").iterdir())
+    cancelled = 0
     for delay in (0.0, 0.01, 0.05, 0.1, 0.15):
         starting = asyncio.create_task(materialize(workspace))
         await asyncio.sleep(delay)
         starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
+        await asyncio.wait({starting})
+        if starting.cancelled():
+            cancelled += 1
+        else:  # it was quicker
+            await starting.result().stop()
         assert await _containers(api, f"{WORKSPACE}={workspace}") == []
+    assert cancelled, "the first is cancelled before it can do anything"
     assert set((engine._home / "machines").iterdir()) == folders
 
 
