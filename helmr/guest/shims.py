@@ -152,7 +152,8 @@ class Shims:
         """A child for a start: one that waits already, if possible on a template for ``key``."""
         for wanted in (key, None):
             for child in reversed(self._spares):
-                if child.shim is not None and child.shim.key == wanted:
+                # One that is not prepared any more has hung up, and its shim is about to say that it ended.
+                if child.prepared and child.shim is not None and child.shim.key == wanted:
                     self._spares.remove(child)
                     return child
             for shim in reversed(self._resting):

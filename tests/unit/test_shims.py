@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from helmr.guest import files
 from helmr.guest.child import Child
 from helmr.guest.shims import Key, Shim, Shims
 
@@ -63,6 +65,12 @@ class _Pool:
         child.finish(report)
         return shim
 
+    def turn(self) -> None:
+        """Heed what there is to heed."""
+        while ready := self.selector.select(0):
+            for key, _ in ready:
+                key.data()
+
     def many(self, key: Key, count: int) -> list[Shim]:
         return [self.end(child, template=True) for child in [self.start(key) for _ in range(count)]]
 
@@ -114,6 +122,20 @@ def test_a_shim_that_has_not_reported_is_let_go(pool: _Pool) -> None:
     assert shim is not None
     child.finish({})
     assert shim.lost
+
+
+def test_a_spare_whose_process_has_hung_up_already_is_not_taken(pool: _Pool) -> None:
+    """Its shim has not said yet that it ended: a start must not be confused with that."""
+    (spare,) = pool.children
+    _, descriptors = files.receive(pool.forks.kept[0], 64)
+    for fd in descriptors:
+        os.close(fd)
+    pool.turn()
+    child = pool.start(None)
+    assert child is not spare
+    pool.forks.kept[0].sendall(b'{"cause": "exit", "signal": 9}\n')
+    pool.turn()
+    assert (spare.alive, child.alive) == (False, True)
 
 
 def test_only_the_templates_used_last_are_kept(pool: _Pool) -> None:
