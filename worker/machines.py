@@ -140,7 +140,7 @@ class Machines:
     def at_hand(self, scope: Scope, workspace_id: str, deployment: Deployment) -> bool:
         """Whether :meth:`use` would not have to wait for anything."""
         entry = self._entries.get((scope, workspace_id))
-        if entry is None or entry.machine is None or entry.lock.locked():
+        if entry is None or entry.machine is None or entry.lock.locked() or not _is_fresh(entry):
             return False
         return deployment.content_hash in entry.sources
 
@@ -248,9 +248,9 @@ class Machines:
 
         Whoever was stopped or cut off for a while may have been replaced: there must not be a second machine.
         """
-        now = asyncio.get_running_loop().time()
-        if now - entry.confirmed <= STALE:
+        if _is_fresh(entry):
             return
+        now = asyncio.get_running_loop().time()
         state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
         if state.materialization is not None and state.materialization.worker == self._worker_id:
             entry.confirmed = now
@@ -344,6 +344,11 @@ class Machines:
         except HelmrError as error:
             # Presence will tell the others that we are gone; the claim can then be evicted.
             log.warning("workspace %s: cannot say that it is stopped: %s", workspace_id, error)
+
+
+def _is_fresh(entry: _Entry) -> bool:
+    """Whether the claim was known to be ours so lately that it need not be looked at again."""
+    return asyncio.get_running_loop().time() - entry.confirmed <= STALE
 
 
 def _policy(network: str | list[str]) -> Network:

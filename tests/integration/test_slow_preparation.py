@@ -111,6 +111,21 @@ async def test_nor_is_one_used_that_was_there_before(platform: Platform) -> None
     assert live == platform.workers[0].id, "under a claim of its own"
 
 
+async def test_a_cancel_is_heeded_while_a_machine_that_was_there_before_is_replaced(platform: Platform) -> None:
+    _Gated.go_on.set()
+    helmr = await platform.project("acme", TASKS)
+    run = await (await helmr.sessions.start("leaves-a-trace")).run.wait(timeout=20)
+    await _claim_for_another(platform, helmr, run.workspace_id)
+    _Gated.preparing.clear()
+    _Gated.go_on.clear()
+    started = await helmr.sessions.start("leaves-a-trace", workspace=run.workspace_id)
+    await redispatch(platform.control.log, Scope(*helmr.scope), started.run.id, dispatch=1, lane="default")
+    async with asyncio.timeout(20):
+        await _Gated.preparing.wait()
+    await started.run.cancel()
+    assert (await started.run.wait(timeout=20)).status == "cancelled"
+
+
 async def _claim_for_another(platform: Platform, helmr: AsyncClient, workspace_id: str) -> None:
     """As a worker does that takes this one for dead."""
     holder = platform.workers[0].worker
