@@ -102,6 +102,8 @@ class DockerMachine:
             return False
         self.adopted = True
         self.workspace_id = workspace_id
+        if self._egress is not None:
+            self._egress.name = workspace_id
         return True
 
     async def stop(self, grace: float = 2.0) -> None:

@@ -49,10 +49,10 @@ class _Bad(Exception):
 
 
 class Egress:
-    """The way out of one machine, until :meth:`close`."""
+    """The way out of one machine, until :meth:`close`; the log calls it by its ``name``."""
 
     def __init__(self, name: str, rules: Rules) -> None:
-        self._name = name
+        self.name = name
         self._rules = rules
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
@@ -88,7 +88,7 @@ class Egress:
         try:
             await self._serve(reader, writer)
         except (OSError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError) as error:
-            log.debug("%s: a connection ended: %r", self._name, error)
+            log.debug("%s: a connection ended: %r", self.name, error)
         finally:
             self._connections.discard(task)
             writer.transport.abort()
@@ -100,7 +100,7 @@ class Egress:
         except (_Bad, asyncio.LimitOverrunError) as error:
             return await _say(writer, "400 Bad Request", str(error))
         except Refused as refusal:
-            log.info("%s: refused: %s", self._name, refusal)
+            log.info("%s: refused: %s", self.name, refusal)
             return await _say(writer, "403 Forbidden", str(refusal))
         except (HelmrError, OSError, TimeoutError) as error:
             return await _say(writer, "502 Bad Gateway", str(error) or "the host does not answer")

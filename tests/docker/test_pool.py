@@ -10,7 +10,7 @@ import pytest
 
 from helmr import ids
 from helmr.errors import Unavailable
-from tests.docker.engines import run
+from tests.docker.engines import python, run
 from worker.container_spec import INSTALL
 from worker.docker_api import DockerApi
 from worker.docker_engine import DockerEngine, DockerMachine
@@ -78,6 +78,21 @@ async def test_a_workspace_adopts_a_container_and_is_then_one_like_any_other(eng
     for machine in (first, second):
         await engine.delete(machine.workspace_id)
     assert not files.exists()
+
+
+async def test_the_log_says_whose_an_adopted_container_is(engine: Stocked, caplog: pytest.LogCaptureFixture) -> None:
+    first, adopted = await engine.fresh(), await engine.fresh()
+    code = """
+import socket
+with socket.create_connection(("127.0.0.1", 3128), 30) as connection:
+    connection.sendall(b"CONNECT 127.0.0.1:9 HTTP/1.1\\r\\n\\r\\n")
+    print(connection.recv(4096).split()[1].decode())
+"""
+    with caplog.at_level("INFO", "worker.egress"):
+        assert (await python(adopted, code)).stdout == "403\n"
+    assert f"{adopted.workspace_id}: refused: " in caplog.text
+    for machine in (first, adopted):
+        await engine.delete(machine.workspace_id)
 
 
 async def test_whoever_comes_later_finds_an_adopted_container(engine: Stocked, api: DockerApi) -> None:
