@@ -317,14 +317,14 @@ class Log:
             except Superseded:
                 continue
 
-    async def delete(self, seq: int) -> None:
+    async def delete(self, seq: int, *, stream: str = topology.RUNS) -> None:
         """Have the message at ``seq`` deleted, which means nothing any more; that it does not work now does not matter."""
         body = json.dumps({"seq": seq, "no_erase": True}).encode()
         try:
             # An answer is asked for, because the server heeds no request without, and not waited for.
-            await self.nc.publish(f"$JS.API.STREAM.MSG.DELETE.{topology.RUNS}", body, reply=_NOBODY)
+            await self.nc.publish(f"$JS.API.STREAM.MSG.DELETE.{stream}", body, reply=_NOBODY)
         except nats.errors.Error as error:
-            log.debug("message #%s stays: %s", seq, error)
+            log.debug("message #%s of %s stays: %s", seq, stream, error)
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
         try:

@@ -8,15 +8,14 @@ the same, and stored nowhere.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 
 import nats.errors
 import nats.js.errors
-from nats.aio.client import Client as Nats
 
 from bus import topology
+from bus.log import Log
 from helmr import subjects
 from helmr.exec_frames import CHUNK, OFFSET
 from helmr.subjects import Scope
@@ -31,8 +30,6 @@ _WINDOW = 8
 _PENDING = 1024 * 1024
 _TIMEOUT = 5.0
 _RETRY_DELAY = 0.25
-#: Where answers go that nobody waits for.
-_NOBODY = "_INBOX.nobody"
 
 
 class _Chunk:
@@ -46,9 +43,8 @@ class _Chunk:
 class ExecOutput:
     """The output of one exec; run :meth:`run` in a task of its own."""
 
-    def __init__(self, nc: Nats, scope: Scope, exec_id: str, *, kept: bool, keep: int = KEPT) -> None:
-        self._nc = nc
-        self._js = nc.jetstream(timeout=_TIMEOUT)
+    def __init__(self, event_log: Log, scope: Scope, exec_id: str, *, kept: bool, keep: int = KEPT) -> None:
+        self._log = event_log
         self._subjects = {
             stream: subjects.exec_output(scope, exec_id, stream, kept=kept) for stream in ("stdout", "stderr")
         }
@@ -118,9 +114,9 @@ class ExecOutput:
         subject, body = self._subjects[chunk.stream], bytes(chunk.data)
         try:
             if not self._kept:
-                await self._nc.publish(subject, body)
+                await self._log.nc.publish(subject, body)
                 return 0
-            return (await self._js.publish(subject, body, timeout=_TIMEOUT)).seq
+            return (await self._log.js.publish(subject, body, timeout=_TIMEOUT)).seq
         except (TimeoutError, OSError, nats.errors.Error, nats.js.errors.Error) as error:
             log.debug("output %s: %s; again", subject, error)
             return -1
@@ -136,12 +132,5 @@ class ExecOutput:
         while self._stored_bytes > self._keep:
             oldest, its_size = self._stored.popleft()
             self._stored_bytes -= its_size
-            await self._forget(oldest)
-
-    async def _forget(self, seq: int) -> None:
-        """Have a chunk deleted; one that stays costs room for a week, and nothing else."""
-        body = json.dumps({"seq": seq, "no_erase": True}).encode()
-        try:
-            await self._nc.publish(f"$JS.API.STREAM.MSG.DELETE.{topology.EXECS}", body, reply=_NOBODY)
-        except nats.errors.Error as error:
-            log.debug("output #%s stays: %s", seq, error)
+            # One that stays costs room for a week, and nothing else.
+            await self._log.delete(oldest, stream=topology.EXECS)

@@ -55,7 +55,7 @@ class ExecRun:
         self._order = order
         self._worker_id = worker_id
         self._buffer = InputBuffer()
-        self._output = ExecOutput(event_log.nc, self.scope, order.id, kept=order.kept)
+        self._output = ExecOutput(event_log, self.scope, order.id, kept=order.kept)
         self._client = ExecClient(event_log.nc, (self.scope, order.id), order.client, self._buffer, self._hang_up)
         self._process: Process | None = None
         self._size = Terminal(rows=order.rows or 24, columns=order.columns or 80) if order.rows else None

@@ -7,6 +7,7 @@ from typing import Any
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
+from bus import topology
 from bus.log import Log, Superseded
 from helmr import subjects
 
@@ -42,7 +43,7 @@ class MemoryLog(Log):
         self.messages.append((subject, body))
         return len(self.messages)
 
-    async def delete(self, seq: int) -> None:
+    async def delete(self, seq: int, *, stream: str = topology.RUNS) -> None:
         """What was stored here stays."""
 
     async def _get(self, subject: str, *, after: int | None = None) -> tuple[int, bytes] | None:
