@@ -43,13 +43,12 @@ class _Chunk:
 class ExecOutput:
     """The output of one exec; run :meth:`run` in a task of its own."""
 
-    def __init__(self, event_log: Log, scope: Scope, exec_id: str, *, kept: bool, keep: int = KEPT) -> None:
+    def __init__(self, event_log: Log, scope: Scope, exec_id: str, *, kept: bool) -> None:
         self._log = event_log
         self._subjects = {
             stream: subjects.exec_output(scope, exec_id, stream, kept=kept) for stream in ("stdout", "stderr")
         }
         self._kept = kept
-        self._keep = keep
         self._queue: deque[_Chunk] = deque()
         self._pending = 0
         self.totals = {"stdout": 0, "stderr": 0}  #: bytes written so far
@@ -129,7 +128,7 @@ class ExecOutput:
         if seq:
             self._stored.append((seq, size))
             self._stored_bytes += size
-        while self._stored_bytes > self._keep:
+        while self._stored_bytes > KEPT:
             oldest, its_size = self._stored.popleft()
             self._stored_bytes -= its_size
             # One that stays costs room for a week, and nothing else.

@@ -103,7 +103,7 @@ async def test_a_slow_reader_holds_the_process_up_and_not_the_worker(helmr: Asyn
 async def test_only_the_latest_output_is_kept(
     helmr: AsyncClient, workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(exec_output.ExecOutput.__init__.__kwdefaults__, "keep", 1_000_000)  # type: ignore[arg-type]
+    monkeypatch.setattr(exec_output, "KEPT", 1_000_000)
     started = await helmr.workspaces.execs.start(workspace, ["sh", "-c", "yes | head -c 5000000"])
     ended = await helmr.workspaces.execs.wait(started, timeout=60)
     assert ended.stdout == 5_000_000
