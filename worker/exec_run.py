@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
@@ -22,10 +21,11 @@ from helmr.exec_frames import Ack, Attach, Data, End, Leave, Resize, Signal
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
 from worker.captures import Occasion
-from worker.engine import Exited, Machine, Output, Process, ProcessSpec, Terminal
+from worker.engine import Exited, Output, Process, ProcessSpec, Terminal
 from worker.exec_client import ExecClient, InputBuffer
 from worker.exec_output import ExecOutput
 from worker.machines import Machines, Misplaced, Needs
+from worker.unless import unless
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 HURRY = 2.0
 
 
-class Withdrawn(Exception):
+class _Withdrawn(Exception):
     """The exec is to end before it has begun."""
 
 
@@ -160,7 +160,7 @@ class ExecRun:
             return _failing(f"the workspace has just come to life elsewhere (lane {elsewhere.lane}); try again")
         except _Settled:
             return lambda _: None
-        except Withdrawn:
+        except _Withdrawn:
             return _failing(self._reason or "it was ended before it began")
         except HelmrError as error:
             return _failing(f"{error.message} ({error.hint})" if error.hint else error.message)
@@ -177,12 +177,14 @@ class ExecRun:
 
     async def _execute(self) -> Exited:
         use = self._machines.use(self.scope, self._order.workspace, await self._needs())
-        machine = await self._enter(use)
+        machine = await unless(self._ending, use.__aenter__())
+        if machine is None:
+            raise _Withdrawn
         try:
             # Only whoever appends this may start it: it is not executed twice, whoever asks how often.
             await self._claim()
             if self._ending.is_set():
-                raise Withdrawn
+                raise _Withdrawn
             process = await machine.start(self._spec())
             exited = await self._converse(process)
             if exited.cause != "lost":
@@ -206,21 +208,6 @@ class ExecRun:
         deployment = await self._deployments.load(self.scope, state.deployment_id)
         sandbox = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
         return Needs(deployment, sandbox, lambda message: log.info("exec %s: %s", self.id, message))
-
-    async def _enter(self, use: AbstractAsyncContextManager[Machine]) -> Machine:
-        """The live machine; bringing it to life can be broken off."""
-        entering = asyncio.ensure_future(use.__aenter__())
-        ending = asyncio.create_task(self._ending.wait())
-        try:
-            await asyncio.wait({entering, ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not entering.done():
-                raise Withdrawn
-            return entering.result()
-        finally:
-            ending.cancel()
-            if not entering.done():
-                entering.cancel()
-                await asyncio.wait({entering})
 
     async def _converse(self, process: Process) -> Exited:
         """Pass on what goes in and out until nothing of it is left."""

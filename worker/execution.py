@@ -36,6 +36,7 @@ from worker.run_secrets import RunSecrets
 from worker.services import Services
 from worker.stages import Stages
 from worker.task_process import task_process
+from worker.unless import cancel_and_wait, unless
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ class Execution:
                 await self._end_process(self._stopping.grace if isinstance(self._stopping, HandedBack) else _HURRY)
                 if self._process is not None or self.conversation.began:
                     await asyncio.wait({work}, timeout=_HURRY + _KILL_TIME)
-                await _cancel_and_wait(work)
+                await cancel_and_wait(work)
                 if self.state.lease is not None:
                     await self._after_stop(self._stopping)
             else:
@@ -158,7 +159,7 @@ class Execution:
             stop.cancel()
             if not work.done():
                 await self._end_process(0)
-                await _cancel_and_wait(work)
+                await cancel_and_wait(work)
 
     async def _after_stop(self, reason: BaseException) -> None:
         if not isinstance(reason, HandedBack):
@@ -270,20 +271,9 @@ class Execution:
         message = f"ran longer than {spec.max_duration:g} s (the workspace was still being prepared)"
         return Failed(Failure(code="max_duration", message=message, detail={"limit_seconds": spec.max_duration}))
 
-    async def _unless_cancelled(self, entering: Coroutine[Any, Any, T], deadline: float) -> T | None:
+    async def _unless_cancelled(self, work: Coroutine[Any, Any, T], deadline: float) -> T | None:
         """What is being prepared, or None when a cancel or the deadline came first."""
-        work = asyncio.ensure_future(entering)
-        cancelled = asyncio.create_task(self._cancelled.wait())
-        try:
-            timeout = max(deadline - asyncio.get_running_loop().time(), 0)
-            await asyncio.wait({work, cancelled}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            return None
-        finally:
-            cancelled.cancel()
-            if not work.done():
-                await _cancel_and_wait(work)
+        return await unless(self._cancelled, work, max(deadline - asyncio.get_running_loop().time(), 0))
 
     def _progress(self, message: str) -> None:
         log.info("run %s: %s", self.run_id, message)
@@ -438,8 +428,3 @@ class Execution:
 
 def _reason(state: RunState) -> str | None:
     return state.cancel.reason if state.cancel else None
-
-
-async def _cancel_and_wait(task: asyncio.Future[Any]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
