@@ -239,31 +239,28 @@ class Machines:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise
         entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry.machine))
-        await self._confirm_claim(scope, workspace_id, entry)
-        if entry.machine is None:
-            raise Misplaced(await self._lane(scope, workspace_id))
+        taken = await self._confirm_claim(scope, workspace_id, entry)
+        if taken is not None:
+            raise Misplaced(self._lane(taken))
 
-    async def _confirm_claim(self, scope: Scope, workspace_id: str, entry: _Entry) -> None:
-        """End our machine if the workspace has been claimed by another worker meanwhile; nothing is looked up that is fresh.
+    async def _confirm_claim(self, scope: Scope, workspace_id: str, entry: _Entry) -> WorkspaceState | None:
+        """End our machine if the workspace has been claimed by another worker meanwhile, and return how it is then.
 
-        Whoever was stopped or cut off for a while may have been replaced: there must not be a second machine.
+        Nothing is looked up that is fresh. Whoever was stopped or cut off for a while may have been replaced: there must not be
+        a second machine.
         """
         if _is_fresh(entry):
-            return
+            return None
         now = asyncio.get_running_loop().time()
         state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
         if state.materialization is not None and state.materialization.worker == self._worker_id:
             entry.confirmed = now
-            return
+            return None
         log.warning("workspace %s: another worker has it", workspace_id)
-        machine, entry.machine = entry.machine, None
-        if entry.watcher is not None:
-            entry.watcher.cancel()
-        if machine is not None:
-            await machine.stop()
+        await _end_machine(entry)
+        return state
 
-    async def _lane(self, scope: Scope, workspace_id: str) -> str:
-        state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
+    def _lane(self, state: WorkspaceState) -> str:
         return rules.lane(state, group=self._group, alive=self._liveness.alive())
 
     async def _claim(self, scope: Scope, workspace_id: str) -> WorkspaceState:
@@ -280,8 +277,7 @@ class Machines:
             state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
             if state.status == "deleted":
                 raise
-            lane = rules.lane(state, group=self._group, alive=self._liveness.alive())
-            raise Misplaced(lane) from error
+            raise Misplaced(self._lane(state)) from error
         return claimed
 
     async def _image(self, needs: Needs) -> ImageSpec:
@@ -319,11 +315,7 @@ class Machines:
                 await self._give_up(scope, workspace_id, f"machine lost: {reason}")
 
     async def _shut_down(self, scope: Scope, workspace_id: str, entry: _Entry, reason: str) -> None:
-        machine, entry.machine = entry.machine, None
-        if entry.watcher is not None:
-            entry.watcher.cancel()
-        if machine is not None:
-            await machine.stop()
+        if await _end_machine(entry):
             await self._capture_at_last(scope, workspace_id, entry, reason)
             await self._give_up(scope, workspace_id, reason)
 
@@ -349,6 +341,16 @@ class Machines:
 def _is_fresh(entry: _Entry) -> bool:
     """Whether the claim was known to be ours so lately that it need not be looked at again."""
     return asyncio.get_running_loop().time() - entry.confirmed <= STALE
+
+
+async def _end_machine(entry: _Entry) -> bool:
+    """Stop the machine, if there is one; whether there was."""
+    machine, entry.machine = entry.machine, None
+    if entry.watcher is not None:
+        entry.watcher.cancel()
+    if machine is not None:
+        await machine.stop()
+    return machine is not None
 
 
 def _policy(network: str | list[str]) -> Network:
