@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from helmr import trace_ids
+from helmr import leases, trace_ids
 from helmr.events import TERMINAL, RunEvent
 from helmr.subjects import JOURNAL_KINDS, Scope
 
@@ -69,9 +69,7 @@ class _Trace:
         self._run_id = first.run_id
         self._open: dict[str, _Open] = {}
         self._done: list[Span] = []
-        self._started = _started(events)
-        #: Worker and attempt of the execution that waits: it may go on where it is, and then nothing starts anew.
-        self._paused: tuple[object, object] | None = None
+        self._going_on = leases.going_on(events)
         self._root = _Open(f"run {first.state.task_id}", "run", None, first.at)
         self._root.attributes = _of_run(scope, first, last)
         for event in events:
@@ -95,7 +93,6 @@ class _Trace:
             case "started":
                 self._start(event)
             case "waiting":
-                self._pause(event)
                 self._leave_lease(event)
                 self._begin("wait", event)
             case "wait_completed" | "wait_timed_out" | "wait_cancelled":
@@ -124,16 +121,10 @@ class _Trace:
         lease = _Open("lease", f"lease/{event.cursor}", "run", event.at)
         lease.attributes = {"helmr.worker": str(event.data.get("worker", "")), **_tries(event)}
         self._open["lease"] = lease
-        goes_on = self._paused == (event.data.get("worker"), event.attempt) and event.cursor not in self._started
-        if goes_on:
+        if event.cursor in self._going_on:
             self._start(event)
         else:
             self._open["prepare"] = _Open("prepare", f"prepare/{event.cursor}", lease.key, event.at)
-
-    def _pause(self, event: RunEvent) -> None:
-        lease = self._open.get("lease")
-        if "execute" in self._open and lease is not None:
-            self._paused = (lease.attributes["helmr.worker"], event.attempt)
 
     def _start(self, event: RunEvent) -> None:
         self._close("prepare", event)
@@ -174,18 +165,6 @@ class _Trace:
             events=opened.events,
             error=error,
         )
-
-
-def _started(events: Sequence[RunEvent]) -> set[int]:
-    """The cursors of the leases under which the task's code began."""
-    found: set[int] = set()
-    lease = 0
-    for event in events:
-        if event.kind == "leased":
-            lease = event.cursor
-        elif event.kind == "started":
-            found.add(lease)
-    return found
 
 
 def _of_run(scope: Scope, first: RunEvent, last: RunEvent) -> Attributes:

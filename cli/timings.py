@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
 import msgspec
 
+from helmr import leases
 from helmr.events import TERMINAL
 from helmr.models import Event
 
@@ -36,16 +37,18 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     dispatch_attempt: int
 
 
-def timings(events: Iterable[Event]) -> list[Timing]:
+def timings(events: Sequence[Event]) -> list[Timing]:
     """The stages of a run, in order; a stage that lasts is not among them."""
     marks = [event for event in events if event.kind in _DOING or event.kind in TERMINAL]
-    return [timing for pair in pairwise(marks) for timing in _between(marks[0], *pair)]
+    going_on = leases.going_on(events)
+    return [
+        timing
+        for begun, over in pairwise(marks)
+        for timing in _between(marks[0], begun, over, "running" if begun.cursor in going_on else _DOING[begun.kind])
+    ]
 
 
-def _between(first: Event, begun: Event, over: Event) -> Iterator[Timing]:
-    stage = _DOING[begun.kind]
-    if begun.kind == "leased" and over.kind in {"waiting", "succeeded"}:
-        stage = "running"  # its process had been kept while it waited: nothing was to be prepared
+def _between(first: Event, begun: Event, over: Event, stage: str) -> Iterator[Timing]:
     at = (begun.at - first.at).total_seconds()
     make = partial(Timing, attempt=over.attempt, dispatch_attempt=over.dispatch_attempt)
     yield make(stage=stage, at=at, seconds=max((over.at - begun.at).total_seconds(), 0.0))

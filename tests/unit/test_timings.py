@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from cli.timings import timings
 from helmr.models import Event
 from worker.stages import Stages
@@ -62,6 +64,27 @@ def test_a_run_is_cut_into_stages() -> None:
         ("running", 11, 1),
     ]
     assert [each.attempt for each in found[:3]] == [None, 1, 1]
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelled", "retry_scheduled", "lease_lost", "waiting"])
+@pytest.mark.parametrize(
+    ("worker", "attempt", "stage"), [("wrk_1", 1, "running"), ("wrk_2", 1, "preparing"), ("wrk_1", 2, "preparing")]
+)
+def test_a_process_that_was_kept_runs_however_it_ends(end: str, worker: str, attempt: int, stage: str) -> None:
+    events = [
+        _event("leased", 0, worker="wrk_1"),
+        _event("started", 1),
+        _event("waiting", 2),
+        _event("wait_completed", 3),
+        _event("queued", 4),
+        _event("leased", 5, worker=worker, attempt=attempt),
+        _event(end, 6),
+    ]
+    assert [each.stage for each in timings(events)] == ["preparing", "running", "waiting", "woken", "queued", stage]
+
+
+def test_a_lease_that_ends_before_the_code_begins_has_only_prepared() -> None:
+    assert [each.stage for each in timings([_event("leased", 0), _event("cancelled", 1)])] == ["preparing"]
 
 
 def test_what_lasts_is_left_out() -> None:
