@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from helmr import ids
-from helmr.client import copies
 from helmr.client.execs import ExecResult, Execs, exit_code_of, feed
 from helmr.client.pages import newest
 from helmr.models import Collected, FileEntry, Workspace, WorkspaceVersion
@@ -100,6 +99,8 @@ class Workspaces:
             NotFound: there is nothing at ``source``.
             HelmrError: it cannot be read, or not be written, or ``path`` leads out of the workspace.
         """
+        from helmr.client import copies
+
         task = {"op": "receive", "path": path, "name": copies.name_of(str(source))}
         async with await self.execs.open(workspace, transfer=task) as process:
             return await copies.upload(process, Path(source), ignore=ignore)
@@ -113,6 +114,8 @@ class Workspaces:
         Raises:
             HelmrError: it cannot be read, or not be written, or ``path`` leads out of the workspace.
         """
+        from helmr.client import copies
+
         task = {"op": "send", "path": path}
         async with await self.execs.open(workspace, transfer=task, input=False) as process:
             return await copies.download(process, Path(target).absolute(), copies.name_of(path))
