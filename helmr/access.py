@@ -48,6 +48,11 @@ class AccessState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     created_at: datetime
     finished_at: datetime | None = None
 
+    @property
+    def used_up(self) -> bool:
+        """Whether all of the uses it was made for are counted."""
+        return self.uses is not None and self.used >= self.uses
+
 
 class AccessEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to an access token: ``created, used, revoked, expired``."""
@@ -87,10 +92,9 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 def access_record(project: str, environment: str, state: AccessState) -> Access:
     """The record of an access token."""
-    used_up = state.status == "active" and state.uses is not None and state.used >= state.uses
     return Access(
         id=state.id,
-        status="used_up" if used_up else state.status,
+        status="used_up" if state.status == "active" and state.used_up else state.status,
         project=project,
         environment=environment,
         action=state.action,

@@ -34,7 +34,7 @@ def apply(
         raise Conflict(f"access token {state.id} is {state.status}: {kind} cannot follow")
     base = msgspec.structs.replace(state, cursor=state.cursor + 1)
     if kind == "used":
-        if _used_up(state):
+        if state.used_up:
             raise Conflict(f"access token {state.id} is used up")
         return msgspec.structs.replace(base, used=state.used + 1, keys=(*state.keys, data["key"]))
     if kind not in _ENDS:
@@ -57,7 +57,7 @@ def use(state: AccessState, *, key: str, at: datetime) -> Draft | None:
         raise NotAllowed(f"access token {state.id} is not active")
     if state.uses is None or key in state.keys:
         return None
-    if _used_up(state):
+    if state.used_up:
         raise NotAllowed(f"access token {state.id} is used up")
     return Draft(kind="used", data={"key": key}, message=f"used {state.used + 1} of {state.uses} times")
 
@@ -74,7 +74,3 @@ def expire(state: AccessState, *, at: datetime) -> Draft | None:
     if state.status != "active" or state.expires_at > at:
         return None
     return Draft(kind="expired", message="its time is up")
-
-
-def _used_up(state: AccessState) -> bool:
-    return state.uses is not None and state.used >= state.uses
