@@ -405,6 +405,7 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ExecStatus = Literal["starting", "running", "exited", "failed", "lost"]
+EXEC_LIVE: frozenset[str] = frozenset({"starting", "running"})
 
 
 class ExecState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -438,7 +439,7 @@ class ExecState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def live(self) -> bool:
         """Whether it has not ended."""
-        return self.status in {"starting", "running"}
+        return self.status in EXEC_LIVE
 
 
 class ExecEvent(msgspec.Struct, frozen=True, kw_only=True):

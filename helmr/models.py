@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from helmr.events import (
+    EXEC_LIVE,
     ArtifactRef,
     CancelRequest,
     ExecState,
@@ -458,7 +459,7 @@ class Exec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ended(self) -> bool:
         """Whether nothing will come of it any more."""
-        return self.status not in {"starting", "running"}
+        return self.status not in EXEC_LIVE
 
 
 def exec_record(project: str, environment: str, state: ExecState) -> Exec:
