@@ -216,7 +216,8 @@ async def feed(process: ExecHandle, data: bytes) -> None:
 async def _either(news: asyncio.Event) -> None:
     """Wait for news, but not for ever: they may have been missed."""
     try:
-        await asyncio.wait_for(news.wait(), _LOOK_AGAIN)
+        async with asyncio.timeout(_LOOK_AGAIN):
+            await news.wait()
     except TimeoutError:
         return
     news.clear()
