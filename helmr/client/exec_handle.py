@@ -45,7 +45,7 @@ _KEEP_IN_TOUCH = 2.0
 #: Seconds that a chunk which others have overtaken is waited for, before it is read from where it is kept.
 _LATE = 1.0
 #: Seconds for a start: a container may have to be asked for, but not waited for.
-_CREATE_TIMEOUT = 15.0
+CREATE_TIMEOUT = 15.0
 _LAZY = OUTPUT_WINDOW // 8
 
 
@@ -66,7 +66,7 @@ class ExecHandle:
         self.id = exec_id
         self.detached = False  #: whether it goes on when the block is left
         self._wire = wire
-        self.body = body  #: what it is started with; None: it is there already
+        self._body = body  #: what it is started with; None: it is there already
         self._client = ids.new("cli")
         self._record: Exec | None = None
         self._subscriptions: list[Subscription] = []
@@ -75,8 +75,8 @@ class ExecHandle:
         self._news = asyncio.Event()
         self._arrived: deque[ExecChunk] = deque()
         self._early: list[ExecChunk] = []
-        self._stored_after: int | None = None if body is not None else 0
-        self._ends: dict[str, int] = {"stdout": 0, "stderr": 0} if body is not None else {}
+        self._stored_after: int | None = None
+        self._ends: dict[str, int] = {"stdout": 0, "stderr": 0}
         self._acknowledged = 0
         self._sent = 0
         self._taken = 0
@@ -101,13 +101,13 @@ class ExecHandle:
                 await self._listen(subjects.exec_output(scope, self.id, kept=kept), self._on_output)
             await self._listen(subjects.exec_client(scope, self.id, self._client), self._on_frame)
             await self._listen(subjects.live(scope, "exec", self.id), self._on_event)
-            if self.body is None:
+            if self._body is None:
                 self._note(await self._get())
             else:
-                body = self.body | {"id": self.id, "client": self._client}
-                created = await self._wire.call("exec", "create", body, Exec, timeout=_CREATE_TIMEOUT)
+                body = self._body | {"client": self._client}
+                created = await self._wire.call("exec", "create", body, Exec, timeout=CREATE_TIMEOUT)
                 self._note(created)
-            if self.body is None or self.record.status != "starting":
+            if self._body is None or self.record.status != "starting":
                 await self._join()
             self._keeper = asyncio.create_task(self._keep_in_touch())
         except BaseException:
@@ -174,8 +174,7 @@ class ExecHandle:
             piece = Data(self._sent, data[begin : begin + CHUNK])
             while self._sent + len(piece.data) > self._taken + INPUT_WINDOW:
                 self._require_alive()
-                self._window.clear()
-                await self._window.wait()
+                await self._wait_for_news()
             self._require_alive()
             self._sent += len(piece.data)
             self._unreceived.append(piece)

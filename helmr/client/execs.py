@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from helmr import ids, subjects
-from helmr.client.exec_handle import ExecHandle, OutputPage
+from helmr.client.exec_handle import CREATE_TIMEOUT, ExecHandle, OutputPage
 from helmr.client.wire import PATIENCE
 from helmr.durations import Duration, seconds
 from helmr.errors import Conflict, HelmrError, NotFound, TimedOut
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 #: Seconds between looks at an exec of which nothing was heard: its worker may be gone.
 _LOOK_AGAIN = 5.0
-_CREATE_TIMEOUT = 15.0
 #: See :mod:`bus.services.execs`.
 _MAX_LISTED = 1000
 
@@ -69,25 +68,17 @@ class Execs:
             Conflict: it is deleted; or the key belongs to another exec.
             Unavailable: no worker can have it.
         """
-        given = workspace if isinstance(workspace, str) else workspace.id
-        workspace_id = await self._client.resolve("workspace", given)
-        prefix = "exec" if terminal is None else "pty"
-        exec_id = ids.new(prefix)
-        if idempotency_key is not None:
-            exec_id = ids.derive(prefix, *self._client.scope, workspace_id, idempotency_key)
-        rows, columns = terminal or (None, None)
-        body = {
-            "workspace": workspace_id,
-            "argv": list(argv),
-            "cwd": cwd,
-            "env": dict(env or {}),
-            "input": input and terminal is None,
-            "rows": rows,
-            "columns": columns,
-            "transfer": transfer,
-            "kept": transfer is None,
-        }
-        return ExecHandle(self._client.wire, exec_id, body)
+        body = await self._creation(
+            workspace,
+            argv,
+            cwd=cwd,
+            env=env,
+            input=input,
+            terminal=terminal,
+            idempotency_key=idempotency_key,
+            transfer=transfer,
+        )
+        return ExecHandle(self._client.wire, body["id"], body)
 
     async def start(
         self,
@@ -99,9 +90,41 @@ class Execs:
         idempotency_key: str | None = None,
     ) -> Exec:
         """Start ``argv`` and leave it alone: it goes on without this client, with an empty input. See :meth:`open`."""
-        handle = await self.open(workspace, argv, cwd=cwd, env=env, input=False, idempotency_key=idempotency_key)
-        body = {**(handle.body or {}), "id": handle.id}
-        return await self._client.wire.call("exec", "create", body, Exec, timeout=_CREATE_TIMEOUT)
+        body = await self._creation(workspace, argv, cwd=cwd, env=env, input=False, idempotency_key=idempotency_key)
+        return await self._client.wire.call("exec", "create", body, Exec, timeout=CREATE_TIMEOUT)
+
+    async def _creation(
+        self,
+        workspace: str | Workspace,
+        argv: Sequence[str],
+        *,
+        cwd: str | None,
+        env: Mapping[str, str] | None,
+        input: bool,  # noqa: A002
+        idempotency_key: str | None,
+        terminal: tuple[int, int] | None = None,
+        transfer: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The request that makes an exec."""
+        given = workspace if isinstance(workspace, str) else workspace.id
+        workspace_id = await self._client.resolve("workspace", given)
+        prefix = "exec" if terminal is None else "pty"
+        exec_id = ids.new(prefix)
+        if idempotency_key is not None:
+            exec_id = ids.derive(prefix, *self._client.scope, workspace_id, idempotency_key)
+        rows, columns = terminal or (None, None)
+        return {
+            "id": exec_id,
+            "workspace": workspace_id,
+            "argv": list(argv),
+            "cwd": cwd,
+            "env": dict(env or {}),
+            "input": input and terminal is None,
+            "rows": rows,
+            "columns": columns,
+            "transfer": transfer,
+            "kept": transfer is None,
+        }
 
     async def attach(self, exec: str | Exec) -> ExecHandle:  # noqa: A002
         """A handle for an exec that is there already: ``async with await execs.attach(…) as process``.
