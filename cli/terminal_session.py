@@ -121,6 +121,8 @@ async def converse(process: ExecHandle) -> int:
             if typing.done() and not showing.done():
                 typing.result()
             await showing
+        except asyncio.CancelledError as error:
+            raise Ended from error
         finally:
             loop.remove_reader(0)
             for number in (signal.SIGWINCH, *_TIME_TO_END):

@@ -160,3 +160,19 @@ async def _go_on(terminal: Terminal, pty_id: str, helmr: AsyncClient) -> None:
     assert await terminal.end() == 130
     ended = await helmr.workspaces.execs.wait(pty_id, timeout=60)
     assert ended.reason == "its client went away"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_ends_a_shell_and_puts_the_terminal_in_order(
+    environment: dict[str, str], helmr: AsyncClient, workspace: str, number: int
+) -> None:
+    words = ["shell", workspace, "--env", "PS1=ready> ", "--", "sh"]
+    async with helmr_on_terminal(["workspace", *words], environment, _ROOT) as terminal:
+        before = terminal.settings()
+        await terminal.see("ready> ")
+        terminal.process.send_signal(number)
+        assert await terminal.end() == 130
+        assert terminal.settings() == before
+        assert "error:" not in terminal.text
+    (pty, *_) = await helmr.workspaces.execs.list(workspace=workspace, limit=1)
+    assert (await helmr.workspaces.execs.wait(pty, timeout=60)).reason == "its client went away"
