@@ -31,7 +31,11 @@ _VARIABLES = ("TERM", "COLORTERM")
 
 
 class Left(Exception):
-    """The session goes on without us."""
+    """The session goes on without us, as exec ``exec_id``."""
+
+    def __init__(self, exec_id: str) -> None:
+        super().__init__(exec_id)
+        self.exec_id = exec_id
 
 
 class Ended(Exception):
@@ -158,7 +162,7 @@ async def _heed(process: ExecHandle, part: bytes | Escape) -> None:
     match part:
         case Escape.LEAVE:
             process.detached = True
-            raise Left
+            raise Left(process.id)
         case Escape.END:
             raise Ended
         case Escape.HELP:

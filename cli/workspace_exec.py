@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +19,6 @@ from helmr.models import Exec
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
-    from helmr.client.exec_handle import ExecHandle
 
 #: What a shell is, if nothing else was asked for: the best there is, with the environment of the image.
 _SHELL = ("/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash; fi; exec sh")
@@ -147,7 +147,7 @@ def attach(exec_id: str, no_stdin: bool) -> None:
             await process.resize(*terminal_session.size())
             return await terminal_session.converse(process)
 
-    _conclude(exec_id, go_on)
+    _conclude(go_on)
 
 
 @exec_.command("list")
@@ -236,24 +236,20 @@ def kill(exec_id: str, name: str | None, grace: float) -> None:
 
 
 def _terminal(workspace_id: str, command: tuple[str, ...], **given: Any) -> None:
-    handles: list[ExecHandle] = []
-
     async def open_(client: AsyncClient) -> int:
         size = terminal_session.size()
         async with await client.workspaces.execs.open(workspace_id, command, terminal=size, **given) as process:
-            handles.append(process)
             return await terminal_session.converse(process)
 
-    _conclude(handles, open_)
+    _conclude(open_)
 
 
-def _conclude(which: str | list[ExecHandle], use: Any) -> None:
+def _conclude(use: Callable[[AsyncClient], Awaitable[int]]) -> None:
     """Run a session, and end with its exit code; or say how to go back to it."""
     try:
         code = ask(use)
-    except terminal_session.Left:
-        exec_id = which if isinstance(which, str) else which[0].id
-        note(f"\nit goes on: helmr workspace exec attach {exec_id}")
+    except terminal_session.Left as left:
+        note(f"\nit goes on: helmr workspace exec attach {left.exec_id}")
         return
     except terminal_session.Ended as ended:
         raise KeyboardInterrupt from ended
