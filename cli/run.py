@@ -80,10 +80,7 @@ def get(run_id: str, *, timed: bool) -> None:
 
 async def _timings(client: AsyncClient, run_id: str) -> list[Timing]:
     resolved = await client.resolve("run", run_id)
-    found: list[Event] = []
-    while page := await client.runs.events.list(resolved, after=found[-1].cursor if found else 0):
-        found += page
-    return timings(found)
+    return timings([event async for event in _stored_events(client, resolved, 0)])
 
 
 def _show_timings(found: list[Timing]) -> None:
