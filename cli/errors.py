@@ -7,16 +7,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import traceback
 
 import click
 
+from cli.controls import printable
 from helmr.errors import HelmrError
-
-#: C0 and C1 controls but for line end and tab, and what reorders text for the eye.
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -81,14 +78,6 @@ def _say(message: str, hint: str | None, code: int, *, excerpt: str | None = Non
         lines.append(f"{click.style('hint:', fg='cyan')} {printable(hint)}")
     click.echo("\n".join(lines), err=True, color=colour(sys.stderr))
     return code
-
-
-def printable(text: str) -> str:
-    """Text without the control characters that would steer a terminal, except for line ends and tabs.
-
-    What runs have written comes back in rows and in error messages, and whoever wrote it is not trusted.
-    """
-    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def colour(stream: object) -> bool:

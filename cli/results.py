@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from cli.errors import printable
+from cli.controls import printable
 from cli.output import aligned, note, on_terminal, table, to_json
 from helmr.errors import UsageError
 

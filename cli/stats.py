@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cli import charts, comparison
-from cli.errors import printable
+from cli.controls import printable
 from cli.options import DURATION, Choice, Command, Group, ask, flags
 from cli.output import age, json_value, line, note, on_terminal, table, working
 from helmr.durations import format_seconds

@@ -19,7 +19,7 @@ import msgspec
 
 from cli.board import Board, LiveEvent, RunLine, Snapshot
 from cli.charts import bar
-from cli.errors import printable
+from cli.controls import printable
 from cli.options import DURATION, Command, ask, flags
 from cli.output import STATUS_COLOURS, json_line, on_terminal
 from helmr import subjects

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.errors import printable
+from cli.controls import printable
 from cli.options import Command, ask
 from cli.output import note, working
 from helmr.errors import HelmrError, TimedOut, Unavailable, UsageError

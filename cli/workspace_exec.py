@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import exec_session, terminal_session
-from cli.errors import printable
+from cli.controls import printable
 from cli.options import DURATION, Choice, Command, Group, ask, flags
 from cli.output import age, json_line, json_value, line, moment, note, record, table
 from cli.references import EXEC, WORKSPACE
