@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import sys
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from cli.controls import Tamer
 from cli.errors import colour
-from cli.output import clock, json_line, line, note, on_terminal, span, to_json
+from cli.output import Streams, clock, json_line, line, note, on_terminal, span, to_json
 from helmr.errors import RunFailed, TimedOut
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ class LogPrinter:
         self._raw = raw
         self._partial: dict[tuple[int, int], bytes] = {}
         self._open_line = False
-        self._tamers: defaultdict[str, Tamer] = defaultdict(Tamer)
+        self._streams = Streams()
 
     def take(self, chunk: LogChunk) -> None:
         """Write one chunk at once."""
@@ -50,10 +48,12 @@ class LogPrinter:
         elif chunk.stream == "log" and not self._raw:
             self._take_lines(chunk)
         else:
-            out = sys.stderr if chunk.stream == "stderr" else sys.stdout
-            out.buffer.write(self._tamers[chunk.stream].take(chunk.data) if out.isatty() else chunk.data)
-            out.buffer.flush()
+            self._streams.write(chunk.stream, chunk.data)
             self._open_line = not chunk.data.endswith(b"\n")
+
+    def end(self) -> None:
+        """Write what was held back because more could have followed."""
+        self._streams.end()
 
     def _take_lines(self, chunk: LogChunk) -> None:
         place = (chunk.attempt, chunk.dispatch)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import msgspec
 
-from cli.controls import tame
+from cli.controls import Tamer, tame
 from cli.errors import colour
 from helmr.durations import format_seconds
 
@@ -52,6 +53,30 @@ def note(text: str, *, dim: bool = False) -> None:
 def line(text: str) -> None:
     """One line of data, on stdout, at once."""
     click.echo(tame(text) if on_terminal() else text)
+
+
+class Streams:
+    """Writes streams of bytes, ``stderr`` to stderr and others to stdout; on a terminal, without what would command it."""
+
+    def __init__(self) -> None:
+        self._tamers: defaultdict[str, Tamer] = defaultdict(Tamer)
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Write what can be said of the stream so far, at once."""
+        out = _out(stream)
+        out.buffer.write(self._tamers[stream].take(data) if out.isatty() else data)
+        out.buffer.flush()
+
+    def end(self) -> None:
+        """Write what is left: nothing follows that would decide whether it is harmless."""
+        for stream, tamer in self._tamers.items():
+            out = _out(stream)
+            out.buffer.write(tamer.end())
+            out.buffer.flush()
+
+
+def _out(stream: str) -> TextIO:
+    return sys.stderr if stream == "stderr" else sys.stdout
 
 
 def to_json(value: Any, *, indent: bool = False) -> str:

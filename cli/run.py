@@ -167,6 +167,7 @@ def logs(run_id: str, follow: bool, stream: str | None, attempt: int | None) -> 
     async def read(client: AsyncClient) -> None:
         async for chunk in client.runs.logs(run_id, follow=follow, stream=stream, attempt=attempt):
             printer.take(chunk)
+        printer.end()
 
     with interrupted(goes_on(run_id) if follow else None):
         ask(read)

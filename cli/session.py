@@ -146,6 +146,7 @@ class _Start:
                 self._say(started)
             printer = LogPrinter(as_json=as_json)
             run = await follow(client, started.run.id, printer, timeout=self._timeout)
+            printer.end()
             printer.end_line()
         if as_json:
             json_line({"type": "run", "run": run})

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import stat as modes
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.controls import Tamer
 from cli.options import Group, ask, flags
-from cli.output import json_value, moment, on_terminal, record, size, table
+from cli.output import Streams, json_value, moment, record, size, table
 from cli.references import WORKSPACE
 from helmr.models import FileEntry
 
@@ -53,13 +51,12 @@ def cat(workspace_id: str, path: str, version: str | None) -> None:
     """Write a file to standard output, byte by byte as it is; on a terminal, without what would command it."""
 
     async def copy(client: AsyncClient) -> None:
-        tamer = Tamer()
+        streams = Streams()
         async for data in client.workspaces.read(workspace_id, path, version=version):
-            sys.stdout.buffer.write(tamer.take(data) if on_terminal() else data)
-        sys.stdout.buffer.write(tamer.end())
+            streams.write("stdout", data)
+        streams.end()
 
     ask(copy)
-    sys.stdout.buffer.flush()
 
 
 @files.command()

@@ -84,3 +84,14 @@ def test_only_a_terminal_is_protected(monkeypatch: pytest.MonkeyPatch, *, termin
     else:
         assert b"a\x1b]0;title\x07b\n" in shown
         assert b"e\x1bcf" in shown
+
+
+@pytest.mark.parametrize(("last", "shown"), [(b"\xc2", b"a\xc2"), (b"\x1b", b"a\\x1b"), (b"\x1b[31", b"a\\x1b[31")])
+def test_the_end_of_a_log_is_shown(monkeypatch: pytest.MonkeyPatch, last: bytes, shown: bytes) -> None:
+    screen = _Screen(terminal=True)
+    monkeypatch.setattr(sys, "stdout", screen)
+    printer = LogPrinter()
+    printer.take(chunk("stdout", b"a" + last))
+    assert screen.shown() == b"a"
+    printer.end()
+    assert screen.shown() == shown
