@@ -12,7 +12,7 @@ import click
 from cli import exec_session, terminal_session
 from cli.controls import printable
 from cli.options import DURATION, Choice, Command, Group, ask, flags
-from cli.output import age, json_line, json_value, line, moment, note, record, table
+from cli.output import Streams, age, json_line, json_value, line, moment, note, record, table
 from cli.references import EXEC, WORKSPACE
 from helmr.errors import UsageError
 from helmr.models import Exec
@@ -195,6 +195,7 @@ def logs(exec_id: str, follow: bool, stream: str | None, offset: int | None) -> 
 
     async def copy(client: AsyncClient) -> None:
         expected: dict[str, int] = {}
+        streams = Streams()
         found = client.workspaces.execs.output(exec_id, stream=stream, offset=offset, follow=follow)
         async for chunk in found:
             if flags().json:
@@ -203,7 +204,8 @@ def logs(exec_id: str, follow: bool, stream: str | None, offset: int | None) -> 
             if chunk.offset > expected.get(chunk.stream, offset or 0):
                 note(f"-- {chunk.stream} before byte {chunk.offset} is not kept any more --")
             expected[chunk.stream] = chunk.offset + len(chunk.data)
-            exec_session.write(1 if chunk.stream == "stdout" else 2, chunk.data)
+            streams.write(chunk.stream, chunk.data)
+        streams.end()
 
     ask(copy)
 

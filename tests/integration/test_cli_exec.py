@@ -108,6 +108,19 @@ async def test_one_that_is_detached_is_followed_waited_for_and_killed(
         assert await following.wait() == 0
 
 
+async def test_what_it_wrote_does_not_command_a_terminal(
+    environment: dict[str, str], helmr: AsyncClient, workspace: str
+) -> None:
+    script = r"printf 'a\033]0;title\007b\n\033[31mred\033'"
+    ended = (await helmr.workspaces.exec(workspace, ["sh", "-c", script])).exec
+    words = ["workspace", "exec", "logs", ended.id]
+    assert (await _helmr(environment, *words))[0] == b"a\x1b]0;title\x07b\n\x1b[31mred\x1b"
+    async with helmr_on_terminal(words, environment, _ROOT) as terminal:
+        assert await terminal.end() == 0
+        await terminal.see("red\\x1b")
+        assert terminal.raw == "a\\x1b]0;title\\x07b\r\n\x1b[31mred\\x1b"
+
+
 async def test_a_shell_needs_a_terminal(environment: dict[str, str], workspace: str) -> None:
     _, stderr, code = await _helmr(environment, "workspace", "shell", workspace)
     assert b"needs a terminal" in stderr
