@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli.options import DURATION, Choice, Group, ask, flags
-from cli.output import age, json_value, line, moment, note, record, table
+from cli.output import age, json_value, line, moment, note, show, table
 from cli.references import ACCESS, SESSION, TOKEN
 from helmr.access import Access, NewAccess
 
@@ -154,10 +154,8 @@ def _uses(shown: Access) -> str | None:
 
 
 def _show(shown: Access) -> None:
-    if flags().json:
-        json_value(shown)
-        return
-    record(
+    show(
+        shown,
         {
             "id": shown.id,
             "status": shown.status,
@@ -170,5 +168,5 @@ def _show(shown: Access) -> None:
             "created": moment(shown.created_at),
             "expires": f"{shown.expires_at:%Y-%m-%d %H:%M:%S} UTC",
             "finished": moment(shown.finished_at),
-        }
+        },
     )

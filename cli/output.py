@@ -14,6 +14,7 @@ import msgspec
 
 from cli.controls import Tamer, tame
 from cli.errors import colour
+from cli.options import flags
 from helmr.durations import format_seconds
 
 #: The colour of each status, on a terminal.
@@ -138,6 +139,14 @@ def record(fields: Mapping[str, object]) -> None:
         paint = {"fg": STATUS_COLOURS.get(text)} if text in STATUS_COLOURS else {}
         label = click.style(name.ljust(width), bold=True)
         click.echo(f"{label}  {click.style(text, **paint)}", color=colour(sys.stdout))  # type: ignore[arg-type]
+
+
+def show(value: object, fields: Mapping[str, object]) -> None:
+    """One thing: all of it as JSON, if that is asked for; else the ``fields`` that people look at."""
+    if flags().json:
+        json_value(value)
+    else:
+        record(fields)
 
 
 def compact(value: Any) -> str | None:

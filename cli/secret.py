@@ -7,7 +7,7 @@ import sys
 import click
 
 from cli.options import Group, ask, flags
-from cli.output import age, json_value, moment, note, record, table, working
+from cli.output import age, json_value, moment, note, show, table, working
 from cli.references import SECRET
 from helmr.errors import UsageError
 
@@ -57,10 +57,8 @@ def list_() -> None:
 def get(name: str) -> None:
     """Show what is known about a secret, which is not its value."""
     shown = ask(lambda client: client.secrets.get(name))
-    if flags().json:
-        json_value(shown)
-        return
-    record(
+    show(
+        shown,
         {
             "name": shown.name,
             "scope": f"{shown.project}/{shown.environment}",
@@ -69,7 +67,7 @@ def get(name: str) -> None:
             "created": moment(shown.created_at),
             "changed": moment(shown.updated_at),
             "by": shown.updated_by,
-        }
+        },
     )
 
 

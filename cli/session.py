@@ -9,7 +9,7 @@ import click
 
 from cli.follow import LogPrinter, conclude, fail_unless_succeeded, follow, goes_on, still_running
 from cli.options import DURATION, Choice, Flags, Group, ask, flags
-from cli.output import age, compact, json_line, json_value, line, moment, note, record, table, working
+from cli.output import age, compact, json_line, json_value, line, moment, note, show, table, working
 from cli.payload import json_of, payload_of
 from cli.references import SESSION, TASK, WORKSPACE
 from cli.session_streams import input_, output
@@ -214,10 +214,8 @@ def cancel(session_id: str, reason: str | None) -> None:
 
 
 def _show(shown: Session) -> None:
-    if flags().json:
-        json_value(shown)
-        return
-    record(
+    show(
+        shown,
         {
             "id": shown.id,
             "status": shown.status,
@@ -234,5 +232,5 @@ def _show(shown: Session) -> None:
             "metadata": compact(shown.metadata),
             "created": moment(shown.created_at),
             "finished": moment(shown.finished_at),
-        }
+        },
     )

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cli.options import DURATION, Choice, Group, ask, flags
-from cli.output import age, compact, json_value, line, moment, note, record, table, to_json
+from cli.output import age, compact, json_value, line, moment, note, show, table, to_json
 from cli.payload import json_of, payload_of
 from cli.references import RUN, SESSION, TOKEN
 from helmr.errors import UsageError
@@ -96,10 +96,8 @@ def cancel(token_id: str, reason: str | None) -> None:
 
 
 def _show(shown: Token) -> None:
-    if flags().json:
-        json_value(shown)
-        return
-    record(
+    show(
+        shown,
         {
             "id": shown.id,
             "status": shown.status,
@@ -113,5 +111,5 @@ def _show(shown: Token) -> None:
             "created": moment(shown.created_at),
             "expires": f"{shown.expires_at:%Y-%m-%d %H:%M:%S} UTC",
             "finished": moment(shown.finished_at),
-        }
+        },
     )

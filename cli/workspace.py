@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cli.options import Group, ask, flags
-from cli.output import age, json_value, line, moment, note, record, size, table, working
+from cli.output import age, json_value, line, moment, note, show, size, table, working
 from cli.references import SANDBOX, TASK, WORKSPACE
 from cli.workspace_cp import cp
 from cli.workspace_exec import exec_, shell
@@ -43,11 +43,7 @@ def create(task: str | None, sandbox: str | None) -> None:
         helmr workspace create --task fix
         helmr workspace cp . $(helmr workspace create --sandbox reviewer):
     """
-    made = ask(lambda client: client.workspaces.create(task=task, sandbox=sandbox))
-    if flags().json:
-        json_value(made)
-    else:
-        line(made.id)
+    _made(ask(lambda client: client.workspaces.create(task=task, sandbox=sandbox)))
 
 
 @workspace.command()
@@ -112,11 +108,7 @@ def fork(workspace_id: str, version: str | None) -> None:
     \b
         helmr session start fix --workspace $(helmr workspace fork @last)
     """
-    made = ask(lambda client: client.workspaces.fork(workspace_id, version=version))
-    if flags().json:
-        json_value(made)
-    else:
-        line(made.id)
+    _made(ask(lambda client: client.workspaces.fork(workspace_id, version=version)))
 
 
 @workspace.command()
@@ -151,11 +143,16 @@ def collect(remove: bool) -> None:
     )
 
 
-def _show(shown: Workspace) -> None:
+def _made(made: Workspace) -> None:
     if flags().json:
-        json_value(shown)
-        return
-    record(
+        json_value(made)
+    else:
+        line(made.id)
+
+
+def _show(shown: Workspace) -> None:
+    show(
+        shown,
         {
             "id": shown.id,
             "state": shown.state,
@@ -167,7 +164,7 @@ def _show(shown: Workspace) -> None:
             "version": shown.version,
             "created": moment(shown.created_at),
             "changed": moment(shown.updated_at),
-        }
+        },
     )
 
 

@@ -12,7 +12,7 @@ import click
 from cli import exec_session, terminal_session
 from cli.controls import printable
 from cli.options import DURATION, Choice, Command, Group, ask, flags
-from cli.output import Streams, age, json_line, json_value, line, moment, note, record, table
+from cli.output import Streams, age, json_line, json_value, line, moment, note, show, table
 from cli.references import EXEC, WORKSPACE
 from helmr.errors import UsageError
 from helmr.models import Exec
@@ -279,10 +279,8 @@ def _code(each: Exec) -> str | None:
 
 
 def _show(shown: Exec) -> None:
-    if flags().json:
-        json_value(shown)
-        return
-    record(
+    show(
+        shown,
         {
             "id": shown.id,
             "state": shown.status,
@@ -295,5 +293,5 @@ def _show(shown: Exec) -> None:
             "reason": shown.reason,
             "started": moment(shown.started_at),
             "ended": moment(shown.finished_at),
-        }
+        },
     )

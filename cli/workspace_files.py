@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.options import Group, ask, flags
-from cli.output import Streams, json_value, moment, record, size, table
+from cli.output import Streams, json_value, moment, show, size, table
 from cli.references import WORKSPACE
 from helmr.models import FileEntry
 
@@ -66,10 +66,8 @@ def cat(workspace_id: str, path: str, version: str | None) -> None:
 def stat(workspace_id: str, path: str, version: str | None) -> None:
     """Show what is known about a file, folder or link."""
     shown = ask(lambda client: client.workspaces.stat(workspace_id, path, version=version))
-    if flags().json:
-        json_value(shown)
-        return
-    record(
+    show(
+        shown,
         {
             "path": shown.path,
             "kind": shown.kind,
@@ -77,7 +75,7 @@ def stat(workspace_id: str, path: str, version: str | None) -> None:
             "size": str(shown.size),
             "changed": moment(shown.modified_at),
             "target": shown.target,
-        }
+        },
     )
 
 
