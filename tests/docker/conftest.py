@@ -12,15 +12,13 @@ import pytest
 from docker import APIClient
 
 from helmr import ids
-from helmr.connection import connect
 from helmr.errors import NotFound
-from tests.docker.engines import Materialize
-from tests.integration.platform import Platform, RunningWorker, running
+from tests.docker.engines import Materialize, docker_running
+from tests.integration.platform import Platform
 from worker.container_spec import INSTALL
 from worker.docker_api import DockerApi
 from worker.docker_engine import DockerEngine, DockerMachine
 from worker.engine import ImageSpec, Limits, MachineSpec, Network
-from worker.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +108,5 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 async def docker_platform(tmp_path: Path) -> AsyncIterator[Platform]:
     """A Helmr of one worker with the docker engine."""
-    async with running(tmp_path, workers=0) as platform:
-        nc = await connect(platform.server.url, name="worker")
-        engine, cleaner = DockerEngine(tmp_path), DockerEngine(tmp_path)  # a worker closes its engine
-        worker = RunningWorker(Worker(nc, engine, await engine.check(), home=tmp_path, slots=2), nc)
-        await worker.start()
-        platform.workers.append(worker)
-        try:
-            yield platform
-        finally:
-            await platform.stop_worker(worker)
-            for folder in tmp_path.glob("workspaces/*"):
-                await cleaner.delete(folder.name)
-            await cleaner.close()
+    async with docker_running(tmp_path, slots=2) as platform:
+        yield platform

@@ -6,7 +6,6 @@ All attempts are made by one run (``escapes/attempts.py``), each is a test here;
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import stat
@@ -17,12 +16,11 @@ from typing import Any
 import pytest
 
 from helmr.client import AsyncClient
-from helmr.connection import connect
 from helmr.models import Run
+from tests.docker.careless import Careless, careless
+from tests.docker.engines import docker_running
 from tests.docker.escapes.attempts import ATTEMPTS
-from tests.integration.platform import Platform, RunningWorker, running
-from worker.docker_engine import DockerEngine
-from worker.worker import Worker
+from tests.integration.platform import Platform
 
 pytestmark = [pytest.mark.anyio, pytest.mark.docker]
 
@@ -31,52 +29,17 @@ PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "threat-model.md"
 VALUE = "s3cr3t-of-another-run"
 
 
-class _Service:
-    """What a careless program of the host offers on all interfaces."""
-
-    def __init__(self) -> None:
-        self.connections = 0
-        self.port = 0
-        self._server: asyncio.Server | None = None
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "0.0.0.0", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _serve(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        writer.close()
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-
-
 @pytest.fixture(scope="module")
-async def service() -> AsyncIterator[_Service]:
-    service = _Service()
-    await service.start()
-    yield service
-    service.close()
+async def service() -> AsyncIterator[Careless]:
+    async with careless() as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
 async def platform(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Platform]:
     """A Helmr with one worker of the docker engine, which knows where NATS is as ``helmr worker`` does."""
-    home = tmp_path_factory.mktemp("home")
-    async with running(home, workers=0) as platform:
-        nc = await connect(platform.server.url, name="worker")
-        engine, cleaner = DockerEngine(home), DockerEngine(home)  # a worker closes its engine
-        worker = RunningWorker(Worker(nc, engine, await engine.check(), home=home, slots=4), nc)
-        await worker.start()
-        platform.workers.append(worker)
-        try:
-            yield platform
-        finally:
-            await platform.stop_worker(worker)
-            for folder in home.glob("workspaces/*"):
-                await cleaner.delete(folder.name)
-            await cleaner.close()
+    async with docker_running(tmp_path_factory.mktemp("home"), slots=4) as platform:
+        yield platform
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +56,7 @@ async def _run(client: AsyncClient, task: str, payload: Any = None) -> Run:
 
 
 @pytest.fixture(scope="module")
-async def results(platform: Platform, client: AsyncClient, service: _Service) -> dict[str, str]:
+async def results(platform: Platform, client: AsyncClient, service: Careless) -> dict[str, str]:
     """What came of each attempt, made while a run in another workspace has a secret."""
     confidant = await client.sessions.start("confidant")
     async for chunk in client.runs.logs(confidant.run.id, follow=True):
@@ -126,7 +89,7 @@ async def test_an_attempt_fails(name: str, results: dict[str, str]) -> None:
     assert not results[name].startswith("GOT"), results[name]
 
 
-async def test_each_attempt_fails_for_its_own_reason(results: dict[str, str], service: _Service) -> None:
+async def test_each_attempt_fails_for_its_own_reason(results: dict[str, str], service: Careless) -> None:
     """Not for a mistake of the attempt: what the kernel and the proxy say is what a wall says."""
     says = re.compile(
         r"Permission|not permitted|not allowed|Read-only|No such|unreachable|space left|name resolution|in use|\b403\b"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 
 from helmr import ids
+from tests.docker.careless import Careless, careless
 from tests.docker.engines import python
 from worker.docker_engine import DockerEngine, DockerMachine
 from worker.egress_rules import Neighbourhood
@@ -44,40 +44,14 @@ print(json.dumps(answers))
 """
 
 
-class _Host:
-    """Services on the machine that the engine runs on: on all interfaces, as careless ones are."""
-
-    def __init__(self) -> None:
-        self.asked: list[bytes] = []
-        self._server: asyncio.Server | None = None
-        self.port = 0
-
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "0.0.0.0", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):  # who only connects has asked nothing
-            self.asked.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
-        await writer.drain()
-        writer.close()
-
-    def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+@pytest.fixture(scope="module")
+async def host() -> AsyncIterator[Careless]:
+    async with careless() as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
-async def host() -> AsyncIterator[_Host]:
-    host = _Host()
-    await host.start()
-    yield host
-    host.close()
-
-
-@pytest.fixture(scope="module")
-async def opened(tmp_path_factory: pytest.TempPathFactory, host: _Host) -> AsyncIterator[DockerEngine]:
+async def opened(tmp_path_factory: pytest.TempPathFactory, host: Careless) -> AsyncIterator[DockerEngine]:
     """An engine whose operator opens the one service of the host; without that nothing here could be reached at all."""
     opening = {"HELMR_EGRESS_ALLOW": f"127.0.0.1:{host.port}"}
     engine = DockerEngine(tmp_path_factory.mktemp("home"), Neighbourhood.of(opening))
@@ -105,7 +79,7 @@ async def _tunnel(machine: DockerMachine, *targets: str) -> dict[str, str]:
     return answers
 
 
-async def test_internet_reaches_nothing_near_the_worker(engine: DockerEngine, host: _Host) -> None:
+async def test_internet_reaches_nothing_near_the_worker(engine: DockerEngine, host: Careless) -> None:
     machine = await _machine(engine, "internet")
     port = host.port
     host.asked.clear()
@@ -126,7 +100,7 @@ async def test_internet_reaches_nothing_near_the_worker(engine: DockerEngine, ho
     await engine.delete(machine.workspace_id)
 
 
-async def test_internet_reaches_what_is_open(opened: DockerEngine, host: _Host) -> None:
+async def test_internet_reaches_what_is_open(opened: DockerEngine, host: Careless) -> None:
     machine = await _machine(opened, "internet")
     url = f"http://127.0.0.1:{host.port}/x"
     no_proxy = "import os; os.environ['no_proxy'] = ''\n"  # or it would look for that address in here
@@ -136,7 +110,7 @@ async def test_internet_reaches_what_is_open(opened: DockerEngine, host: _Host) 
     await opened.delete(machine.workspace_id)
 
 
-async def test_a_list_reaches_its_hosts_alone(opened: DockerEngine, host: _Host) -> None:
+async def test_a_list_reaches_its_hosts_alone(opened: DockerEngine, host: Careless) -> None:
     machine = await _machine(opened, (f"localhost:{host.port}",))
     answers = await _tunnel(
         machine, f"localhost:{host.port}", f"127.0.0.1:{host.port}", "example.com:443", "1.1.1.1:443"
