@@ -18,7 +18,7 @@ from helmr.durations import seconds
 from helmr.errors import NotFound, UsageError
 from helmr.models import Deployment, Event, Run, Session, Token, Workspace
 from helmr.subjects import Scope
-from store import schema
+from store import newest, schema
 from store.history_store import Found
 from store.tables import EVENTS
 
@@ -43,12 +43,12 @@ Row = dict[str, Any]
 
 
 class Noun(NamedTuple):
-    """A kind of record: where it is read from, the struct it becomes, and what it may be filtered by."""
+    """A kind of record: the view and the tables it is read from, and the struct it becomes."""
 
     name: str
     view: str
+    tables: tuple[str, ...]
     record: type[Any]
-    filters: tuple[str, ...] = ()
     alias: str | None = None  #: a column that names one, too
     unlisted: frozenset[str] = frozenset()  #: what is left out of lists, as it may be large
 
@@ -65,17 +65,15 @@ class Noun(NamedTuple):
 
 
 NOUNS = {
-    "run": Noun("run", "runs", Run, ("status", "task_id", "session_id", "workspace_id")),
-    "session": Noun(
-        "session", "sessions", Session, ("status", "task_id", "workspace_id", "external_id"), "external_id"
-    ),
-    "workspace": Noun("workspace", "workspaces", Workspace, ("state",)),
-    "token": Noun("token", "tokens", Token, ("status", "tags", "run_id", "session_id"), unlisted=frozenset({"data"})),
-    "access": Noun("access", "access", Access, ("status", "session_id")),
-    "deployment": Noun("deployment", "deployments", Deployment, (), "version"),
+    "run": Noun("run", "runs", ("runs_closed", "runs_live"), Run),
+    "session": Noun("session", "sessions", ("sessions_closed", "sessions_live"), Session, "external_id"),
+    "workspace": Noun("workspace", "workspaces", ("workspaces",), Workspace),
+    "token": Noun("token", "tokens", ("tokens",), Token, unlisted=frozenset({"data"})),
+    "access": Noun("access", "access", ("access",), Access),
+    "deployment": Noun("deployment", "deployments", ("deployments_stored",), Deployment, "version"),
 }
 
-_MINE = "project = ? AND environment = ?"
+_MINE = "project = $project AND environment = $environment"
 
 
 def _quote(name: str) -> str:
@@ -105,7 +103,7 @@ def one(noun: Noun, scope: Scope, entity_id: str) -> Callable[[Cursor], Any]:
     """Read one record by its complete id."""
 
     def read(cursor: Cursor) -> Any:
-        found = rows(cursor, f"{noun.select} WHERE id = ? AND {_MINE}", [entity_id, *scope])
+        found = rows(cursor, f"{noun.select} WHERE id = $id AND {_MINE}", scope._asdict() | {"id": entity_id})
         if not found:
             raise NotFound(f"the history has no {noun.name} {entity_id} in {scope}")
         return as_record(noun, found[0])
@@ -123,33 +121,35 @@ def page(
     before: str | None,
 ) -> Callable[[Cursor], Found]:
     """Read the newest records first."""
-    where: list[str] = [_MINE]
-    parameters: list[Any] = [*scope]
+    where = [_MINE]
+    given: dict[str, Any] = scope._asdict()
     for name, value in filters.items():
         if value is not None:
-            where.append("list_has_any(tags, ?)" if name == "tags" else f"{name} IN (SELECT unnest(?))")
-            parameters.append(value if isinstance(value, list) else [value])
+            where.append(f"list_has_any(tags, ${name})" if name == "tags" else f"{name} IN (SELECT unnest(${name}))")
+            given[name] = value if isinstance(value, list) else [value]
     if since is not None:
-        where.append("created_at >= ?")
-        parameters.append(since)
+        where.append("created_at >= $since")
+        given["since"] = since
 
     def read(cursor: Cursor) -> Found:
-        conditions, values = list(where), list(parameters)
+        conditions, values, upto = list(where), dict(given), None
         if before is not None:
-            conditions.append("(created_at, id) < (?, ?)")
-            values += [_created(cursor, noun, scope, before), before]
-        order = f"ORDER BY created_at DESC, id DESC LIMIT {limit + 1}"
-        # Which ones first: sorting needs few columns, and DuckDB would read all of them for every record there is.
-        newest = rows(cursor, f"SELECT id FROM {noun.view} WHERE {' AND '.join(conditions)} {order}", values)
-        ids = [row["id"] for row in newest]
-        found = rows(cursor, f"{noun.listing} WHERE {_MINE} AND id IN (SELECT unnest(?)) {order}", [*scope, ids])
-        return fit(noun, found, limit)
+            upto = _created(cursor, noun, scope, before)
+            conditions.append("created_at <= $upto AND (created_at, id) < ($upto, $before)")
+            values |= {"upto": upto, "before": before}
+        matching = " AND ".join(conditions)
+        oldest = newest.bound(cursor, noun.tables, matching, values, before=upto, count=limit + 1)
+        if oldest is None:
+            return Found(records=[], next=None)
+        sql = f"{noun.listing} WHERE {matching} AND created_at >= $oldest ORDER BY created_at DESC, id DESC LIMIT {limit + 1}"
+        return fit(noun, rows(cursor, sql, values | {"oldest": oldest}), limit)
 
     return read
 
 
 def _created(cursor: Cursor, noun: Noun, scope: Scope, entity_id: str) -> datetime:
-    found = rows(cursor, f"SELECT created_at FROM {noun.view} WHERE id = ? AND {_MINE}", [entity_id, *scope])
+    sql = f"SELECT created_at FROM {noun.view} WHERE id = $id AND {_MINE}"
+    found = rows(cursor, sql, scope._asdict() | {"id": entity_id})
     if not found:
         raise NotFound(f"the history has no {noun.name} {entity_id} in {scope}")
     created: datetime = found[0]["created_at"]
@@ -188,18 +188,19 @@ def point_in_time(since: str | float) -> datetime:
 def resolve(noun: Noun, scope: Scope, prefix: str | None, *, last: bool) -> Callable[[Cursor], list[str]]:
     """Read the ids that begin with ``prefix`` (or have it as their other name), newest first, at most ten; or the last."""
 
-    def read(cursor: Cursor) -> list[str]:
-        order = "ORDER BY created_at DESC, id DESC"
-        parameters: list[Any] = [*scope]
-        if last:
-            sql = f"SELECT id FROM {noun.view} WHERE {_MINE} {order} LIMIT 1"
-        else:
-            other = f" OR {noun.alias} = ?" if noun.alias else ""
-            sql = f"SELECT id FROM {noun.view} WHERE {_MINE} AND (starts_with(id, ?){other}) {order} LIMIT 10"
-            parameters += [prefix or "", *([prefix] if noun.alias else [])]
-        return [row["id"] for row in rows(cursor, sql, parameters)]
+    order = "ORDER BY created_at DESC, id DESC"
 
-    return read
+    def newest_one(cursor: Cursor) -> list[str]:
+        oldest = newest.bound(cursor, noun.tables, _MINE, scope._asdict(), before=None, count=1)
+        sql = f"SELECT id FROM {noun.view} WHERE {_MINE} AND created_at >= $oldest {order} LIMIT 1"
+        return [row["id"] for row in rows(cursor, sql, scope._asdict() | {"oldest": oldest})]
+
+    def named(cursor: Cursor) -> list[str]:
+        other = f" OR {noun.alias} = $prefix" if noun.alias else ""
+        sql = f"SELECT id FROM {noun.view} WHERE {_MINE} AND (starts_with(id, $prefix){other}) {order} LIMIT 10"
+        return [row["id"] for row in rows(cursor, sql, scope._asdict() | {"prefix": prefix or ""})]
+
+    return newest_one if last else named
 
 
 def events(
@@ -243,7 +244,7 @@ def run_bounds(cursor: Cursor, scope: Scope, run_id: str) -> Row:
         NotFound: there is no such run.
     """
     columns = "first_seq, last_seq, first_stored_at, last_stored_at, finished_at, cursor"
-    found = rows(cursor, f"SELECT {columns} FROM runs WHERE id = ? AND {_MINE}", [run_id, *scope])
+    found = rows(cursor, f"SELECT {columns} FROM runs WHERE id = $id AND {_MINE}", scope._asdict() | {"id": run_id})
     if not found:
         raise NotFound(f"the history has no run {run_id} in {scope}")
     return found[0]
