@@ -100,6 +100,8 @@ class Consumed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 #: Bytes of JSON of a payload or an output that an event carries itself, and that they may have at all (DESIGN: limits).
 INLINE_VALUE, MAX_VALUE = 512 * 1024, 16 * 1024**2
+#: Bytes of a large value in one message: base64 makes them a third larger, and external servers take 1 MiB by default.
+MESSAGE_PART = 512 * 1024
 
 
 class ArtifactRef(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from helmr.events import MESSAGE_PART
 from helmr.models import Deployment
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
-
-#: Bytes of an archive sent at a time; base64 makes them a third larger, and external servers take 1 MiB by default.
-_PART = 512 * 1024
 
 
 class _UploadReply(msgspec.Struct):
@@ -63,7 +61,7 @@ class Deployments:
     async def _upload(self, name: str, data: bytes) -> None:
         offset = 0
         while True:
-            part = data[offset : offset + _PART]
+            part = data[offset : offset + MESSAGE_PART]
             last = offset + len(part) >= len(data)
             body = {"archive": name, "offset": offset, "data": part, "last": last}
             reply = await self._client.wire.call("deployment", "upload", body, _UploadReply, timeout=60)

@@ -14,15 +14,13 @@ from helmr.client.streams import OpenSession
 from helmr.client.wire import Wire
 from helmr.durations import Duration, seconds
 from helmr.errors import TimedOut, TooLarge, Unavailable, UsageError
-from helmr.events import INLINE_VALUE, MAX_VALUE
+from helmr.events import INLINE_VALUE, MAX_VALUE, MESSAGE_PART
 from helmr.models import Session
 from helmr.models import Started as StartedRecord
 
 if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
 
-#: Bytes of a large payload sent at a time; base64 makes them a third larger, and external servers take 1 MiB by default.
-_PART = 512 * 1024
 #: Tries of one start, with the same request id: completing it twice is the server's business to prevent.
 _TRIES = 3
 
@@ -104,7 +102,7 @@ class Sessions:
                 f"the payload is {len(body)} bytes of JSON; the limit is {MAX_VALUE}",
                 hint="pass a reference to the data instead",
             )
-        parts = [body[at : at + _PART] for at in range(0, len(body), _PART)]
+        parts = [body[at : at + MESSAGE_PART] for at in range(0, len(body), MESSAGE_PART)]
         sent = [await self._wire.call("session", "part", {"data": part}, _Part, timeout=60) for part in parts]
         return {"payload_parts": [each.digest for each in sent]}
 
