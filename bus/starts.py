@@ -145,9 +145,11 @@ class Planner:
         return await self._assemble(scope, request, deployment, task, named=named, session=session)
 
     async def _join(self, request: StartRequest, deployment: Deployment, task: dict[str, Any]) -> StartRequest:
-        """The request with its large payload in one piece; that is checked in a thread, because others want answers."""
-        reference = await self.values.join(request.payload_parts)
-        body = await self.values.get(reference)
+        """The request with its large payload stored in one piece, if it fits the task.
+
+        It is checked in a thread, because others want answers.
+        """
+        body = await self.values.join(request.payload_parts)
 
         def check() -> None:
             try:
@@ -156,6 +158,7 @@ class Planner:
                 raise UsageError(f"the parts of the payload make no JSON: {error}") from error
 
         await asyncio.to_thread(check)
+        reference = await self.values.put(body)
         return msgspec.structs.replace(request, payload=None, payload_parts=[], payload_artifact=reference)
 
     async def again(self, scope: Scope, opened: SessionEvent) -> Plan:

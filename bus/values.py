@@ -13,10 +13,8 @@ import msgspec
 
 from bus.artifacts import ArtifactStore, digest_of
 from helmr.errors import NotFound, TooLarge, UsageError
-from helmr.events import MAX_VALUE, ArtifactRef
+from helmr.events import MAX_VALUE, MESSAGE_PART, ArtifactRef
 
-#: Bytes in one reply: base64 makes them a third larger, and external servers take 1 MiB by default.
-PAGE = 512 * 1024
 #: Values that are kept while they are read page by page.
 _KEPT = 2
 
@@ -46,21 +44,24 @@ class Values:
         await self._store.put_bytes(digest, body)
         return ArtifactRef(digest=digest, bytes=len(body))
 
-    async def join(self, parts: list[str]) -> ArtifactRef:
-        """Store the value whose JSON was put in parts, in this order.
+    async def join(self, parts: list[str]) -> bytes:
+        """The JSON of a payload that was put in parts, in this order.
 
         Raises:
             UsageError: a part is not there.
             TooLarge: it exceeds 16 MiB.
         """
-        if len(parts) > MAX_VALUE // PAGE:
-            raise TooLarge(
-                f"the payload has more than {MAX_VALUE >> 20} MiB of JSON", hint="pass a reference to the data instead"
-            )
-        try:
-            return await self.put(b"".join([await self._store.get_bytes(part) for part in parts]))
-        except NotFound as error:
-            raise UsageError("a part of the payload is not there (any more)", hint="start it again") from error
+        if len(parts) > MAX_VALUE // MESSAGE_PART:
+            raise _too_large()
+        body = bytearray()
+        for part in parts:
+            try:
+                body += await self._store.get_bytes(part)
+            except NotFound as error:
+                raise UsageError("a part of the payload is not there (any more)", hint="start it again") from error
+            if len(body) > MAX_VALUE:  # whoever sends parts decides how large they are
+                raise _too_large()
+        return bytes(body)
 
     async def get(self, reference: ArtifactRef) -> bytes:
         """The JSON of a value.
@@ -78,4 +79,9 @@ class Values:
         self._recent[reference.digest] = body
         while len(self._recent) > _KEPT:
             self._recent.popitem(last=False)
-        return Page(data=body[offset : offset + PAGE], size=len(body))
+        return Page(data=body[offset : offset + MESSAGE_PART], size=len(body))
+
+
+def _too_large() -> TooLarge:
+    hint = "pass a reference to the data instead"
+    return TooLarge(f"the payload has more than {MAX_VALUE >> 20} MiB of JSON", hint=hint)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from bus import topology
-from bus.artifacts import open_artifacts
+from bus.artifacts import digest_of, open_artifacts
 from bus.garbage import Garbage
 from bus.log import RUN
 from bus.versions import Versions
@@ -93,3 +93,11 @@ async def test_what_the_log_still_refers_to_is_no_garbage(platform: Platform, he
     assert digest in {each.digest for each in found.garbage}
     await garbage.remove(found)
     assert not await store.has(digest)
+
+
+async def test_a_payload_that_is_refused_leaves_no_more_than_its_parts(platform: Platform, helmr: AsyncClient) -> None:
+    store = open_artifacts(platform.nc, topology.VERSIONS)
+    wrong = {"text": [LARGE, "refused"]}
+    with pytest.raises(PayloadInvalid):
+        await helmr.sessions.start("echo", wrong)
+    assert not await store.has(digest_of(msgspec.json.encode(wrong)))
