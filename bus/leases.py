@@ -30,19 +30,21 @@ async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Positi
     Its log says so, too. Nothing happens when the worker does not hold the run (any more).
     """
     spec = spec_of(await log.first(RUN, scope, run_id))
-    held = await log.present(RUN, scope, run_id)
+    held: RunState | None = None
 
     def decide(state: RunState) -> Draft | None:
-        if state.lease is None or state.lease.worker != worker:
+        nonlocal held
+        held = state if state.lease is not None and state.lease.worker == worker else None
+        if held is None:
             return None
         return rules.abandon(state, spec, reason=f"worker {worker} was lost", began=True, at=events.now())
 
     position = await log.transact(RUN, scope, run_id, decide)
-    if held.state.lease is not None and held.state.lease.worker == worker and position.state.lease is None:
+    if held is not None:
         await bury(log, scope, held)
     return position
 
 
-async def bury(log: Log, scope: Scope, held: RunEvent) -> None:
-    """Say in the log of the execution that ``held`` the run, an event under its lease, that it ends there."""
-    await chunks.bury(log.js, scope, held.run_id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)
+async def bury(log: Log, scope: Scope, held: RunState) -> None:
+    """Say in the log of the execution that ``held`` the run, its state under that lease, that it ends there."""
+    await chunks.bury(log.js, scope, held.id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)

@@ -151,18 +151,17 @@ class Runs:
 
     async def cancel(self, scope: Scope, request: CancelRequest) -> Run:
         """Cancel: at once when nothing executes the run, else by asking its worker. Asking twice is fine."""
-
-        before = await self.log.present(RUN, scope, request.id)
+        held: RunState | None = None
 
         def decide(state: RunState) -> Draft | None:
+            nonlocal held
+            held = state if state.lease is not None else None
             alive = state.lease is not None and self.presence.is_alive(state.lease.worker)
             return rules.cancel(state, reason=request.reason, force=request.force, holder_alive=alive)
 
         after = await self.log.transact(RUN, scope, request.id, decide, headers=cancel_header(scope, request.id, "ttl"))
-        if (
-            before.state.lease is not None and after.state.status == "cancelled"
-        ):  # its worker, which is gone, cannot say so
-            await bury(self.log, scope, before)
+        if held is not None and after.state.status == "cancelled":  # its worker, which is gone, cannot say so
+            await bury(self.log, scope, held)
         return await self.get(scope, RunRef(id=request.id))
 
     async def cancel_quietly(self, scope: Scope, run_id: str, reason: str) -> Any:
