@@ -67,7 +67,7 @@ class Explainer:
         own = self.admission.live.get(state.id)
         in_lane = [run for run in self.admission.live if run.in_lane == lane]
         return {
-            "workers": lanes.workers(lane),
+            "workers": self.presence.workers(lane),
             "lane_waiting": lanes.waiting(lane),
             "lane_most": lanes.most(lane),
             "before": sum(1 for run in in_lane if own is not None and run.seq < own.seq),

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from bus.live import LiveRun
-from bus.presence import Presence, WorkerInfo
+from bus.presence import Presence
 
 #: Runs that may wait in a lane however few slots its workers have.
 MIN_BACKLOG = 16
@@ -58,7 +58,7 @@ class LaneLoads:
 
     def most(self, lane: str) -> int:
         """Runs that may wait there: twice what its workers execute at a time, but :data:`MIN_BACKLOG` at least."""
-        return max(MIN_BACKLOG, 2 * sum(worker.slots for worker in self.workers(lane)))
+        return max(MIN_BACKLOG, 2 * sum(worker.slots for worker in self._presence.workers(lane)))
 
     def room(self, lane: str) -> int:
         """How many more may be let in; not positive when there are enough."""
@@ -69,8 +69,3 @@ class LaneLoads:
         horizon = self._clock() - _HEARD_WITHIN
         while self._sent and (first := next(iter(self._sent.items())))[1][1] < horizon:
             self.forget(first[0])
-
-    def workers(self, lane: str) -> list[WorkerInfo]:
-        """The workers that take runs from a lane."""
-        alive = self._presence.alive().values()
-        return [w for w in alive if not w.draining and lane in {w.group, f"~{w.host}", f"@{w.id}"}]

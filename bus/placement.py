@@ -34,32 +34,30 @@ class Placement:
         live = state.materialization
         if live is not None and not await self._presence.confirm_gone(live.worker):
             return live.worker
-        candidates = [info for info in self._presence.alive().values() if not info.draining]
-        if state.host is not None and not any(info.host == state.host for info in candidates):
-            state = await self._unbind(scope, state, candidates)
-        fit = [info for info in candidates if _may_have(info, state)]
+        if state.host is not None and not self._fit(state):
+            state = await self._unbind(scope, state)
+        fit = self._fit(state)
         if not fit:
             raise _nobody(state)
         return min(fit, key=lambda info: (info.full, info.running / info.slots, info.id)).id
 
-    async def _unbind(self, scope: Scope, state: WorkspaceState, candidates: list[WorkerInfo]) -> WorkspaceState:
+    def _fit(self, state: WorkspaceState) -> list[WorkerInfo]:
+        """Who may have a workspace that is live nowhere: who is at its files, else who has the walls it has lived between."""
+        workers = self._presence.workers(rules.lane(state, group=DEFAULT_GROUP, alive=set()))
+        return [info for info in workers if state.host is not None or state.isolated in {None, info.isolated}]
+
+    async def _unbind(self, scope: Scope, state: WorkspaceState) -> WorkspaceState:
         """Have it go on from its latest version, if nobody is on its host, and somebody else may have it."""
         host, alive = state.host, self._presence.alive()
         if host is None or not self._presence.settled or any(info.host == host for info in alive.values()):
             return state
-        if not any(_may_have(info, msgspec.structs.replace(state, host=None)) for info in candidates):
+        if not self._fit(msgspec.structs.replace(state, host=None)):
             return state
         position = await self._log.transact(
             WORKSPACE, scope, state.id, lambda s: rules.unbind(s, host=host, alive=set(alive))
         )
         unbound: WorkspaceState = position.state
         return unbound
-
-
-def _may_have(info: WorkerInfo, state: WorkspaceState) -> bool:
-    if state.host is not None:
-        return info.host == state.host
-    return info.group == DEFAULT_GROUP and state.isolated in {None, info.isolated}
 
 
 def _nobody(state: WorkspaceState) -> Unavailable:

@@ -89,6 +89,11 @@ class Presence:
         """Whether this worker was heard of within the time to live."""
         return worker_id in self.alive()
 
+    def workers(self, lane: str) -> list[WorkerInfo]:
+        """The workers that take runs from a lane."""
+        alive = self.alive().values()
+        return [w for w in alive if not w.draining and lane in {w.group, f"~{w.host}", f"@{w.id}"}]
+
     def silences(self) -> dict[str, float]:
         """Seconds since each worker was heard of, by id; those that are gone are among them until somebody clears them away."""
         now = self._now()
