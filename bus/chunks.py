@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import nats.errors
-import nats.js.errors
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from bus import topology
+from bus.log import stored_message
 from helmr import events, subjects
 from helmr.chunks import WORKER_LOST, LogChunk, headers, message_id, parse
 from helmr.errors import Unavailable
 from helmr.subjects import Scope
+
+#: What a chunk counts for beside its bytes.
+_OVERHEAD = 200
+
+
+class _Chunk(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+
+C = TypeVar("C", bound=_Chunk)
 
 
 async def bury(js: JetStreamContext, scope: Scope, run_id: str, *, attempt: int, dispatch: int) -> None:
@@ -42,30 +54,29 @@ async def read_chunks(
 ) -> tuple[list[LogChunk], bool]:
     """Stored chunks beyond sequence ``after``, some ``limit`` bytes of them, and whether there may be more."""
     wanted = subjects.log(scope, run_id, attempt if attempt is not None else "*", stream or "*")
-    found: list[LogChunk] = []
-    size = 0
-    while size < limit:
-        message = await next_message(js, topology.LOGS, wanted, after)
-        if message is None:
-            return found, False
-        after = message.seq or 0
-        chunk = parse(message.subject or "", message.headers or {}, message.data or b"", seq=after)
-        found.append(chunk)
-        size += len(chunk.data) + 200
-    return found, True
+    return await read_page(js, topology.LOGS, wanted, _parse, after=after, limit=limit)
 
 
-async def next_message(js: JetStreamContext, stream: str, wanted: str, after: int) -> RawStreamMsg | None:
-    """The first message of ``stream`` under the filter ``wanted`` beyond sequence ``after``; None if there is none.
+def _parse(message: RawStreamMsg) -> LogChunk:
+    return parse(message.subject or "", message.headers or {}, message.data or b"", seq=message.seq or 0)
+
+
+async def read_page(
+    js: JetStreamContext, stream: str, wanted: str, parse_: Callable[[RawStreamMsg], C], *, after: int, limit: int
+) -> tuple[list[C], bool]:
+    """Messages of ``stream`` under a filter beyond sequence ``after``, some ``limit`` bytes, and whether there may be more.
 
     Raises:
         Unavailable: NATS does not answer.
     """
-    try:
-        message: Any = await js.get_msg(stream, seq=after + 1, subject=wanted, direct=True, next=True)
-    except nats.js.errors.NotFoundError:
-        return None
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
-    found: RawStreamMsg = message
-    return found
+    found: list[C] = []
+    size = 0
+    while size < limit:
+        message = await stored_message(js, stream, wanted, after=after)
+        if message is None:
+            return found, False
+        after = message.seq or 0
+        chunk = parse_(message)
+        found.append(chunk)
+        size += len(chunk.data) + _OVERHEAD
+    return found, True

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
 
 from bus import topology
-from bus.chunks import next_message
-from helmr import subjects
-from helmr.exec_frames import OFFSET
+from bus.chunks import read_page
+from helmr import exec_frames, subjects
 from helmr.models import ExecChunk
 from helmr.subjects import Scope
-
-#: What a chunk counts for beside its bytes.
-_OVERHEAD = 200
 
 
 async def read_output(
@@ -24,20 +21,8 @@ async def read_output(
         Unavailable: NATS does not answer.
     """
     wanted = subjects.exec_output(scope, exec_id, stream or "*")
-    found: list[ExecChunk] = []
-    size = 0
-    while size < limit:
-        message = await next_message(js, topology.EXECS, wanted, after)
-        if message is None:
-            return found, False
-        after = message.seq or 0
-        chunk = parse(message.subject or "", message.data or b"", after)
-        found.append(chunk)
-        size += len(chunk.data) + _OVERHEAD
-    return found, True
+    return await read_page(js, topology.EXECS, wanted, _parse, after=after, limit=limit)
 
 
-def parse(subject: str, data: bytes, seq: int) -> ExecChunk:
-    """The chunk of a stored message."""
-    (offset,) = OFFSET.unpack_from(data)
-    return ExecChunk(seq=seq, stream=subject.rpartition(".")[2], offset=offset, data=data[OFFSET.size :])
+def _parse(message: RawStreamMsg) -> ExecChunk:
+    return exec_frames.parse_output(message.subject or "", message.data or b"", seq=message.seq or 0)

@@ -19,6 +19,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
 
 from bus import topology
 from bus.requests import api
@@ -208,12 +209,9 @@ class Log:
         """
         if not ids.is_id(entity_id, prefix):
             return None
-        try:
-            found = await self.js.get_msg(topology.RUNS, subject=subjects.anywhere(kind.name, entity_id), direct=True)
-        except nats.js.errors.NotFoundError:
+        found = await stored_message(self.js, topology.RUNS, subjects.anywhere(kind.name, entity_id))
+        if found is None:
             return None
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
         return subjects.parse_event(found.subject or "").scope, kind.decode(found.data or b"")
 
     async def events(
@@ -366,6 +364,14 @@ def priority_of(event: _Event) -> int:
 async def get_message(
     js: JetStreamContext, stream: str, subject: str, *, after: int | None = None, direct: bool = True
 ) -> tuple[int, bytes] | None:
+    """Sequence and body of what :func:`stored_message` finds; raises what that does."""
+    message = await stored_message(js, stream, subject, after=after, direct=direct)
+    return None if message is None else (message.seq or 0, message.data or b"")
+
+
+async def stored_message(
+    js: JetStreamContext, stream: str, subject: str, *, after: int | None = None, direct: bool = True
+) -> RawStreamMsg | None:
     """The last message of ``stream`` under a filter, or with ``after`` the first one beyond that sequence; None if none.
 
     Not ``direct``: the stream's leader is asked, and not whichever replica is near.
@@ -375,14 +381,12 @@ async def get_message(
     """
     try:
         if after is None:
-            message = await js.get_msg(stream, subject=subject, direct=direct)
-        else:
-            message = await js.get_msg(stream, seq=after + 1, subject=subject, direct=direct, next=True)
+            return await js.get_msg(stream, subject=subject, direct=direct)
+        return await js.get_msg(stream, seq=after + 1, subject=subject, direct=direct, next=True)
     except nats.js.errors.NotFoundError:
         return None
     except (TimeoutError, nats.errors.Error, OSError) as error:
         raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
-    return message.seq or 0, message.data or b""
 
 
 def _translate(error: nats.js.errors.APIError) -> HelmrError:

@@ -13,6 +13,9 @@ from struct import Struct
 
 import msgspec
 
+from helmr import subjects
+from helmr.models import ExecChunk
+
 #: Bytes of input that may be on their way to a process, and bytes of output on their way to the client that steers it.
 INPUT_WINDOW = 2 * 1024 * 1024
 OUTPUT_WINDOW = 4 * 1024 * 1024
@@ -85,6 +88,13 @@ class Credit(msgspec.Struct, frozen=True, tag="credit", array_like=True):
 
 class Displaced(msgspec.Struct, frozen=True, tag="displaced", array_like=True):
     """Another client steers the exec now."""
+
+
+def parse_output(subject: str, data: bytes, *, seq: int = 0) -> ExecChunk:
+    """The chunk of a stored (or, without ``seq``, live) message of output."""
+    (offset,) = OFFSET.unpack_from(data)
+    stream = subjects.parse_exec_output(subject).stream
+    return ExecChunk(seq=seq, stream=stream, offset=offset, data=data[OFFSET.size :])
 
 
 FromClient = Attach | Data | End | Ack | Signal | Resize | Leave

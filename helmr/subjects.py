@@ -251,6 +251,20 @@ def exec_output(scope: Scope, exec_id: str, stream: str = "*", *, kept: bool = T
     return f"{_EXEC}.{scope}.{_token(exec_id)}.{'out' if kept else 'raw'}.{_token_or_any(stream)}"
 
 
+class ExecSubject(NamedTuple):
+    """What the subject of an exec's output says."""
+
+    scope: Scope
+    id: str
+    stream: str
+
+
+def parse_exec_output(subject: str) -> ExecSubject:
+    """The parts of the subject of an exec's output, kept or not."""
+    _, _, project, environment, exec_id, _, stream = subject.split(".")
+    return ExecSubject(Scope(project, environment), exec_id, stream)
+
+
 def exec_input(scope: Scope, exec_id: str) -> str:
     """The subject of the frames that clients send to the worker of an exec."""
     return f"{_EXEC}.{scope}.{_token(exec_id)}.in"

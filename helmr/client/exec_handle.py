@@ -23,7 +23,6 @@ from helmr.events import ExecEvent
 from helmr.exec_frames import (
     CHUNK,
     INPUT_WINDOW,
-    OFFSET,
     OUTPUT_WINDOW,
     Ack,
     Attach,
@@ -345,9 +344,7 @@ class ExecHandle:
         self._changed()
 
     async def _on_output(self, msg: Msg) -> None:
-        (offset,) = OFFSET.unpack_from(msg.data)
-        stream = msg.subject.rpartition(".")[2]
-        self._arrived.append(ExecChunk(stream=stream, offset=offset, data=msg.data[OFFSET.size :]))
+        self._arrived.append(exec_frames.parse_output(msg.subject, msg.data))
         self._news.set()
 
     async def _on_event(self, msg: Msg) -> None:

@@ -61,6 +61,9 @@ def test_what_is_stored_is_heard_under_the_live_subject() -> None:
 def test_the_other_subjects_are_parsed_back() -> None:
     assert subjects.parse_log(subjects.log(_SCOPE, _RUN, 2, "stdout")) == (_SCOPE, "run", _RUN, 2, "stdout")
     assert subjects.parse_io(subjects.io(_SCOPE, "ses_1", "out", "report")) == (_SCOPE, "ses_1", "out", "report")
+    for kept in (True, False):
+        written = subjects.exec_output(_SCOPE, "exec_1", "stdout", kept=kept)
+        assert subjects.parse_exec_output(written) == (_SCOPE, "exec_1", "stdout")
     assert subjects.parse_due(subjects.due(_SCOPE, _RUN, "ttl")) == (_SCOPE, _RUN, "ttl")
     assert subjects.parse_api(subjects.api(_SCOPE, "run", "get")) == (_SCOPE, "run", "get")
     assert _covers(subjects.api_endpoint("run", "get"), subjects.api(_SCOPE, "run", "get"))
