@@ -50,6 +50,7 @@ def get(name: str) -> None:
             "disk": size(shown["disk"]),
             "network": _network(shown),
             "workspace": shown["mount_path"],
+            "preload": "\n".join(shown.get("preload", ())) or None,
             "fingerprint": shown["fingerprint"],
         }
     )

@@ -77,6 +77,7 @@ class SandboxEntry(msgspec.Struct, frozen=True, kw_only=True):
     disk: int
     network: str | tuple[str, ...]  #: "internet", "none", or the hosts that may be reached
     mount_path: str
+    preload: tuple[str, ...] = ()  #: modules that are imported ahead of the runs
     fingerprint: str = ""
 
     def fingerprinted(self) -> SandboxEntry:

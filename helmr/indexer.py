@@ -222,6 +222,7 @@ def _sandbox_entry(sandbox: Sandbox) -> SandboxEntry:
         disk=sandbox.disk,
         network=sandbox.network,
         mount_path=sandbox.workspace,
+        preload=sandbox.preload,
     ).fingerprinted()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ DEFAULT_PIDS = 512
 
 #: Less than this and Python with the supervisor does not start reliably.
 MIN_MEMORY = 64 * 1024**2
+#: Modules that can be imported ahead: what they import in turn is not counted.
+MAX_PRELOAD = 64
 
 Step = tuple[str, ...]
 
@@ -78,6 +81,24 @@ def check_network(value: object) -> str | tuple[str, ...]:
     for host in value:
         parse_host(str(host))
     return tuple(map(str, value))
+
+
+def check_preload(value: object) -> tuple[str, ...]:
+    """The modules to be imported ahead, in the form that is kept: a tuple of dotted names.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) > MAX_PRELOAD:
+        raise ValueError(f"preload={value!r} is not a list of modules, {MAX_PRELOAD} at most")
+    for name in value:
+        if not isinstance(name, str) or not all(map(_is_identifier, name.split("."))):
+            raise ValueError(f"preload names {name!r}, which is not the name of a module")
+    return tuple(dict.fromkeys(value))
+
+
+def _is_identifier(word: str) -> bool:
+    return word.isidentifier() and not keyword.iskeyword(word)
 
 
 @dataclass(frozen=True)
@@ -177,6 +198,8 @@ class Sandbox:
         network: ``"internet"`` (what is public), ``"none"``, or the hosts that may be reached, e.g. ``"*.example.com:8443"``.
         disk: what the workspace may hold; enforced where the machine can.
         pids: processes and threads at once.
+        preload: modules that are imported ahead of the runs, so that these find them imported: without secrets, environment
+            and payload of a run, and in a process that runs are forked from.
 
     Raises:
         ProjectError: a value that cannot be used, or another sandbox of this name that differs.
@@ -190,6 +213,7 @@ class Sandbox:
     network: str | tuple[str, ...]
     disk: int
     pids: int
+    preload: tuple[str, ...]
     location: Location = field(repr=False, compare=False)
 
     def __init__(
@@ -203,6 +227,7 @@ class Sandbox:
         network: str | Sequence[str] = "internet",
         disk: int | str = DEFAULT_DISK,
         pids: int = DEFAULT_PIDS,
+        preload: Sequence[str] = (),
     ) -> None:
         place = caller_location()
         values = {
@@ -214,6 +239,7 @@ class Sandbox:
             "network": _network(network, place),
             "disk": parse_size(disk, what="disk"),
             "pids": pids,
+            "preload": _preload(preload, place),
             "location": place,
         }
         for key, value in values.items():
@@ -244,6 +270,13 @@ def _network(value: object, place: Location) -> str | tuple[str, ...]:
             f"{place}: network={value!r} is not a network policy: {error}",
             hint='write "internet", "none", or a list of hosts such as ["api.example.com", "*.example.org:8443"]',
         ) from error
+
+
+def _preload(value: object, place: Location) -> tuple[str, ...]:
+    try:
+        return check_preload(value)
+    except ValueError as error:
+        raise ProjectError(f"{place}: {error}", hint='name modules: preload=["json", "package.module"]') from error
 
 
 #: What a task without a sandbox runs in.

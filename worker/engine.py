@@ -101,6 +101,7 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     cwd: str | None = None  #: default: the workspace's mount path
     source: str | None = None  #: name of a source tree that :meth:`Machine.put_source` delivered
     task: dict[str, Any] = {}  #: handed to the runner as it is
+    preload: tuple[str, ...] = ()  #: modules that the process should find imported
     deadline: float | None = None  #: seconds from the start of the process until it is terminated
     grace: float = 10.0  #: seconds between SIGTERM and SIGKILL, for deadline and cancel
 

@@ -245,7 +245,7 @@ class Execution:
             machine = found
         outcome: Outcome | None = None
         try:
-            process = await self._start(machine, deployment, task, deadline)
+            process = await self._start(machine, needs, task, deadline)
             running = HotRun(
                 scope=self.scope, run_id=self.run_id, spec=self.spec, process=process, machine=machine, use=use
             )
@@ -317,7 +317,7 @@ class Execution:
         """Whether we have the process ended: somebody wants that, we stop, or it has broken the protocol."""
         return self._cancelled.is_set() or self._stopping is not None or self.conversation.said.broken is not None
 
-    async def _start(self, machine: Machine, deployment: Deployment, task: dict[str, Any], deadline: float) -> Process:
+    async def _start(self, machine: Machine, needs: Needs, task: dict[str, Any], deadline: float) -> Process:
         """The process that was kept while the run waited, told the answer; or a new one, which knows what is recorded."""
         try:
             await self.journal.confirm()
@@ -328,7 +328,7 @@ class Execution:
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         if self._hot is not None and await self._go_on(self._hot, left):
             return self._hot.process
-        return await machine.start(await self._process_spec(deployment, task, left))
+        return await machine.start(await self._process_spec(needs, task, left))
 
     async def _go_on(self, hot: HotRun, left: float) -> bool:
         """Tell a process that was kept what came of its wait; whether it lives to hear it."""
@@ -352,13 +352,14 @@ class Execution:
         events = await self.services.log.events(RUN, self.scope, self.run_id, limit=_ALL)
         return journal_rules.recorded(events, attempt=self.state.attempt or 1)
 
-    async def _process_spec(self, deployment: Deployment, task: dict[str, Any], left: float) -> ProcessSpec:
+    async def _process_spec(self, needs: Needs, task: dict[str, Any], left: float) -> ProcessSpec:
         return task_process(
             self.run_id,
             self.spec,
             self.state,
-            deployment=deployment,
+            deployment=needs.deployment,
             module=task["module"],
+            preload=tuple(needs.sandbox.get("preload", ())),
             payload=self._payload,
             recorded=await self._recorded(),
             secrets=self.secrets,

@@ -19,6 +19,7 @@ def task_process(
     *,
     deployment: Deployment,
     module: str,
+    preload: tuple[str, ...],
     payload: Any,
     recorded: Recorded,
     secrets: RunSecrets,
@@ -41,6 +42,7 @@ def task_process(
         id=f"{run_id}-{lease}",
         source=deployment.content_hash,
         task=body,
+        preload=preload,
         deadline=deadline,
         grace=spec.cancel_grace,
         env={

@@ -18,7 +18,7 @@ from bus.services.endpoint import Endpoint
 from helmr.declarations import NAME
 from helmr.errors import NotFound, TooLarge, UsageError
 from helmr.models import Deployment
-from helmr.sandbox import check_network
+from helmr.sandbox import check_network, check_preload
 from helmr.secret_targets import env_problem, file_problem
 from helmr.subjects import Scope
 
@@ -122,7 +122,7 @@ class DeploymentService:
         """Record and (unless told otherwise) promote a deployment."""
         if not await self.artifacts.has(request.archive):
             raise NotFound("the archive of this deployment has not been uploaded", hint="run `helmr deploy` again")
-        check_networks(request.index)
+        check_sandboxes(request.index)
         check_secrets(request.index)
         return await self.deployments.create(
             scope,
@@ -148,8 +148,8 @@ class DeploymentService:
         return await self.deployments.promote(scope, request.id)
 
 
-def check_networks(index: dict[str, Any]) -> None:
-    """Refuse a network policy that is none, whoever made the index: no worker could enforce it.
+def check_sandboxes(index: dict[str, Any]) -> None:
+    """Refuse what no worker could enforce or do, whoever made the index: a network policy, or a module, that is none.
 
     Raises:
         UsageError: says which sandbox, and what is wrong.
@@ -162,6 +162,10 @@ def check_networks(index: dict[str, Any]) -> None:
                 f"sandbox {sandbox['name']}: {error}",
                 hint='a network is "internet", "none", or a list of hosts such as ["api.example.com", "*.example.org"]',
             ) from error
+        try:
+            check_preload(sandbox.get("preload", ()))
+        except ValueError as error:
+            raise UsageError(f"sandbox {sandbox['name']}: {error}") from error
 
 
 def check_secrets(index: dict[str, Any]) -> None:

@@ -47,8 +47,11 @@ class Refusal(Exception):
         self.code = code
 
 
-def main(given: Files, connection: socket.socket, settings: Settings) -> NoReturn:
-    """Become the process that the worker asked for; ``connection`` leads to the shim, which hears why that fails."""
+def main(given: Files, connection: socket.socket, settings: Settings, remark: str = "") -> NoReturn:
+    """Become the process that the worker asked for; ``connection`` leads to the shim, which hears why that fails.
+
+    ``remark``: what the process begins with on its stderr.
+    """
     code = 1
     hatch = template.Hatch(connection)
     try:
@@ -60,9 +63,12 @@ def main(given: Files, connection: socket.socket, settings: Settings) -> NoRetur
         if "template" in order:
             # Dup'ed, because the template's own output is not the task's.
             given = Files(given.control, os.dup(1), os.dup(2))
-            given = template.serve(_plan(order["template"], settings), given, hatch, settings)
+            given, said = template.serve(_plan(order["template"], settings), given, hatch, settings)
             _rehearse(settings)
             order = _receive(given.control)
+            said.repeat()  # only now: before its order a process is nobody's, and nobody hears it
+        if remark:
+            sys.stderr.write(f"{remark}\n")
         if settings.uid is not None:
             tree.stay_readable()
         if order.get("kind", "task") != "task":

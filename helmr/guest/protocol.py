@@ -68,6 +68,9 @@ INPUT = 8  #: bytes for the standard input, or the terminal, of a process that w
 INPUT_END = 9  #: no body; the input ends after what was sent
 RESIZE = 10  #: {rows, columns}; of the terminal
 SIGNAL = 11  #: {signal}; its number, for the main process and its group
+TEMPLATE = (
+    12  #: {source, module, private, preload}; have such a template ready before a process is to be forked from it
+)
 
 # From the supervisor.
 WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, taken}]}

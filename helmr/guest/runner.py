@@ -35,6 +35,8 @@ LEFTOVER_GRACE = 1.0
 
 #: Imported here so that the fork server has them before it forks.
 PRELOADED = (metadata, steps, streams, timers, tokens)
+#: Modules that could not be imported ahead, and why; a template knows, and the runs that are forked from it tell.
+_missed: dict[str, str] = {}
 
 
 def main(task: dict[str, Any], sock: socket.socket) -> int:
@@ -115,6 +117,8 @@ def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -
     _set_up(spec["source_path"])
     outbox.order_streams(lambda: run.replaying)
     runtime.install(run)
+    for name, reason in _missed.items():
+        logger.warning(f"{name} could not be imported ahead: {reason}", source="helmr", preload=name)
     task = _load(spec)
     arguments = task.arguments(_payload(task, spec.get("payload")), context)
     outbox.send({"op": "started"})
@@ -130,14 +134,25 @@ def _attempt(spec: dict[str, Any], outbox: Outbox, interruption: Interruption) -
     return _output(task, result)
 
 
+def preload(source_path: str, modules: list[str]) -> None:
+    """Import modules in a template, ahead of :func:`prepare`. That one of them cannot be imported is told by the runs."""
+    _set_up(source_path)
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as failure:  # noqa: BLE001  (the runs go on without it, and say so)
+            _missed[name] = f"{type(failure).__name__}: {failure}"
+
+
 def prepare(source_path: str, module: str) -> None:
-    """Do, in a template, what is the same for every run of a module's tasks: the runs are forked from it.
+    """Do, in a template, what is the same for every run of a module's tasks, which are forked from it; without one: of any.
 
     Raises:
         Exception: whatever the module raises.
     """
     _set_up(source_path)
-    importlib.import_module(module)
+    if module:
+        importlib.import_module(module)
     if any(inspect.iscoroutinefunction(task.fn) for task in registry.tasks.values()):
         importlib.import_module("asyncio")
     rehearse()

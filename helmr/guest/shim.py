@@ -195,7 +195,7 @@ class _Shim:
             return False
         return True
 
-    def fork_host(self, ends: Files) -> None:
+    def fork_host(self, ends: Files, remark: str = "") -> None:
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
@@ -209,7 +209,7 @@ class _Shim:
             self.link.close()
             self.wakeup.forget()
             signal.pthread_sigmask(signal.SIG_UNBLOCK, DEAF)
-            launch.main(ends, theirs, self.settings)
+            launch.main(ends, theirs, self.settings, remark)
         theirs.close()
         self.host = _Host(pid, ours)
         self.poller.register(ours, select.POLLIN)
@@ -271,11 +271,12 @@ class _Shim:
         return True
 
     def replace(self, host: _Host, run: _Run) -> None:
-        """Start over without a template, in a process that nothing has been imported into."""
+        """Start over without a template, in a process that nothing has been imported into, and that says why, if asked to."""
         ends, host.returned = Files(*host.returned), []
+        remark, run.complaint = run.complaint, ""
         run.unfit = True
         self.clear_away()
-        self.fork_host(ends)
+        self.fork_host(ends, remark)
         ends.close()
 
     # Ends

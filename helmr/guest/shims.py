@@ -31,21 +31,41 @@ _IDLE = 10.0
 
 
 class Key(NamedTuple):
-    """What a template is good for: the tasks of one module of one source, started with the same names in their environment."""
+    """What a template is good for: the tasks of one module of one source, started with the same names in their environment.
+
+    Without a ``module`` it has imported only what is to be imported ahead, and is good for the tasks of any.
+    """
 
     source: str
     module: str
     private: tuple[str, ...]
+    preload: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> Key | None:
-        """What kind of template a process may be forked from; None: from none. Secrets are for one process alone."""
+        """What kind of template a process may be forked from; None: from none.
+
+        A module may look for the secrets of its run when it is imported: that is left to the run's own process.
+        """
         source, module = spec.get("source"), (spec.get("task") or {}).get("module")
         if spec.get("kind", "task") != "task" or not source or not module:
             return None
-        if spec.get("secrets") or spec.get("secret_files"):
-            return None
-        return cls(source, module, tuple(sorted(spec.get("env") or {})))
+        private = {*(spec.get("env") or {}), *(spec.get("secrets") or {})}
+        key = cls(source, module, tuple(sorted(private)), tuple(spec.get("preload") or ()))
+        return key.without_module() if spec.get("secrets") or spec.get("secret_files") else key
+
+    def order(self) -> bytes:
+        """What a process is told that is to become such a template."""
+        return json.dumps({"template": self._asdict()}).encode()
+
+    @classmethod
+    def from_wire(cls, body: dict[str, Any]) -> Key:
+        """The template that a worker asks for."""
+        return cls(body["source"], body["module"], tuple(body["private"]), tuple(body["preload"]))
+
+    def without_module(self) -> Key | None:
+        """The next best: a template that has imported what is to be imported ahead; None: nothing is."""
+        return self._replace(module="") if self.module and self.preload else None
 
 
 class Shim:
@@ -146,7 +166,23 @@ class Shims:
     def key_of(self, spec: dict[str, Any]) -> Key | None:
         """The template to use for a process; None: none."""
         key = Key.of(spec)
-        return None if key in self._unfit else key
+        while key is not None and key in self._unfit:
+            key = key.without_module()
+        return key
+
+    def make_template(self, key: Key) -> None:
+        """Have a template made before anybody wants to be forked from it, and a process of it that waits."""
+        if key in self._unfit or any(child.shim is not None and child.shim.key == key for child in self._spares):
+            return
+        child = self.take(None)
+        self.prepare(child)
+        if child.shim is None or not child.alive:
+            return
+        child.key = child.shim.key = key
+        child.shim.idle_since = time.monotonic()
+        child.send(key.order(), answer=False)
+        self._spares.append(child)
+        self.keep_ready()
 
     def take(self, key: Key | None) -> Child:
         """A child for a start: one that waits already, if possible on a template for ``key``."""

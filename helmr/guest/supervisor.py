@@ -39,7 +39,7 @@ from helmr.guest.forks import Forks
 from helmr.guest.link import Link
 from helmr.guest.options import Options, prepare
 from helmr.guest.secret_files import SecretFiles
-from helmr.guest.shims import Shims
+from helmr.guest.shims import Key, Shims
 from helmr.guest.signals import SignalPipe
 
 TYPE_CHECKING = False
@@ -209,6 +209,8 @@ class Supervisor:
             self.cancel(number, json.loads(body)["grace"])
         elif kind == protocol.LIMIT:
             self.limit(number, json.loads(body))
+        elif kind == protocol.TEMPLATE:
+            self.shims.make_template(Key.from_wire(json.loads(body)))
         elif kind == protocol.STOP:
             self.stop(json.loads(body)["grace"])
         elif number in self.children:
@@ -262,7 +264,7 @@ class Supervisor:
         self.place_secrets(child, spec)
         if child.alive:
             if key is not None and child.shim is not None and child.shim.key != key:
-                child.send(json.dumps({"template": key._asdict()}).encode(), answer=False)
+                child.send(key.order(), answer=False)
             child.send(body, answer=False)
             self.equip(child, spec)
             if spec.get("deadline") is not None:

@@ -5,12 +5,17 @@ that forks, so a module that cannot stand that must not be treated so: a templat
 fails, asks for what differs from run to run, or leaves threads, children, descriptors or signal handlers behind) gives the
 task's descriptors back, and the run starts over in a process of its own.
 
+Before that come the modules that the sandbox wants to have imported ahead (``preload``). Of these, threads of their libraries'
+own are put up with (numpy's, say, which come through a fork): whoever names a module vouches for it. Runs with secrets are
+forked from templates that have imported nothing but these.
+
 A template runs as the tasks' user and has run user code, so that nobody relies on it: the shim above it kills it when in
 doubt. It never sees an order: secrets, payload and environment of a run go to the forked task alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -25,7 +30,6 @@ from helmr.guest.files import Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from helmr.guest.launch import Settings
@@ -65,13 +69,18 @@ class Hatch:
         self.connection.close()
 
 
-def serve(plan: dict[str, Any], given: Files, hatch: Hatch, settings: Settings) -> Files:
-    """Be a template for ``plan`` (``source_path, module, private``); returns only in forked tasks, with their descriptors.
+def serve(plan: dict[str, Any], given: Files, hatch: Hatch, settings: Settings) -> tuple[Files, Said]:
+    """Be a template for ``plan``; returns only in forked tasks, with their descriptors, and what they are to repeat.
 
-    ``given`` are the descriptors of the first of them, which hears what the import had to say.
+    ``plan`` has ``source_path``, ``module`` (may be empty), ``preload`` and ``private`` (names in the environment of runs).
+    ``given`` are the descriptors of the first of the tasks, which hears what the import had to say.
     """
-    said = _Said()
-    if not _is_fit(plan, settings, said):
+    said = Said()
+    try:
+        _become(plan, settings, said)
+    except _Unfit as reason:
+        if str(reason):
+            hatch.complain(f"helmr: no module is imported ahead: {reason}")
         hatch.tell(protocol.UNFIT, 0, given.numbers())
         os._exit(0)
     tree.hide()
@@ -81,8 +90,7 @@ def serve(plan: dict[str, Any], given: Files, hatch: Hatch, settings: Settings) 
         pid = _fork(hatch)
         if pid == 0:
             take_place(given)
-            said.repeat()
-            return given
+            return given, said
         given.close()
         said.forget()
         hatch.tell(protocol.FORKED, pid)
@@ -107,7 +115,7 @@ def take_place(given: Files) -> None:
         os.close(source)
 
 
-class _Said:
+class Said:
     """What the module says while it is imported, kept for the first run: whether that is told twice is not known before."""
 
     def __init__(self) -> None:
@@ -142,22 +150,40 @@ class _Said:
         self._kept.clear()
 
 
-def _is_fit(plan: dict[str, Any], settings: Settings, said: _Said) -> bool:
-    module = importlib.import_module(settings.runner.partition(":")[0])
-    prepare: Callable[[str, str], None] | None = getattr(module, "prepare", None)
-    if prepare is None:
-        return False
+class _Unfit(Exception):
+    """It cannot be a template; the text is for the run, if there is any."""
+
+
+def _become(plan: dict[str, Any], settings: Settings, said: Said) -> None:
+    runner = importlib.import_module(settings.runner.partition(":")[0])
+    if not hasattr(runner, "prepare"):
+        raise _Unfit
     try:
         os.chdir(settings.workspace)
         said.keep()
-        before = _traces()
+        if plan["preload"]:
+            _preload(runner, plan)
+        before = _traces(_threads())
         with _Watch(plan["private"]) as watch:
-            prepare(plan["source_path"], plan["module"])
+            runner.prepare(plan["source_path"], plan["module"])
         sys.stdout.flush()
         sys.stderr.flush()
-        return not watch.alarmed and _traces() == before
-    except BaseException:  # noqa: BLE001  (the run will meet it again, where it can be told)
-        return False
+    except _Unfit:
+        raise
+    except BaseException as failure:  # the run will meet it again, where it can be told
+        raise _Unfit from failure
+    if watch.alarmed or _traces(_threads()) != before:
+        raise _Unfit
+
+
+def _preload(runner: Any, plan: dict[str, Any]) -> None:
+    before = _traces(_python_threads())
+    with contextlib.suppress(PerRun), _Watch(plan["private"]) as watch:  # which will have noticed
+        runner.preload(plan["source_path"], plan["preload"])
+    if watch.alarmed:
+        raise _Unfit("one asks, when it is imported, for what belongs to a single run")
+    if _traces(_python_threads()) != before:
+        raise _Unfit("one leaves a thread, a child, an open file or a signal handler behind")
 
 
 class _Watch:
@@ -204,10 +230,10 @@ class _Watch:
         raise PerRun
 
 
-def _traces() -> tuple[object, ...]:
+def _traces(threads: int) -> tuple[object, ...]:
     """What an import may leave behind that cannot be shared by forked processes, or would be lost in them."""
     handlers = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
-    return _lowest_free_descriptor(), _threads(), _has_children(), handlers
+    return _lowest_free_descriptor(), threads, _has_children(), handlers
 
 
 def _lowest_free_descriptor() -> int:
@@ -221,8 +247,13 @@ def _threads() -> int:
     try:
         return len(os.listdir("/proc/self/task"))
     except FileNotFoundError:
-        threading = sys.modules.get("threading")
-        return threading.active_count() if threading else 1
+        return _python_threads()
+
+
+def _python_threads() -> int:
+    """Without those that a library has started in C."""
+    threading = sys.modules.get("threading")
+    return threading.active_count() if threading else 1
 
 
 def _has_children() -> bool:

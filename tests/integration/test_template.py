@@ -27,7 +27,8 @@ BORN = os.getpid()
 @task("facts")
 def facts(payload) -> dict:
     return {{"own": BORN == os.getpid(), "born": BORN, "parent": os.getppid(), "random": random.random(),
-            "run": os.environ["HELMR_RUN_ID"], "secret": os.environ.get("TOKEN")}}
+            "run": os.environ["HELMR_RUN_ID"], "secret": os.environ.get("TOKEN"),
+            "ahead": getattr(sys.modules.get("ahead"), "BORN", None)}}
 
 @task("meddle")
 def meddle(payload) -> dict:
@@ -77,17 +78,17 @@ class Site:
     def __init__(self, machine: ProcessMachine) -> None:
         self.machine = machine
 
-    async def start(self, task: str, payload: Any = None, secrets: dict[str, str] | None = None) -> Process:
+    async def start(self, task: str, payload: Any = None, **options: Any) -> Process:
         ident = f"run_{next(_numbers)}"
         facts = {"run": {"id": ident}, "session": {}, "task": {"id": task}, "workspace": {}, "attempt": 1}
         order = {"module": "tasks", "task_id": task, "payload": payload, "ctx": facts}
         env = {"HELMR_RUN_ID": ident, "HELMR_TASK_ID": task}
         return await self.machine.start(
-            ProcessSpec(id=ident, source="src", task=order, env=env, secrets=secrets or {}, deadline=30.0)
+            ProcessSpec(id=ident, source="src", task=order, env=env, deadline=30.0, **options)
         )
 
-    async def run(self, task: str = "facts", payload: Any = None, secrets: dict[str, str] | None = None) -> Outcome:
-        return await self.finish(await self.start(task, payload, secrets))
+    async def run(self, task: str = "facts", payload: Any = None, **options: Any) -> Outcome:
+        return await self.finish(await self.start(task, payload, **options))
 
     async def finish(self, process: Process) -> Outcome:
         outcome = Outcome()
@@ -111,12 +112,13 @@ Make = Callable[..., Awaitable[Site]]
 async def make(tmp_path: Path) -> AsyncIterator[Make]:
     engine = ProcessEngine(tmp_path / "home")
 
-    async def make(import_time: str = "") -> Site:
+    async def make(import_time: str = "", ahead: str = "") -> Site:
         spec = MachineSpec(workspace_id=f"ws_{next(_numbers)}", worker_id="wrk_test", image="none")
         machine = await engine.materialize(spec)
         tree = tmp_path / spec.workspace_id
         tree.mkdir()
         (tree / "tasks.py").write_text(_TASKS.format(import_time=import_time))
+        (tree / "ahead.py").write_text(f"import os\nBORN = os.getpid()\n{ahead}\n")
         await machine.put_source("src", tree)
         return Site(machine)
 
@@ -155,6 +157,67 @@ async def test_a_run_with_secrets_has_a_process_of_its_own(make: Make) -> None:
     assert (kept["own"], kept["secret"]) == (True, "s3cr3t")
     later = (await site.run()).output
     assert (later["own"], later["secret"]) == (False, None)
+
+
+async def test_what_is_imported_ahead_is_there_for_runs_with_secrets_too(make: Make) -> None:
+    site = await make()
+    secret = {"TOKEN": "s3cr3t"}
+    runs = [(await site.run(preload=("ahead",), secrets=secret)).output for _ in range(2)]
+    assert [run["secret"] for run in runs] == ["s3cr3t"] * 2
+    assert [run["own"] for run in runs] == [True, True]  # its own module is imported with the secrets in place
+    assert [run["ahead"] for run in runs] == [run["parent"] for run in runs]
+    assert runs[0]["parent"] == runs[1]["parent"]
+    plain = (await site.run(preload=("ahead",))).output
+    assert (plain["own"], plain["ahead"], plain["secret"]) == (False, plain["parent"], None)
+
+
+async def test_a_module_that_cannot_be_shared_leaves_what_is_imported_ahead(make: Make) -> None:
+    site = await make("file = open(__file__)")
+    first, *later = [(await site.run(preload=("ahead",))).output for _ in range(3)]
+    assert (first["own"], first["ahead"]) == (True, None)
+    assert all(run["own"] and run["ahead"] == run["parent"] for run in later)
+
+
+async def test_a_module_that_cannot_be_imported_ahead_is_told_of_by_every_run(make: Make) -> None:
+    site = await make(ahead="import no_such_module")
+    for _ in range(2):
+        run = await site.run(preload=("ahead", "json"))
+        assert not run.output["own"]
+        told = [message for message in run.messages if message["op"] == "log"]
+        assert [(each["level"], each["fields"]["preload"]) for each in told] == [("warning", "ahead")]
+        assert (
+            "ahead could not be imported ahead: ModuleNotFoundError: No module named 'no_such_module'"
+            in told[0]["message"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("ahead", "why"),
+    [
+        (
+            "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+            "leaves a thread",
+        ),
+        ("os.environ.get('HELMR_RUN_ID')", "asks, when it is imported"),
+        ("os.environ.get('TOKEN')", "asks, when it is imported"),
+    ],
+)
+async def test_what_cannot_be_shared_is_not_imported_ahead(make: Make, ahead: str, why: str) -> None:
+    site = await make(ahead=ahead)
+    options: dict[str, Any] = {"preload": ("ahead",), "secrets": {"TOKEN": "s3cr3t"}}
+    first, second = [await site.run(**options) for _ in range(2)]
+    assert why in first.err.decode()
+    assert first.err.startswith(b"helmr: no module is imported ahead: one ")
+    assert second.err == b""
+    assert [run.output["ahead"] for run in (first, second)] == [None, None]
+
+
+async def test_threads_of_a_librarys_own_do_not_keep_it_from_being_imported_ahead(make: Make) -> None:
+    native = "import _thread, threading; gate = _thread.allocate_lock(); gate.acquire()"
+    native += "; _thread.start_new_thread(gate.acquire, ())"
+    site = await make(ahead=native)
+    runs = [(await site.run(preload=("ahead",))).output for _ in range(2)]
+    assert [(run["own"], run["ahead"]) for run in runs] == [(False, run["parent"]) for run in runs]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,17 @@ def test_defaults() -> None:
     assert box.location.file == __file__
 
 
+def test_modules_can_be_imported_ahead() -> None:
+    assert Sandbox("plain").preload == ()
+    assert Sandbox("heavy", preload=["pandas", "lib.tools", "pandas"]).preload == ("pandas", "lib.tools")
+
+
+@pytest.mark.parametrize("preload", ["pandas", 3, ["a-b"], ["a..b"], [""], ["import"], [1], ["x"] * 65])
+def test_what_is_no_module_cannot_be_imported_ahead(preload: Any) -> None:
+    with pytest.raises(ProjectError, match=r"test_sandbox\.py:\d+: preload"):
+        Sandbox("heavy", preload=preload)
+
+
 def test_everything_can_be_said() -> None:
     box = Sandbox(
         "full",

@@ -91,6 +91,9 @@ def _key(module: str = "tasks") -> Key:
     [
         ({}, _key()),
         ({"env": {}}, Key("src", "tasks", ())),
+        ({"preload": ["json"]}, Key("src", "tasks", ("HELMR_RUN_ID",), ("json",))),
+        ({"preload": ["json"], "secrets": {"TOKEN": "x"}}, Key("src", "", ("HELMR_RUN_ID", "TOKEN"), ("json",))),
+        ({"preload": ["json"], "secret_files": [{"path": "/run/x"}]}, Key("src", "", ("HELMR_RUN_ID",), ("json",))),
         ({"kind": "argv"}, None),
         ({"source": None}, None),
         ({"task": {}}, None),
@@ -98,7 +101,7 @@ def _key(module: str = "tasks") -> Key:
         ({"secret_files": [{"path": "/run/x"}]}, None),
     ],
 )
-def test_only_tasks_without_secrets_are_forked_from_templates(change: dict[str, Any], key: Key | None) -> None:
+def test_what_a_process_may_be_forked_from(change: dict[str, Any], key: Key | None) -> None:
     assert Key.of({**_SPEC, **change}) == key
 
 
@@ -114,6 +117,27 @@ def test_a_module_that_is_unfit_is_not_tried_again(pool: _Pool) -> None:
     assert shim.key is None
     assert pool.shims.key_of(_SPEC) is None
     assert pool.shims.key_of({**_SPEC, "task": {"module": "others"}}) == _key("others")
+
+
+def test_the_next_best_is_what_is_imported_ahead(pool: _Pool) -> None:
+    spec = {**_SPEC, "preload": ["json"]}
+    best = pool.shims.key_of(spec)
+    assert best is not None
+    pool.end(pool.start(best), unfit=True)
+    next_best = pool.shims.key_of(spec)
+    assert next_best == best._replace(module="")
+    pool.end(pool.start(next_best), unfit=True)
+    assert pool.shims.key_of(spec) is None
+
+
+def test_a_template_made_before_it_is_wanted_is_taken_by_whom_it_fits(pool: _Pool) -> None:
+    pool.shims.make_template(_key())
+    made = next(child for child in pool.children if child.key == _key())
+    assert made.shim is not None
+    pool.shims.make_template(_key())
+    assert [child.key for child in pool.children] == [_key(), None]  # once is enough; and one that can become anything
+    assert pool.start(_key("others")) is not made
+    assert pool.start(_key()) is made
 
 
 def test_a_shim_that_has_not_reported_is_let_go(pool: _Pool) -> None:
