@@ -244,12 +244,13 @@ def requeue(state: RunState, *, cause: Cause, lane: str, limit: Limit | None = N
     """Queue a run again that has no valid dispatch message: because it was woken, retried or lost.
 
     With ``limit`` it is held back, unless it uses a slot still: a run that lost its worker keeps its place. An older dispatch
-    message becomes stale. None: the run is held, and will be admitted.
+    message becomes stale. None: the run is held, and will be admitted; or it has lost nothing, because its lease came to an end
+    of its own: it waits for its retry, or was woken, and goes the way of those.
     """
     _require(state, "queued")
-    if state.hold is not None:
-        return None
     keeps_place = cause == "redispatch"
+    if state.hold is not None or (keeps_place and state.dispatch is None):
+        return None
     return _enqueued(cause, lane, None if keeps_place else limit, queue=state.queue, key=state.concurrency_key)
 
 

@@ -82,6 +82,16 @@ def test_a_redispatch_keeps_the_slot_and_is_held_by_nothing() -> None:
     assert leased(again).slot == 1
 
 
+def woken(state: RunState) -> RunState:
+    return after(after(state, Draft(kind="waiting", data={"kind": "timer"})), Draft(kind="wait_completed"))
+
+
+@pytest.mark.parametrize("end", [retried, woken])
+def test_a_run_that_gave_up_its_slot_is_not_redispatched_without_one(end: Any) -> None:
+    """Its worker told how the attempt ended, and was taken for dead in the same moment."""
+    assert rules.requeue(end(leased(admitted(held()))), cause="redispatch", lane="default") is None
+
+
 @pytest.mark.parametrize(
     "leave",
     [

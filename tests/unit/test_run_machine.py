@@ -97,7 +97,9 @@ class RunMachine(RuleBasedStateMachine):
 
     @rule(lane=_LANES)
     def redispatch(self, lane: str) -> None:
+        before = self.state
         self._try(rules.requeue, cause="redispatch", lane=lane)
+        assert before.dispatch is not None or self.state == before, "nobody gets around a retry's delay"
 
     @precondition(lambda self: self.state.status == "queued" and self.state.dispatch is None)
     @rule(cause=st.sampled_from(["retry", "resume"]), limit=_LIMITS)
