@@ -96,13 +96,13 @@ async def read_streams(url: str) -> dict[str, tuple[Stored, ...]]:
     """Every message of the streams that matter, by stream."""
     async with connected(url, name="chaos-evidence") as nc:
         names = (topology.RUNS, topology.LOGS, topology.SESSIONS)
-        return {name: tuple(await _read(nc, name)) for name in names}
+        return {name: tuple(await read_on(nc, name)) for name in names}
 
 
-async def _read(nc: Nats, stream: str) -> list[Stored]:
+async def read_on(nc: Nats, stream: str, seq: int = 0) -> list[Stored]:
+    """The messages of a stream from after ``seq`` on."""
     js: JetStreamContext = nc.jetstream(timeout=10)
     found: list[Stored] = []
-    seq = 0
     while True:
         try:
             message: Any = await js.get_msg(stream, seq=seq + 1, direct=True, next=True, subject=">")
