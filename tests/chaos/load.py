@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 Random = random.Random
 #: Starts under way at the same time; beyond that the users wait.
 _AT_ONCE = 24
+#: Runs that have not ended beyond which users start none, and seconds between two looks: a slow machine is tried, not buried.
+_OPEN, _LOOK = 100, 1.0
 #: Seconds that a token can be completed.
 _TOKEN_TIME = 8.0
 #: How many of the latest workspaces and external ids may be used again.
@@ -117,6 +120,8 @@ class Load:
         self.failures: dict[str, int] = {}
         #: Requests that failed as no request may.
         self.surprises: list[str] = []
+        self._room = asyncio.Event()
+        self._room.set()
         self._workspaces: list[str] = []
         self._repeatable: list[tuple[Kind, int, dict[str, Any], dict[str, Any]]] = []
 
@@ -126,12 +131,27 @@ class Load:
         limit = asyncio.Semaphore(_AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             number = 0
+            watching = tasks.create_task(self._watch())
             while asyncio.get_running_loop().time() < end:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(end):
+                        await self._room.wait()
                 await limit.acquire()
                 task = tasks.create_task(self._one(number))
                 task.add_done_callback(lambda _: limit.release())
                 number += 1
                 await asyncio.sleep(self._rng.expovariate(1 / self._every))
+            watching.cancel()
+
+    async def _watch(self) -> None:
+        """Find out again and again whether there is room for more runs; while nobody answers it is as it was."""
+        while True:
+            await asyncio.sleep(_LOOK)
+            control = (await self._client.status())["control"]
+            if control is not None:
+                unfinished = sum(control["runs"].values())
+                change = self._room.set if unfinished < _OPEN else self._room.clear
+                change()
 
     async def _one(self, number: int) -> None:
         if self._repeatable and self._rng.random() < 0.1:
