@@ -1,17 +1,11 @@
-"""Access tokens in the log: made, used, revoked, expired; and told by their secrets.
-
-A secret is ``<access id>.<random>``: it names its access token, and only its hash is stored.
-"""
+"""Access tokens in the log: made, used, revoked, expired; and told by their secrets (:mod:`bus.capabilities`)."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from bus import timers
+from bus import capabilities, timers
 from bus.log import ACCESS, Log, Position, Superseded
 from helmr import events
 from helmr.access import AccessEvent, AccessState
@@ -21,10 +15,6 @@ from helmr.subjects import Scope
 
 #: What the timer of an access token is called (:mod:`bus.timers`).
 TIMER = "access"
-#: Characters a secret may have before nobody looks at it.
-_MAX_SECRET = 256
-#: What a secret is compared with that names nothing.
-_NOBODY = "0" * 64
 
 
 class Made(NamedTuple):
@@ -41,10 +31,10 @@ async def create(log: Log, scope: Scope, access_id: str, *, lifetime: float, all
         lifetime: seconds until it expires.
         allowed: fields of :class:`~helmr.access.AccessState` that say what it is for.
     """
-    secret = f"{access_id}.{secrets.token_urlsafe(32)}"
+    secret = capabilities.new_secret(access_id)
     due = events.now() + timedelta(seconds=lifetime)
     await timers.arm(log.js, scope, access_id, TIMER, due)
-    data = allowed | {"hash": _hashed(secret), "expires_at": due.isoformat()}
+    data = allowed | {"hash": capabilities.hashed(secret), "expires_at": due.isoformat()}
     draft = Draft(kind="created", data=data, message=f"may {allowed['action']}")
     try:
         position = await log.append(ACCESS, scope, access_id, Position(0, None), draft)
@@ -96,13 +86,5 @@ async def of_secret(log: Log, secret: str) -> tuple[Scope, AccessEvent] | None:
     Raises:
         Unavailable: the log does not answer.
     """
-    if len(secret) > _MAX_SECRET:
-        return None
-    found = await log.find(ACCESS, "acc", secret.partition(".")[0])
-    fits = hmac.compare_digest(_hashed(secret), _NOBODY if found is None else found[1].state.hash)
-    return found if fits else None
-
-
-def _hashed(secret: str) -> str:
-    """What is stored of a secret. It is random, so that a plain hash will do."""
-    return hashlib.sha256(secret.encode()).hexdigest()
+    found = await log.find(ACCESS, "acc", capabilities.named(secret))
+    return found if capabilities.fits(secret, () if found is None else (found[1].state.hash,)) else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from bus import access, tokens
+from bus import access, capabilities, tokens
 from bus.exposition import Address
 from bus.http_request import Refused, bearer, body, number
 from bus.log import TOKEN, Log
@@ -24,7 +24,6 @@ from bus.services.streams import ListRequest, SendRequest, Streams
 from helmr import events, ids
 from helmr.access import AccessState, Action
 from helmr.errors import ConfigError, Conflict, HelmrError, NotAllowed, NotFound, PayloadInvalid, TooLarge, UsageError
-from helmr.events import TokenState
 from helmr.reducers import access as access_rules
 from helmr.reducers import token as token_rules
 from helmr.subjects import Scope
@@ -38,7 +37,6 @@ log = logging.getLogger(__name__)
 
 #: Requests at the same time, whoever they are from; those who follow a stream come on top.
 _CONCURRENT = 128
-_SECRET_LENGTH = 256
 #: Records of a page, at most.
 _PAGE = 500
 #: The largest number that a record could have.
@@ -123,11 +121,11 @@ class Gateway:
     async def _callback(self, request: Request) -> dict[str, Any]:
         """Complete a token with the secret that is the path."""
         secret = request.path_params["secret"]
-        return await self._complete_with_secret(secret.partition(".")[0], secret, await body(request))
+        return await self._complete_with_secret(capabilities.named(secret), secret, await body(request))
 
     async def _complete_with_secret(self, token_id: str, secret: str, data: Any) -> dict[str, Any]:
         found = await self._log.find(TOKEN, "tok", token_id)
-        if not _fits(found[1].state if found is not None else None, secret) or found is None:
+        if not capabilities.fits(secret, () if found is None else found[1].state.secrets) or found is None:
             raise NotAllowed("no such token, or not its secret")
         await tokens.complete(self._log, found[0], token_id, data)
         return _COMPLETED
@@ -257,26 +255,6 @@ def _of_stream(request: Request, state: AccessState) -> None:
     """
     if (request.path_params["session"], request.path_params["stream"]) != (state.session_id, state.stream):
         raise NotAllowed("the access token is for another stream")
-
-
-def _fits(state: TokenState | None, secret: str) -> bool:
-    """Whether the secret is one of the token's; for a token that does not exist it takes the same time to say no."""
-    if len(secret) > _SECRET_LENGTH:
-        return False
-    return tokens.fits(_NOBODY if state is None else state, secret)
-
-
-_NOBODY = msgspec.convert(
-    {
-        "id": "tok_nobody",
-        "status": "pending",
-        "cursor": 1,
-        "secrets": ["0" * 64],
-        "expires_at": "2000-01-01T00:00:00Z",
-        "created_at": "2000-01-01T00:00:00Z",
-    },
-    TokenState,
-)
 
 
 @asynccontextmanager

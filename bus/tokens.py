@@ -1,17 +1,11 @@
-"""Tokens in the log: made, waited for, completed, cancelled, expired; and the secrets that complete one over HTTP.
-
-A secret is ``<token id>.<random>``: it names its token, and only its hash is stored.
-"""
+"""Tokens in the log: made, waited for, completed, cancelled, expired; and their secrets (:mod:`bus.capabilities`)."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from bus import timers
+from bus import capabilities, timers
 from bus.log import TOKEN, Log, Position, Superseded
 from helmr import events
 from helmr.errors import NotFound
@@ -44,14 +38,14 @@ async def create(
 ) -> Made:
     """Make a token; making it again (the id is the same) finds the first one, without a secret."""
     due = events.now() + timedelta(seconds=timeout)
-    secret = new_secret(token_id) if with_secret else None
+    secret = capabilities.new_secret(token_id) if with_secret else None
     data = {
         "expires_at": due.isoformat(),
         "run_id": run_id,
         "session_id": session_id,
         "tags": list(tags),
         "metadata": metadata or {},
-        "secrets": [hashed(secret)] if secret else [],
+        "secrets": [capabilities.hashed(secret)] if secret else [],
     }
     await timers.arm(log.js, scope, token_id, TIMER, due)
     draft = Draft(kind="created", data=data, message="created", source="worker" if run_id else "control")
@@ -70,24 +64,15 @@ def _stored(position: Position[TokenEvent]) -> TokenEvent:
     return position.event
 
 
-def new_secret(token_id: str) -> str:
-    """A fresh secret for a token: 256 bits."""
-    return f"{token_id}.{secrets.token_urlsafe(32)}"
-
-
-def hashed(secret: str) -> str:
-    """What is stored of a secret. It is random, so that a plain hash will do."""
-    return hashlib.sha256(secret.encode()).hexdigest()
-
-
 async def add_secret(log: Log, scope: Scope, token_id: str) -> str:
     """One more secret for a token.
 
     Raises:
         NotFound, Conflict: there is no such token, or it has ended.
     """
-    secret = new_secret(token_id)
-    await log.transact(TOKEN, scope, token_id, lambda state: rules.add_secret(state, hashed=hashed(secret)))
+    secret = capabilities.new_secret(token_id)
+    mark = capabilities.hashed(secret)
+    await log.transact(TOKEN, scope, token_id, lambda state: rules.add_secret(state, hashed=mark))
     return secret
 
 
@@ -135,9 +120,3 @@ async def await_token(log: Log, scope: Scope, token_id: str, run_id: str) -> Non
         await log.transact(TOKEN, scope, token_id, lambda state: rules.await_(state, run_id=run_id))
     except NotFound:
         return
-
-
-def fits(state: TokenState, secret: str) -> bool:
-    """Whether a secret is one of this token's; takes the same time whichever it is, or none."""
-    mark = hashed(secret)
-    return any([hmac.compare_digest(mark, each) for each in state.secrets])  # noqa: C419  all are compared

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bus import tokens as stored
+from bus import capabilities
 from bus.log import TOKEN
 from helmr.client import AsyncClient
 from helmr.errors import Conflict, NotFound, TooLarge, UsageError
@@ -140,9 +140,9 @@ async def test_secrets_fit_their_token_alone(helmr: AsyncClient, platform: Platf
     assert found is not None
     scope, event = found
     assert scope == Scope(*helmr.scope)
-    assert stored.fits(event.state, secret)
-    assert not stored.fits(event.state, secret + "x")
-    assert not stored.fits(event.state, (await helmr.tokens.create()).secret or "")
+    assert capabilities.fits(secret, event.state.secrets)
+    assert not capabilities.fits(secret + "x", event.state.secrets)
+    assert not capabilities.fits((await helmr.tokens.create()).secret or "", event.state.secrets)
     assert secret not in str(event)
     await helmr.tokens.complete(token_id, "done")
     assert await started.run.result(timeout=30) == "done"
