@@ -17,6 +17,7 @@ from worker.engine import (
     Exited,
     Frame,
     ImageSpec,
+    Inheritance,
     Machine,
     MachineSpec,
     Message,
@@ -86,6 +87,13 @@ class NoopMachine:
         self.adopted = False
         self._stopped = asyncio.Event()
 
+    def sources(self) -> set[str]:
+        """None: nothing is executed."""
+        return set()
+
+    def claimed(self, claim: int) -> None:
+        """Nothing is kept."""
+
     async def put_source(self, name: str, tree: Path) -> None:
         """Nothing is executed."""
 
@@ -135,7 +143,11 @@ class NoopEngine:
     async def delete(self, workspace_id: str) -> None:
         """Its folder goes with the bench's."""
 
-    async def collect(self, live_workers: set[str]) -> list[str]:
+    async def inherit(self, worker_id: str, living: set[str]) -> list[Inheritance]:
+        """Nothing outlives its worker."""
+        return []
+
+    async def collect(self, live_workers: set[str], *, spare_running: bool = False) -> list[str]:
         """Nothing is left by anybody."""
         return []
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +22,30 @@ from docker.types import Mount
 
 from helmr import ids
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, TimedOut
+from worker import machine_record
 from worker.channel import Channel, ChannelProcess
 from worker.container_spec import CLAIM, INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
 from worker.docker_api import DockerApi, connection
 from worker.egress import Egress
 from worker.egress_rules import Neighbourhood, Rules
-from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
+from worker.engine import EngineInfo, ImageSpec, Inheritance, MachineSpec, Network, ProcessSpec, Progress, superseded
 from worker.host import host_id, writing
 from worker.images import Images
 from worker.machine_folder import (
     MachineFolder,
     library,
-    marks,
     remove_files,
     rename_unless_there,
     sweep,
     workspace_files,
 )
+from worker.machine_record import MachineRecord
 from worker.pool import Pool
 
+log = logging.getLogger(__name__)
+
+#: Seconds in which a supervisor that has long been there must answer.
+_REACH = 5.0
 #: Seconds from the start of a container until its supervisor must have answered; 0.05 on a quiet machine.
 READY_TIMEOUT = 30.0
 #: Seconds between looks at a booting container: has it died instead of answering?
@@ -54,15 +60,16 @@ class DockerMachine:
     def __init__(
         self,
         engine: DockerEngine,
-        workspace_id: str,
+        record: MachineRecord,
         ref: str,
         *,
         channel: Channel,
         folder: MachineFolder,
         egress: Egress | None,
     ) -> None:
-        self.workspace_id = workspace_id
+        self.workspace_id = record.workspace_id
         self.ref = ref
+        self._record = record
         self._engine = engine
         self._channel = channel
         self._egress = egress
@@ -80,6 +87,18 @@ class DockerMachine:
         """The name of its folder below ``<home>/machines``."""
         return self.folder.path.name
 
+    def sources(self) -> set[str]:
+        """The names of the sources that were delivered."""
+        return self.folder.sources_there()
+
+    def claimed(self, claim: int) -> None:
+        """Take note of the claim that the machine is kept under now."""
+        self._note(claim=claim)
+
+    def _note(self, **changes: Any) -> None:
+        self._record = msgspec.structs.replace(self._record, **changes)
+        machine_record.write(self.folder.path, self._record)
+
     async def put_source(self, name: str, tree: Path) -> None:
         """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""
         await self.folder.put_source(name, tree)
@@ -94,7 +113,7 @@ class DockerMachine:
 
     def adopt(self, workspace_id: str, files: Path, claim: int) -> bool:
         """Make a machine that is nobody's the workspace's, its empty folder the one at ``files``; False if there is one."""
-        self.folder.mark(workspace_id, claim)
+        self._note(workspace_id=workspace_id, claim=claim)
         try:
             files.parent.mkdir(parents=True, exist_ok=True)
             rename_unless_there(self.folder.files, files)  # what is mounted is the folder, by whatever name
@@ -221,7 +240,7 @@ class DockerEngine:
         try:
             ref = await self._start(spec, name, folder)
             channel = await self._greet(spec, ref, folder)
-            egress = await self._let_out(spec, folder)
+            egress = await self._let_out(spec.workspace_id, spec.network, folder)
         except BaseException as error:
             # By name: a creation that timed out may have happened all the same.
             try:
@@ -229,7 +248,32 @@ class DockerEngine:
             except HelmrError as failure:
                 error.add_note(f"the container {name} may be left: {failure.message}")
             raise
-        return DockerMachine(self, spec.workspace_id, ref, channel=channel, folder=folder, egress=egress)
+        return DockerMachine(self, MachineRecord.of(spec), ref, channel=channel, folder=folder, egress=egress)
+
+    async def inherit(self, worker_id: str, living: set[str]) -> list[Inheritance]:
+        """Take over the containers of dead workers that are still alive; see :meth:`worker.engine.Engine.inherit`."""
+        found = await self._list({INSTALL: self.install, KIND: "machine"})
+        running = [item for item in found if item["State"] == "running"]
+        taken = await asyncio.gather(*(self._inherit(item, worker_id, living) for item in running))
+        return [each for each in taken if each is not None]
+
+    async def _inherit(self, item: dict[str, Any], worker_id: str, living: set[str]) -> Inheritance | None:
+        folder = MachineFolder(self._home, _folder_name(item))
+        record = await asyncio.to_thread(machine_record.seize, folder.path, worker_id, living)
+        if record is None:
+            return None
+        try:
+            channel = await Channel.connect(folder.socket(), client=worker_id, ready_within=_REACH)
+            egress = await self._let_out(record.workspace_id, record.network, folder)
+        except HelmrError as error:
+            log.info("container %s cannot be taken over: %s", _ref(item["Id"]), error)
+            await self._undo(item["Id"], folder)
+            return None
+        mine = msgspec.structs.replace(record, worker=worker_id)
+        machine = DockerMachine(self, mine, _ref(item["Id"]), channel=channel, folder=folder, egress=egress)
+        machine.adopted = item["Labels"].get(WORKSPACE) != record.workspace_id
+        self._machines[machine.workspace_id] = machine
+        return Inheritance(machine, record.worker, channel.attached)
 
     async def delete(self, workspace_id: str) -> None:
         """Remove the workspace's containers and its files."""
@@ -241,17 +285,32 @@ class DockerEngine:
                 # They belong to the user of the tasks; root in a container may remove them when this worker may not.
                 await self._remove_as_root(workspace_id)
 
-    async def collect(self, live_workers: set[str]) -> list[str]:
+    async def collect(self, live_workers: set[str], *, spare_running: bool = False) -> list[str]:
         """Remove the containers of workers that are gone, and folders that no container uses."""
         found = await self._list({INSTALL: self.install, KIND: "machine"})
-        dead = [item for item in found if item["Labels"].get(WORKER) not in live_workers]
-        async with asyncio.TaskGroup() as group:
-            for item in dead:
-                group.create_task(self.remove(item["Id"]))
-        kept = {name.rpartition("-")[2] for item in found if item not in dead for name in item["Names"]}
+        known = await asyncio.to_thread(machine_record.records, self._home / "machines")
+        dead = [
+            item
+            for item in found
+            if _worker_of(item, known) not in live_workers
+            and not (spare_running and item["State"] == "running" and _workspace_of(item, known))
+        ]
+        gone = await asyncio.gather(*(self._remove_dead(item, live_workers) for item in dead))
+        kept = {_folder_name(item) for item, removed in zip(dead, gone, strict=True) if not removed}
+        kept |= {_folder_name(item) for item in found if item not in dead}
         kept |= {machine.folder_name for machine in self._machines.values()}
         await asyncio.to_thread(sweep, self._home, kept)
-        return [_ref(item["Id"]) for item in dead]
+        return [_ref(item["Id"]) for item, removed in zip(dead, gone, strict=True) if removed]
+
+    async def _remove_dead(self, item: dict[str, Any], live_workers: set[str]) -> bool:
+        """Remove a dead worker's container, unless somebody has just taken it over."""
+        folder = MachineFolder(self._home, _folder_name(item)).path
+        with machine_record.held(folder) as alone:
+            record = machine_record.read(folder)
+            if folder.exists() and (not alone or (record is not None and record.worker in live_workers)):
+                return False
+            await self.remove(item["Id"])
+            return True
 
     async def close(self) -> None:
         """Stop every machine of this engine, then let go of the engine itself."""
@@ -317,15 +376,9 @@ class DockerEngine:
         machine = self._machines.get(workspace_id)
         if machine is not None:
             await machine.stop(0)
-        found = {
-            item["Id"]: int(item["Labels"].get(CLAIM, 0))
-            for item in await self._list({INSTALL: self.install, WORKSPACE: workspace_id})
-        }
-        adopted = await asyncio.to_thread(marks, self._home, workspace_id)
-        if adopted:
-            for item in await self._list({INSTALL: self.install, WORKSPACE: ""}):
-                name = item["Names"][0].rpartition("-")[2]
-                found |= {item["Id"]: adopted[name]} if name in adopted else {}
+        known = await asyncio.to_thread(machine_record.records, self._home / "machines")
+        listed = await self._list({INSTALL: self.install, KIND: "machine"})
+        found = {item["Id"]: _claim_of(item, known) for item in listed if _workspace_of(item, known) == workspace_id}
         if any(theirs > claim for theirs in found.values()):
             raise superseded(workspace_id)
         for ref in found:
@@ -343,6 +396,7 @@ class DockerEngine:
             if self._library is None:
                 self._library = await asyncio.to_thread(library, self._home)
             folder.create()
+            machine_record.write(folder.path, MachineRecord.of(spec))
             files = workspace_files(self._home, spec.workspace_id) if spec.workspace_id else folder.files
             files.mkdir(parents=True, exist_ok=True)
         host = HostSide(
@@ -378,12 +432,12 @@ class DockerEngine:
         finally:
             connecting.cancel()
 
-    async def _let_out(self, spec: MachineSpec, folder: MachineFolder) -> Egress | None:
+    async def _let_out(self, workspace_id: str, network: Network, folder: MachineFolder) -> Egress | None:
         """Serve the machine's way out, if it is to have one."""
-        if spec.network == "none":
+        if network == "none":
             return None
-        hosts = None if spec.network == "internet" else spec.network
-        egress = Egress(spec.workspace_id, Rules(hosts, self._neighbourhood))
+        hosts = None if network == "internet" else network
+        egress = Egress(workspace_id, Rules(hosts, self._neighbourhood))
         await egress.open(folder.socket("way-out"))
         return egress
 
@@ -406,6 +460,30 @@ class DockerEngine:
 def _ref(container_id: str) -> str:
     """A container's id as people write it."""
     return container_id[:12]
+
+
+def _folder_name(item: dict[str, Any]) -> str:
+    """The name of the folder of a container's machine, below ``<home>/machines``."""
+    return str(item["Names"][0]).rpartition("-")[2]
+
+
+_Records = Mapping[str, MachineRecord]
+
+
+def _worker_of(item: dict[str, Any], known: _Records) -> str:
+    """Whose a container is: what its record says counts, because labels cannot be changed."""
+    record = known.get(_folder_name(item))
+    return record.worker if record is not None else str(item["Labels"].get(WORKER, ""))
+
+
+def _workspace_of(item: dict[str, Any], known: _Records) -> str:
+    record = known.get(_folder_name(item))
+    return record.workspace_id if record is not None else str(item["Labels"].get(WORKSPACE, ""))
+
+
+def _claim_of(item: dict[str, Any], known: _Records) -> int:
+    record = known.get(_folder_name(item))
+    return record.claim if record is not None else int(item["Labels"].get(CLAIM, 0))
 
 
 def _start_error(image: str, error: HelmrError) -> HelmrError:

@@ -8,9 +8,9 @@ workspace; runs, execs and PTYs are :class:`Process` es inside it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -211,6 +211,14 @@ class Machine(Protocol):
     #: Whether it was started ahead, and became the workspace's afterwards.
     adopted: bool
 
+    def sources(self) -> set[str]:
+        """The names of the sources that were delivered."""
+        ...
+
+    def claimed(self, claim: int) -> None:
+        """Take note that the workspace has been claimed anew for this machine, which was there before."""
+        ...
+
     async def put_source(self, name: str, tree: Path) -> None:
         """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""
         ...
@@ -231,6 +239,14 @@ class Machine(Protocol):
     async def wait_lost(self) -> str:
         """Return, with the reason, when the machine has ended for whatever reason (stop included)."""
         ...
+
+
+class Inheritance(NamedTuple):
+    """A live machine that a dead worker of this home has left, whose it was, and the processes in it, by their ids."""
+
+    machine: Machine
+    former: str
+    processes: Mapping[str, Process]
 
 
 class Engine(Protocol):
@@ -282,8 +298,20 @@ class Engine(Protocol):
         """Remove whatever is live of the workspace, and its files."""
         ...
 
-    async def collect(self, live_workers: set[str]) -> list[str]:
-        """Remove machines of workers that are not in ``live_workers``; files stay. Returns the refs removed."""
+    async def inherit(self, worker_id: str, living: set[str]) -> list[Inheritance]:
+        """Take over the machines of workspaces whose workers are not among the ``living``, as far as they still answer.
+
+        They are ``worker_id``'s from then on, here: what the log says of the workspaces is for the caller to find out. No two
+        workers get the same.
+        """
+        ...
+
+    async def collect(self, live_workers: set[str], *, spare_running: bool = False) -> list[str]:
+        """Remove machines of workers that are not in ``live_workers``; files stay. Returns the refs removed.
+
+        With ``spare_running``, machines of workspaces that have not ended are left: a successor of their worker may come and
+        inherit them, and without one they end by themselves.
+        """
         ...
 
     async def close(self) -> None:

@@ -22,7 +22,6 @@ from helmr.errors import Unavailable, UsageError
 
 #: The longest path a unix socket can have on Linux, its closing zero byte included.
 _SOCKET_PATH_LIMIT = 108
-_MARK = "workspace"
 #: AT_FDCWD and RENAME_NOREPLACE of Linux, where containers are.
 _HERE, _NO_REPLACE = -100, 1
 #: Seconds for which a folder without a container counts as one that is just being made.
@@ -84,9 +83,9 @@ class MachineFolder:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def mark(self, workspace_id: str, claim: int) -> None:
-        """Say whose the machine is now: what its container's labels cannot say, because they were given before."""
-        (self.path / _MARK).write_text(f"{workspace_id} {claim}")
+    def sources_there(self) -> set[str]:
+        """The names of the sources that were put in."""
+        return {path.name for path in self.sources.iterdir() if not path.name.startswith(".")}
 
     def remove(self) -> None:
         """Delete the folders; doing it twice is fine."""
@@ -94,17 +93,6 @@ class MachineFolder:
             os.close(self._descriptor)
             self._descriptor = -1
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def marks(home: Path, workspace_id: str) -> dict[str, int]:
-    """The folders of machines that were made a workspace's after their start, each with the claim that was under."""
-    found = {}
-    for path in (home / "machines").glob(f"*/{_MARK}"):
-        with contextlib.suppress(OSError, ValueError):  # just being removed, or written
-            owner, claim = path.read_text().split()
-            if owner == workspace_id:
-                found[path.parent.name] = int(claim)
-    return found
 
 
 def workspace_files(home: Path, workspace_id: str) -> Path:

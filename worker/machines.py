@@ -25,7 +25,7 @@ from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.captures import Captures, Occasion
 from worker.checkouts import Checkouts, Record
-from worker.engine import Engine, ImageSpec, Limits, Machine, MachineSpec, Network
+from worker.engine import Engine, ImageSpec, Inheritance, Limits, Machine, MachineSpec, Network
 from worker.liveness import Liveness
 from worker.run_journal import STALE
 from worker.sources import Sources
@@ -136,6 +136,44 @@ class Machines:
             entry.users -= 1
             entry.idle_since = asyncio.get_running_loop().time()
             self._idle_changed.set()
+
+    async def inherit(self, found: Inheritance) -> Scope | None:
+        """Keep a machine that a dead worker has left, if the log says that its workspace is live there; else it is ended.
+
+        Returns the scope of the workspace; None: the machine is gone.
+        """
+        machine = found.machine
+        try:
+            located = await self._log.find(WORKSPACE, "ws", machine.workspace_id)
+            if located is not None:
+                await self._inherit(located[0], found)
+                return located[0]
+        except HelmrError as error:
+            log.info("workspace %s: its machine is not kept: %s", machine.workspace_id, error)
+        await machine.stop(0)
+        return None
+
+    async def _inherit(self, scope: Scope, found: Inheritance) -> None:
+        machine, workspace_id = found.machine, found.machine.workspace_id
+        entry = self._entries.setdefault((scope, workspace_id), _Entry())
+        async with entry.lock:
+            state: WorkspaceState = (
+                await self._log.transact(
+                    WORKSPACE,
+                    scope,
+                    workspace_id,
+                    lambda state: rules.inherit(
+                        state, worker=self._worker_id, former=found.former, host=self._host, ref=machine.ref
+                    ),
+                )
+            ).state
+            machine.claimed(state.cursor)
+            entry.record = await self._checkouts.ready(state, lambda _: None)
+            entry.sources = machine.sources()
+            entry.machine = machine
+            entry.confirmed = entry.idle_since = asyncio.get_running_loop().time()
+            entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, machine))
+        self._idle_changed.set()
 
     def at_hand(self, scope: Scope, workspace_id: str, deployment: Deployment) -> bool:
         """Whether :meth:`use` would not have to wait for anything."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import platform
@@ -26,17 +27,24 @@ from pathlib import Path
 import msgspec
 
 import helmr.guest
-from helmr.errors import EngineUnavailable, Unavailable, UsageError
+from helmr.errors import EngineUnavailable, HelmrError, Unavailable, UsageError
 from helmr.guest import tree
+from worker import machine_record
 from worker.channel import Channel, ChannelProcess
-from worker.engine import EngineInfo, ImageSpec, MachineSpec, ProcessSpec, Progress, superseded
+from worker.engine import EngineInfo, ImageSpec, Inheritance, MachineSpec, ProcessSpec, Progress, superseded
 from worker.host import host_id
+from worker.left_supervisor import LeftSupervisor
 from worker.machine_folder import MachineFolder
+from worker.machine_record import MachineRecord
+
+log = logging.getLogger(__name__)
 
 #: Seconds that a supervisor lives on without a worker.
 ORPHAN_TIMEOUT = 20.0
 #: Seconds from the start of a supervisor until it must have answered; 0.05 on a quiet machine.
 _READY = 15.0
+#: Seconds in which one that has long been there must answer.
+_REACH = 5.0
 #: Seconds that a supervisor may take to end beyond the grace given to processes.
 _STOP_MARGIN = 3.0
 #: What tasks get of the worker's environment: where programs, certificates and proxies are. Never its credentials.
@@ -58,15 +66,29 @@ class ProcessMachine:
     """A supervisor process and the folder it works in (:class:`worker.engine.Machine`)."""
 
     def __init__(
-        self, spec: MachineSpec, process: asyncio.subprocess.Process, channel: Channel, folder: MachineFolder
+        self,
+        record: MachineRecord,
+        process: asyncio.subprocess.Process | LeftSupervisor,
+        channel: Channel,
+        folder: MachineFolder,
     ) -> None:
-        self.workspace_id = spec.workspace_id
+        self.workspace_id = record.workspace_id
+        self._record = record
         self.ref = str(process.pid)
         self.adopted = False
         self._process = process
         self._channel = channel
         self.folder = folder
         self._stopping: asyncio.Task[None] | None = None
+
+    def sources(self) -> set[str]:
+        """The names of the sources that were delivered."""
+        return self.folder.sources_there()
+
+    def claimed(self, claim: int) -> None:
+        """Take note of the claim that the machine is kept under now."""
+        self._record = msgspec.structs.replace(self._record, claim=claim)
+        machine_record.write(self.folder.path, self._record)
 
     async def put_source(self, name: str, tree: Path) -> None:
         """Copy the folder ``tree`` into the machine's own folder; doing it twice is free."""
@@ -200,16 +222,47 @@ class ProcessEngine:
             if workspace.exists():
                 await asyncio.to_thread(_delete_tree, workspace)
 
-    async def collect(self, live_workers: set[str]) -> list[str]:
+    async def inherit(self, worker_id: str, living: set[str]) -> list[Inheritance]:
+        """Take over the supervisors of dead workers that are still alive; see :meth:`worker.engine.Engine.inherit`."""
+        taken = await asyncio.gather(*(self._inherit(folder, worker_id, living) for folder in self._folders("*")))
+        return [each for each in taken if each is not None]
+
+    async def _inherit(self, folder: MachineFolder, worker_id: str, living: set[str]) -> Inheritance | None:
+        process = _read_record(folder.run / _RECORD)
+        if process is None or not _is_alive(folder):
+            return None
+        record = machine_record.seize(folder.path, worker_id, living)
+        if record is None:
+            return None
+        try:
+            supervisor = LeftSupervisor(process.pid)
+            channel = await Channel.connect(folder.socket(), client=worker_id, ready_within=_REACH)
+        except (HelmrError, ProcessLookupError) as error:
+            log.info("supervisor %s cannot be taken over: %s", process.pid, error)
+            await self._remove_leftover(folder)
+            return None
+        mine = msgspec.structs.replace(record, worker=worker_id)
+        machine = self._machines[record.workspace_id] = ProcessMachine(mine, supervisor, channel, folder)
+        return Inheritance(machine, record.worker, channel.attached)
+
+    async def collect(self, live_workers: set[str], *, spare_running: bool = False) -> list[str]:
         """End the supervisors of workers that are gone."""
         removed = []
         for folder in self._folders("*"):
-            workspace_id, worker_id = folder.path.name.split(".")[:2]
+            workspace_id, worker_id = _owner(folder)
             ours = self._machines.get(workspace_id)
-            if worker_id not in live_workers and (ours is None or ours.folder.path != folder.path):
-                async with self._locks[workspace_id]:
-                    removed += await self._remove_leftover(folder)
+            if worker_id in live_workers or (ours is not None and ours.folder.path == folder.path):
+                continue
+            if spare_running and _is_alive(folder):
+                continue
+            async with self._locks[workspace_id]:
+                removed += await self._remove_dead(folder, live_workers)
         return removed
+
+    async def _remove_dead(self, folder: MachineFolder, live_workers: set[str]) -> list[str]:
+        """Remove what a dead worker has left, unless somebody has just taken it over."""
+        with machine_record.held(folder.path) as alone:
+            return await self._remove_leftover(folder) if alone and _owner(folder)[1] not in live_workers else []
 
     async def close(self) -> None:
         """Stop every machine that this engine started."""
@@ -243,6 +296,7 @@ class ProcessEngine:
     async def _boot(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
         folder.create()
         try:
+            machine_record.write(folder.path, MachineRecord.of(spec))
             return await self._start(spec, workspace, folder)
         except FileNotFoundError as error:
             if folder.run.exists():
@@ -258,7 +312,7 @@ class ProcessEngine:
         except BaseException:
             await asyncio.shield(_reap(process))
             raise
-        return ProcessMachine(spec, process, channel, folder)
+        return ProcessMachine(MachineRecord.of(spec), process, channel, folder)
 
     async def _greet(self, spec: MachineSpec, process: asyncio.subprocess.Process, folder: MachineFolder) -> Channel:
         """Connect to the supervisor as soon as it listens, unless it ends first."""
@@ -328,17 +382,31 @@ class ProcessEngine:
         return [str(record.pid)] if record is not None and ended else []
 
 
-async def _reap(process: asyncio.subprocess.Process) -> None:
+async def _reap(process: asyncio.subprocess.Process | LeftSupervisor) -> None:
     """End a supervisor that has not ended by itself, with all that is below it, and wait for it."""
     if process.returncode is None:
         await asyncio.to_thread(tree.kill, [process.pid])
     await process.wait()
 
 
+def _owner(folder: MachineFolder) -> tuple[str, str]:
+    """The workspace and the worker of a machine folder; it is named after those that it was made for."""
+    record = machine_record.read(folder.path)
+    workspace_id, worker_id = folder.path.name.split(".")[:2]
+    return workspace_id, worker_id if record is None else record.worker
+
+
 def _claim(folder: MachineFolder) -> int:
-    """The claim that a machine folder is named after; those of earlier versions of Helmr are not."""
+    """The claim that a machine is under, or was made under; the folders of earlier versions of Helmr do not say."""
+    record = machine_record.read(folder.path)
     words = folder.path.name.split(".")
-    return int(words[2]) if len(words) > 2 else 0
+    return record.claim if record is not None else int(words[2]) if len(words) > 2 else 0
+
+
+def _is_alive(folder: MachineFolder) -> bool:
+    """Whether the supervisor of a machine folder is still there."""
+    process = _read_record(folder.run / _RECORD)
+    return process is not None and bool(process.born) and _born(process.pid) == process.born
 
 
 def _read_record(path: Path) -> _Record | None:

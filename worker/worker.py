@@ -38,11 +38,11 @@ from helmr.events import RunEvent
 from helmr.subjects import Scope
 from helmr.version import __version__
 from worker.cut_off import CutOff
-from worker.engine import Engine, EngineInfo
+from worker.engine import Engine, EngineInfo, Inheritance
 from worker.execs import Execs
 from worker.execution import Execution, HandedBack
 from worker.host import disk_is_full
-from worker.hot import HotRun, HotRuns
+from worker.hot import HotRun, HotRuns, discard
 from worker.lanes import Lane, Slots, remove_lane
 from worker.leasing import LOOK_AGAIN, Held, Stale, take_lease
 from worker.liveness import BootLock, Liveness
@@ -174,9 +174,10 @@ class Worker:
             tasks.create_task(self._hot.watch()),
         ]
         await asyncio.gather(self._presence.ready.wait(), self._deployments.ready.wait())
-        await self._remove_leftovers()
         await self._mind_disk()
         await announce(self.nc, self._about())
+        await self._inherit()
+        await self._remove_leftovers()
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancelled"), cb=self._on_ended)
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
@@ -223,7 +224,7 @@ class Worker:
         self._machines_gone.set()
         await self._until(lambda: not self._handlers)
         try:
-            await self._remove_leftovers()
+            await self._remove_leftovers(spare_running=True)
         finally:
             await self.engine.close()
             self._lock.release()
@@ -266,9 +267,20 @@ class Worker:
         """How many runs are being executed, by project, environment and task."""
         return Counter((*each.scope, each.spec.task_id) for each in self._executions.values())
 
-    async def _remove_leftovers(self) -> None:
+    async def _inherit(self) -> None:
+        """Take over what dead workers of this home left alive."""
+        left = await self.engine.inherit(self.id, self._liveness.neighbours())
+        await asyncio.gather(*map(self._inherit_one, left))
+
+    async def _inherit_one(self, found: Inheritance) -> None:
+        if await self.machines.inherit(found) is None:
+            return
+        log.info("workspace %s is taken over from %s", found.machine.workspace_id, found.former)
+        await asyncio.gather(*map(discard, found.processes.values()))
+
+    async def _remove_leftovers(self, *, spare_running: bool = False) -> None:
         """Remove what dead workers of this home left running."""
-        for ref in await self.engine.collect(self._liveness.neighbours()):
+        for ref in await self.engine.collect(self._liveness.neighbours(), spare_running=spare_running):
             log.info("removed %s, left by a worker that is gone", ref)
 
     def _take(self, item: Delivery) -> None:
@@ -455,7 +467,7 @@ class Worker:
         while True:
             await asyncio.sleep(_SWEEP)
             try:
-                await self._remove_leftovers()
+                await self._remove_leftovers(spare_running=True)
             except HelmrError as error:
                 log.warning("looking for leftovers: %s", error)
 

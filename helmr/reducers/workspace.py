@@ -103,6 +103,19 @@ def materialize(
     return Draft(kind="materialized", data=data, message=f"live on {worker}", source="worker")
 
 
+def inherit(state: WorkspaceState, *, worker: str, former: str, host: str, ref: str) -> Draft:
+    """``worker`` takes over the live machine ``ref`` from ``former``, which is known to be gone.
+
+    Raises:
+        Conflict: by the log the workspace is not live on ``former``: the machine is not what it is live in.
+    """
+    live = state.materialization
+    if state.status == "deleted" or live is None or live.worker != former or state.host != host:
+        raise Conflict(f"workspace {state.id} is not live on {former}")
+    data = {"worker": worker, "host": host, "ref": ref, "isolated": state.isolated, "from": former}
+    return Draft(kind="materialized", data=data, message=f"taken over by {worker} from {former}", source="worker")
+
+
 def capture(
     state: WorkspaceState, *, worker: str, version: str, facts: VersionFacts, reason: str, run_id: str | None
 ) -> Draft:

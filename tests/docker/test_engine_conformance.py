@@ -647,6 +647,48 @@ async def test_machines_of_dead_workers_are_collected(
     assert await engine.collect({"wrk_test"}) == []
 
 
+async def test_a_successor_inherits_what_a_dead_worker_left(
+    engine_name: str, home: Path, materialize: Materialize, image: str, tmp_path: Path
+) -> None:
+    left: Machine = await materialize(worker="wrk_gone", claim=3)
+    await left.put_source("code", tmp_path)
+    process = await _start(left, "print('ready'); input(); print('over')", input=True)
+    await _until(process, b"ready")
+    later, late = FACTORIES[engine_name](home), FACTORIES[engine_name](home)
+    assert await later.inherit("wrk_2", {"wrk_test", "wrk_gone"}) == []
+    (found,) = await later.inherit("wrk_2", {"wrk_test"})
+    assert await later.inherit("wrk_2", {"wrk_test", "wrk_2"}) == [], "once"
+    assert (found.former, found.machine.workspace_id, found.machine.sources()) == (
+        "wrk_gone",
+        left.workspace_id,
+        {"code"},
+    )
+    assert await asyncio.wait_for(left.wait_lost(), 30), "the one before is displaced"
+    found.machine.claimed(8)
+    assert await later.collect({"wrk_test", "wrk_2"}) == []
+    with pytest.raises(Unavailable, match="another worker"):
+        await late.materialize(MachineSpec(workspace_id=left.workspace_id, worker_id="wrk_late", image=image, claim=7))
+    again = found.processes[process.id]
+    again.feed(b"\n")
+    said = [frame async for frame in again.frames()]
+    assert b"".join(f.data for f in said if isinstance(f, Output)) == b"ready\nover\n", "all that was not acknowledged"
+    assert said[-1] == Exited(exit_code=0)
+    assert (await run(found.machine, "echo", "alive")).stdout == "alive\n"
+    await found.machine.stop()
+    await later.close()
+    await late.close()
+
+
+async def test_what_nobody_inherited_yet_may_be_spared(engine_name: str, home: Path, materialize: Materialize) -> None:
+    left: Machine = await materialize(worker="wrk_gone")
+    other = FACTORIES[engine_name](home)
+    assert await other.collect({"wrk_test"}, spare_running=True) == []
+    assert (await run(left, "echo", "alive")).stdout == "alive\n"
+    assert await other.collect({"wrk_test"}) == [left.ref]
+    await other.close()
+    await left.stop()
+
+
 async def test_an_engine_says_what_it_is(engine: Engine, engine_name: str, home: Path) -> None:
     info = await engine.check()
     assert (info.name, info.isolated) == (engine_name, engine_name == "docker")

@@ -60,6 +60,19 @@ class WorkspaceMachine(RuleBasedStateMachine):
             assert allowed
             assert (self._live_on(), self.state.host) == (worker, _HOSTS[worker])
 
+    @rule(worker=_WORKERS, former=_WORKERS)
+    def inherit(self, worker: str, former: str) -> None:
+        live, home = self._live_on(), self.state.host
+        allowed = self.state.status == "active" and live == former and home == _HOSTS[worker]
+        try:
+            self._append(rules.inherit(self.state, worker=worker, former=former, host=_HOSTS[worker], ref="c1"))
+        except Conflict:
+            assert not allowed
+            assert self._live_on() == live
+        else:
+            assert allowed
+            assert (self._live_on(), self.state.host) == (worker, home)
+
     @rule(worker=_WORKERS)
     def stop(self, worker: str) -> None:
         live = self._live_on()
