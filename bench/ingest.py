@@ -30,6 +30,7 @@ from helmr import events, ids, subjects
 from helmr.connection import connect
 from helmr.events import RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
+from helmr.reducers import run_fold
 from helmr.subjects import Scope
 from store.home import Home
 from store.main import tune_interpreter
@@ -71,7 +72,7 @@ def life(number: int) -> Iterator[Published]:
     state: RunState | None = None
     for kind, data in kinds:
         at = events.now()
-        state = rules.apply(state, kind, data, at, run_id=run_id)
+        state = run_fold.apply(state, kind, data, at, run_id=run_id)
         event = RunEvent(
             cursor=state.cursor, id=ids.new("evt"), run_id=run_id, kind=kind, at=at, data=data, state=state
         )

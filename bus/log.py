@@ -44,7 +44,7 @@ from helmr.events import (
 from helmr.reducers import access as access_rules
 from helmr.reducers import exec as exec_rules
 from helmr.reducers import queue as queue_rules
-from helmr.reducers import run as run_rules
+from helmr.reducers import run_fold
 from helmr.reducers import session as session_rules
 from helmr.reducers import token as token_rules
 from helmr.reducers import workspace as workspace_rules
@@ -115,7 +115,7 @@ class Kind(Generic[S, E]):
 
 
 RUN: Kind[RunState, RunEvent] = Kind(
-    "run", RunEvent, lambda state, draft, at, key: run_rules.apply(state, draft.kind, draft.data, at, run_id=key)
+    "run", RunEvent, lambda state, draft, at, key: run_fold.apply(state, draft.kind, draft.data, at, run_id=key)
 )
 SESSION: Kind[SessionState, SessionEvent] = Kind(
     "session",

@@ -13,6 +13,7 @@ from helmr import ids, subjects
 from helmr.events import Draft, Limit, RunEvent, RunSpec, RunState, SessionEvent, WorkspaceEvent
 from helmr.models import Run, StreamRecord, run_record
 from helmr.reducers import run as run_rules
+from helmr.reducers import run_fold
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
@@ -48,7 +49,7 @@ class Life:
         """One more event."""
         self.at += timedelta(seconds=after)
         body = data or {}
-        state = run_rules.apply(self.state, kind, body, self.at, run_id=self.id)
+        state = run_fold.apply(self.state, kind, body, self.at, run_id=self.id)
         self.events.append(
             RunEvent(
                 cursor=state.cursor,

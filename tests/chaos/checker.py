@@ -22,6 +22,7 @@ from helmr.errors import Conflict
 from helmr.events import TERMINAL, Grant, QueueEvent, RunEvent, RunSpec, RunState, TokenEvent
 from helmr.models import StreamRecord
 from helmr.reducers import run as rules
+from helmr.reducers import run_fold
 from helmr.reducers.queue import Limits
 from tests.chaos.evidence import Evidence, Mark, Start, Stored
 from tests.chaos.lines import expected
@@ -148,7 +149,7 @@ def a_history_is_what_the_reducer_allows(case: Case) -> Found:
         for number, entry in enumerate(entries, 1):
             event = entry.event
             try:
-                state = rules.apply(state, event.kind, event.data, event.at, run_id=run_id)
+                state = run_fold.apply(state, event.kind, event.data, event.at, run_id=run_id)
             except Conflict as error:
                 yield _violation(a_history_is_what_the_reducer_allows, run_id, f"{error.message}: {_story(entries)}")
                 break

@@ -7,6 +7,7 @@ from typing import Any
 
 from helmr.events import Draft, RunSpec, RunState
 from helmr.reducers import run as rules
+from helmr.reducers import run_fold
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -26,7 +27,7 @@ def spec(**changes: Any) -> RunSpec:
 def after(state: RunState | None, draft: Draft | None, second: float = 0) -> RunState:
     """The state after a draft, ``second`` seconds after the start."""
     assert draft is not None
-    return rules.apply(state, draft.kind, draft.data, START + timedelta(seconds=second), run_id="run_1")
+    return run_fold.apply(state, draft.kind, draft.data, START + timedelta(seconds=second), run_id="run_1")
 
 
 def queued(**changes: Any) -> RunState:

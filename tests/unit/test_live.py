@@ -11,6 +11,7 @@ from bus.live_follower import checkpoint
 from helmr import subjects
 from helmr.events import TERMINAL, Draft
 from helmr.reducers import run as rules
+from helmr.reducers import run_fold
 from helmr.subjects import Scope
 from tests.lives import Life, lives
 
@@ -130,7 +131,7 @@ def test_every_kind_of_event_that_changes_more_than_metadata_is_followed() -> No
     assert state is not None
     for kind in ("started", "step", "output", "metadata", "token_created", "log"):
         draft = Draft(kind=kind, data={"metadata": {"a": 1}})
-        after = rules.apply(state, kind, draft.data, state.created_at)
+        after = run_fold.apply(state, kind, draft.data, state.created_at)
         assert after.status == state.status
         assert not followed(subjects.event(Life().scope, "run", "run_1", kind))
     assert followed(subjects.event(Life().scope, "run", "run_1", "queued", lane="@wrk_1", priority=-3))

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bus.log import RUN
 from helmr.errors import Conflict
 from helmr.events import TERMINAL, Consumed, Draft, Failure, RetryPolicy, RunEvent, RunSpec, RunState, Wait
-from helmr.reducers import consumption
+from helmr.reducers import consumption, run_fold
 from helmr.reducers import run as rules
 from tests.unit.runs import START, spec
 
@@ -44,7 +44,7 @@ class RunMachine(RuleBasedStateMachine):
         if draft is None:
             return
         before = self.state if self.events else None
-        after = rules.apply(before, draft.kind, draft.data, self.now, run_id="run_1")
+        after = run_fold.apply(before, draft.kind, draft.data, self.now, run_id="run_1")
         if before is not None and before.lease is not None and after.lease is None:
             self.spent += self.now - before.lease.at
         if before is not None:
@@ -186,14 +186,14 @@ class RunMachine(RuleBasedStateMachine):
     def nothing_follows_the_end(self, kind: str) -> None:
         if self.state.terminal:
             with pytest.raises(Conflict):
-                rules.apply(self.state, kind, {}, self.now)
+                run_fold.apply(self.state, kind, {}, self.now)
 
     @invariant()
     def the_state_is_the_fold_of_the_events(self) -> None:
         state = None
         for number, event in enumerate(self.events, start=1):
             assert event.cursor == number
-            state = rules.apply(state, event.kind, event.data, event.at, run_id="run_1")
+            state = run_fold.apply(state, event.kind, event.data, event.at, run_id="run_1")
             assert state == event.state
         assert not self.events or state == self.state
 

@@ -12,6 +12,7 @@ import pytest
 from helmr.errors import Conflict
 from helmr.events import RUN_KINDS, TERMINAL, Draft, Failure, RetryPolicy, RunState, Wait
 from helmr.reducers import run as rules
+from helmr.reducers import run_fold
 from tests.unit.runs import START, after, ended, leased, queued, running, spec, waiting
 
 _STATES: dict[str, Callable[[], RunState]] = {
@@ -73,10 +74,10 @@ def test_only_what_the_design_lists_may_follow(status: str, kind: str) -> None:
 def test_a_run_begins_queued_or_held(kind: str) -> None:
     draft = rules.create(spec(), cause="start", lane="default", limit="queue" if kind == "held" else None)
     if kind in {"queued", "held"}:
-        assert rules.apply(None, kind, draft.data, START, run_id="run_1").status == "queued"
+        assert run_fold.apply(None, kind, draft.data, START, run_id="run_1").status == "queued"
     else:
         with pytest.raises(Conflict):
-            rules.apply(None, kind, draft.data, START, run_id="run_1")
+            run_fold.apply(None, kind, draft.data, START, run_id="run_1")
 
 
 @pytest.mark.parametrize("kind", sorted(TERMINAL - {"expired"}))
