@@ -123,7 +123,7 @@ LAG_MESSAGES = Metric(
 LAG_SECONDS = Metric(
     "helmr_history_lag_seconds",
     "gauge",
-    "How long ago the last message that was applied was stored, while there are more",
+    "How long ago the first message was stored that has not been applied; 0 when there is none",
     ("stream",),
 )
 REQUESTS = Metric(

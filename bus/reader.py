@@ -15,6 +15,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import nats.errors
@@ -116,9 +117,20 @@ class StreamReader:
 
     async def exhausted(self) -> bool:
         """Whether the stream holds nothing beyond what was received: later messages may all have been deleted."""
-        body = {"seq": self.received + 1, "next_by_subj": ">"}
-        answer = await api(self.nc, f"STREAM.MSG.GET.{self.stream}", body)
-        return bool(answer.get("error", {}).get("err_code") == _NOT_FOUND)
+        return await self.stored_after(self.received) is None
+
+    async def stored_after(self, seq: int) -> datetime | None:
+        """When the first message beyond a sequence was stored; None if there is none.
+
+        Raises:
+            Unavailable: no answer.
+        """
+        answer = await api(self.nc, f"STREAM.MSG.GET.{self.stream}", {"seq": seq + 1, "next_by_subj": ">"})
+        if "error" not in answer:
+            return datetime.fromisoformat(answer["message"]["time"])
+        if answer["error"].get("err_code") != _NOT_FOUND:
+            raise Unavailable(f"stream {self.stream}: {answer['error']['description']}")
+        return None
 
     async def run(self) -> None:
         """Receive for ever.

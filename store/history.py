@@ -6,8 +6,8 @@ What a question needs of the database is the store's business (:class:`store.his
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -208,7 +208,7 @@ class Resolved(msgspec.Struct, kw_only=True):
 
 
 class StreamStatus(msgspec.Struct, kw_only=True):
-    """How far a stream has been applied; ``lag_seconds`` is the age of the last applied message while there are more."""
+    """How far a stream has been applied; ``lag_seconds``: how long the first message that has not been is stored, else 0."""
 
     applied: int
     last: int
@@ -347,8 +347,8 @@ class History:
         for lane in (self.projector.history, self.projector.logs):
             for stream, reader in lane.readers.items():
                 last, applied = await reader.last(), lane.applied[stream]
-                behind = last > applied and not (applied == reader.received and await reader.exhausted())
-                lag = max(time.time() - lane.stored_ns[stream] / 1e9, 0.0) if behind else 0.0
+                waiting = await reader.stored_after(applied) if last > applied else None
+                lag = max((datetime.now(UTC) - waiting).total_seconds(), 0.0) if waiting else 0.0
                 streams[stream] = StreamStatus(applied=applied, last=last, lag_seconds=round(lag, 3))
         return HistoryStatus(streams=streams, version=__version__)
 

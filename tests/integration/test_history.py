@@ -240,6 +240,22 @@ async def test_a_history_that_stands_still_says_so(
     assert (await ask(nc, "status", {}))["streams"][topology.RUNS] == {"applied": 1, "last": 1, "lag_seconds": 0.0}
 
 
+async def test_the_lag_counts_from_what_is_waiting_not_from_before_a_pause(nc: Nats, projector: Projector) -> None:
+    await publish(nc, Life().queued().published())
+    await projector.fresh()
+    async with projector.history.commit:
+        began = datetime.now(UTC)
+        await publish(nc, Life().queued().published() + Life().queued().published())
+        lag = (await ask(nc, "status", {}))["streams"][topology.RUNS]["lag_seconds"]
+        assert 0 <= lag <= (datetime.now(UTC) - began).total_seconds()
+        # Of what has been deleted, nothing is waited for.
+        stream = nc.jetstream()
+        await stream.delete_msg(topology.RUNS, 2)
+        third = await stream.get_msg(topology.RUNS, 3)
+        assert await projector.history.readers[topology.RUNS].stored_after(1) == third.time
+        assert await projector.history.readers[topology.RUNS].stored_after(3) is None
+
+
 async def test_a_slow_question_is_interrupted(nc: Nats, projector: Projector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "DEADLINE", 0.3)
     monkeypatch.setitem(
