@@ -7,7 +7,7 @@ ends with its parent. In-process limits alone do not hold: with ``memory_limit``
 It is spoken to over its standard input and output in frames: 4 bytes of length, 1 byte of kind, then the body.
 """
 
-# ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
+# ruff: noqa: S608  # the user's own SQL it is, and names that are quoted
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import io
 import os
 import re
 import resource
-import secrets
+import select
 import struct
 import sys
 import threading
@@ -29,8 +29,9 @@ import pyarrow.ipc as arrow_ipc
 import pyarrow.lib as pa
 
 from helmr.errors import HelmrError, TimedOut, UsageError
-from store import schema, sql_guard, tables
+from store import sql_guard
 from store.confinement import confine
+from store.exposure import MEMORY, Source, connection
 from store.question import Parameter, Summary
 from store.sandbox_json import json_lines
 
@@ -38,7 +39,8 @@ from store.sandbox_json import json_lines
 REQUEST, CHECKED, DATA, END, ERROR = b"Q", b"C", b"D", b"E", b"X"
 HEADER = struct.Struct(">Ic")
 
-MEMORY = "1GB"
+#: Seconds after which files that nobody asks about any more are closed, and with them what is kept of them in memory.
+_KEEP = 30.0
 _CHUNK = 512 * 1024
 _ROWS_PER_BATCH = 4096
 _NO_MEMORY = re.compile(r"bad_alloc|malloc|memory allocation", re.IGNORECASE)
@@ -52,11 +54,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     verb: Literal["check", "run"]
     sql: str
     parameters: dict[str, Parameter] = {}
-    project: str = ""
-    environment: str = ""
-    history: str = ""
-    archive: str = ""
-    logs: list[str] = []
+    source: Source = Source()
     format: Literal["arrow", "json"] = "arrow"
     max_rows: int = 0
     max_bytes: int = 0
@@ -83,6 +81,10 @@ class Pipe:
     def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source = source
         self._sink = sink
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a frame, after the last one has been answered; whether one comes."""
+        return bool(select.select([self._source], [], [], seconds)[0])
 
     def read(self) -> bytes | None:
         """The body of the next frame; None at the end."""
@@ -132,81 +134,20 @@ def _with_types(result: Result) -> pa.Schema:
     return pa.schema([field.with_metadata({"duckdb_type": kind}) for field, (_, kind) in fields])
 
 
-def connection(task: Task) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB in which only the tables of one project and environment have names a query can use."""
-    con = duckdb.connect(
-        ":memory:",
-        config={
-            "memory_limit": MEMORY,
-            "threads": 2,
-            "temp_directory": "",
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "allow_community_extensions": False,
-            "allow_unsigned_extensions": False,
-            "python_enable_replacements": False,
-        },
-    )
-    con.execute("SET GLOBAL TimeZone = 'UTC'")
-    if task.history:
-        # A name nobody can guess, should the guard ever let a qualified name through.
-        hidden = f"h{secrets.token_hex(8)}"
-        _attach(con, task.history, hidden)
-        cold = _expose(con, task, hidden)
-        # Files of the archive, by their full names, are all it may still open.
-        con.execute(f"SET allowed_paths = [{', '.join(map(_literal, cold))}]")
-    con.execute("SET enable_external_access = false")
-    con.execute("SET lock_configuration = true")
-    return con
-
-
-def _literal(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _attach(con: duckdb.DuckDBPyConnection, path: str, alias: str) -> None:
-    con.execute(f"ATTACH {_literal(path)} AS {alias} (READ_ONLY)")
-
-
-def _expose(con: duckdb.DuckDBPyConnection, task: Task, hidden: str) -> list[str]:
-    """Name what may be read, archived or not; the files of the archive that takes."""
-    prefix = f"{hidden}.main."
-    mine = f"WHERE project = {_literal(task.project)} AND environment = {_literal(task.environment)}"
-    events = [f"{task.archive}/{each.file}" for each in schema.archived(con, prefix)]
-    bodies = {name: f"FROM {prefix}{name}" for name in schema.PLAIN}
-    bodies |= {name: body.format(h=prefix) for name, body in schema.UNIONS.items()}
-    bodies["events"] += f" UNION ALL {schema.cold(tables.EVENTS, events)}" if events else ""
-    for name, body in bodies.items():
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM ({body}) {mine}")
-    cold = [path for path in task.logs if path.endswith(".parquet")]
-    parts = [f"SELECT {_LOG_COLUMNS} FROM {alias}.main.logs" for alias in _attach_days(con, task, hidden)]
-    parts += [schema.cold(tables.LOGS, cold)] if cold else []
-    logs = " UNION ALL ".join(parts) or schema.empty(tables.LOGS)
-    con.execute(f"CREATE VIEW logs AS SELECT * FROM ({logs}) {mine}")
-    for name, (_, body) in schema.QUESTIONS.items():
-        con.execute(f"CREATE VIEW {name} AS {body}")
-    return events + cold
-
-
-_LOG_COLUMNS = ", ".join(f'"{column.name}"' for column in tables.LOGS.columns)
-
-
-def _attach_days(con: duckdb.DuckDBPyConnection, task: Task, hidden: str) -> Iterator[str]:
-    for number, path in enumerate(path for path in task.logs if path.endswith(".db")):
-        _attach(con, path, f"{hidden}_{number}")
-        yield f"{hidden}_{number}"
-
-
 class Sandbox:
-    """Serves one parent, one task at a time."""
+    """Serves one parent, one task at a time.
+
+    Opening the files takes longer than most queries, so that they stay open for the next query over the same ones.
+    """
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
         self._parser = duckdb.connect(":memory:", config={"enable_external_access": False, "lock_configuration": True})
+        self._open: tuple[Source, duckdb.DuckDBPyConnection] | None = None
 
     def serve(self) -> None:
         """Answer tasks until the parent closes the pipe."""
-        while (body := self.pipe.read()) is not None:
+        while (body := self._next()) is not None:
             task = msgspec.json.decode(body, type=Task)
             try:
                 if task.verb == "check":
@@ -216,7 +157,29 @@ class Sandbox:
             except HelmrError as error:
                 self.pipe.write(ERROR, msgspec.json.encode(error.to_dict()))
             except (duckdb.Error, MemoryError, pa.ArrowException) as error:
-                self.pipe.write(ERROR, msgspec.json.encode(explain(error, task).to_dict()))
+                told = explain(error, task)
+                if not isinstance(told, UsageError):  # whatever it took all memory or time with goes, too
+                    self._close()
+                self.pipe.write(ERROR, msgspec.json.encode(told.to_dict()))
+
+    def _next(self) -> bytes | None:
+        if self._open is not None and not self.pipe.wait(_KEEP):
+            self._close()
+        return self.pipe.read()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+        self._open = None
+
+    def _cursor(self, source: Source) -> duckdb.DuckDBPyConnection:
+        """A cursor for one query, which can leave nothing behind for the next."""
+        if self._open is None or self._open[0] != source:
+            self._close()
+            self._open = source, connection(source)
+        cursor = self._open[1].cursor()
+        cursor.execute("BEGIN TRANSACTION READ ONLY")
+        return cursor
 
     def _check(self, task: Task) -> None:
         found = sql_guard.check(task.sql, sql_guard.duckdb_parser(self._parser.execute), task.parameters)
@@ -224,15 +187,15 @@ class Sandbox:
 
     def _run(self, task: Task) -> None:
         _limit_cpu(task.seconds)
-        con = connection(task)
-        alarm = threading.Timer(task.seconds, con.interrupt)
+        cursor = self._cursor(task.source)
+        alarm = threading.Timer(task.seconds, cursor.interrupt)
         alarm.daemon = True
         alarm.start()
         try:
-            summary = self._send(task, execute(con, task.sql, task.parameters))
+            summary = self._send(task, execute(cursor, task.sql, task.parameters))
         finally:
             alarm.cancel()
-            con.close()
+            cursor.close()
         self.pipe.write(END, msgspec.json.encode(summary))
 
     def _send(self, task: Task, result: Result) -> Summary:

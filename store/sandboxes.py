@@ -1,6 +1,7 @@
 """Runs users' SQL in sandboxed child processes (:mod:`store.sandbox`), over copies of the files.
 
-A child is ready before it is needed and is used again as long as it behaves; one that misses its deadline is killed.
+A child is ready before it is needed and is used again as long as it behaves; one that misses its deadline is killed. The child
+that was used last comes first: it may have open what the next query is about.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from bus import topology
 from helmr.errors import HelmrError, TimedOut, from_dict
 from helmr.subjects import Scope
+from store.exposure import Source
 from store.projector import FRESHNESS_DEADLINE, Projector
 from store.question import MAX_BYTES, QueryRequest, Summary
 from store.sandbox import DATA, ERROR, HEADER, REQUEST, CheckedReply, Task
@@ -179,26 +181,24 @@ class Sandboxes:
             verb="run",
             sql=checked.sql,
             parameters=parameters,
-            project=scope.project,
-            environment=scope.environment,
+            source=Source(
+                project=scope.project,
+                environment=scope.environment,
+                archive=str(self.store.home.archive),
+                logs=self.store.logs.days() if "logs" in checked.tables else [],
+            ),
             format=request.format,
             max_rows=rows,
             max_bytes=MAX_BYTES,
-            logs=self.store.logs.days() if "logs" in checked.tables else [],
         )
 
     async def _execute(self, child: Child, task: Task, deadline: float, send: Send) -> Summary:
         async with AsyncExitStack() as copies:
             history = await copies.enter_async_context(self._history())
-            logs = [await copies.enter_async_context(self._log(day)) for day in task.logs]
+            logs = [str(await copies.enter_async_context(self._log(day))) for day in task.source.logs]
+            source = msgspec.structs.replace(task.source, history=str(history), logs=logs)
             left = max(deadline - asyncio.get_running_loop().time(), 0.05)
-            ready = msgspec.structs.replace(
-                task,
-                history=str(history),
-                archive=str(self.store.home.archive),
-                logs=list(map(str, logs)),
-                seconds=left,
-            )
+            ready = msgspec.structs.replace(task, source=source, seconds=left)
             answer = await child.ask(ready, send)
             return msgspec.json.decode(answer, type=Summary)
 

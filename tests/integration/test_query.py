@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pyarrow as pa
 import pyarrow.ipc as arrow_ipc
 import pytest
@@ -24,9 +25,11 @@ from nats.aio.client import Client as Nats
 from bus.setup import ensure_topology
 from helmr.errors import HelmrError, TimedOut, UsageError
 from helmr.subjects import Scope
-from store import confinement, parquet, question, sandbox, sandboxes, schema
+from store import confinement, exposure, parquet, question, sandboxes, schema
 from store.archive import Archive
+from store.exposure import Source
 from store.projector import Projector
+from store.question import Summary
 from store.retention import Retention
 from store.sandbox import Task
 from store.sandboxes import Child
@@ -264,11 +267,11 @@ async def test_what_the_guard_would_miss_is_refused_by_the_engine(
 ) -> None:
     await table(nc, "select 1 from runs")
     (copy,) = store_of(projector).home.snapshots.rglob("history.db")
-    task = Task(verb="run", sql="", project="acme", environment="dev", history=str(copy))
+    source = Source(project="acme", environment="dev", history=str(copy))
     for sql in BEYOND:
-        with sandbox.connection(task) as con, pytest.raises(duckdb.Error):
+        with exposure.connection(source) as con, pytest.raises(duckdb.Error):
             con.execute(sql.format(tmp=tmp_path))
-    with sandbox.connection(task) as con:
+    with exposure.connection(source) as con:
         hidden = con.execute("SELECT database_name FROM duckdb_databases() WHERE readonly").fetchone()
         assert hidden is not None
         for sql in (
@@ -295,10 +298,7 @@ async def test_what_gets_past_guard_and_engine_finds_the_archive_protected(nc: N
             task = Task(
                 verb="run",  # without having been checked
                 sql=sql.format(file=file, folder=file.parent),
-                project="acme",
-                environment="dev",
-                history=str(copy),
-                archive=str(file.parent),
+                source=Source(project="acme", environment="dev", history=str(copy), archive=str(file.parent)),
                 max_rows=10,
                 max_bytes=10_000,
                 seconds=10,
@@ -309,6 +309,38 @@ async def test_what_gets_past_guard_and_engine_finds_the_archive_protected(nc: N
     finally:
         await child.kill()
     assert await table(nc, EVERYTHING) == rows
+
+
+#: What would change what the next query of the same project reads, were it not for the transaction it runs in.
+LEFT_BEHIND = [
+    "create or replace view runs as select 1 as id",
+    "create temp view runs as select 1 as id",
+    "create table t as select 1",
+    "create macro date_trunc(a, b) as 1",
+    "drop view runs",
+    "prepare p as select 1",
+    "use temp",
+    "commit",
+]
+
+
+async def test_a_query_leaves_nothing_behind_for_the_next(nc: Nats, projector: Projector) -> None:
+    await table(nc, "select 1 from runs")
+    (copy,) = store_of(projector).home.snapshots.rglob("history.db")
+    source = Source(project="acme", environment="dev", history=str(copy))
+    child = await Child.start()
+
+    async def asked(sql: str) -> Summary:
+        task = Task(verb="run", sql=sql, source=source, max_rows=10, max_bytes=10_000, seconds=_PATIENCE)
+        return msgspec.json.decode(await child.ask(task, _nowhere), type=Summary)
+
+    try:
+        for sql in LEFT_BEHIND:  # without having been checked
+            with contextlib.suppress(HelmrError):
+                await asked(sql)
+            assert (await asked("select id from runs order by date_trunc('hour', created_at)")).rows == 8, sql
+    finally:
+        await child.kill()
 
 
 async def _nowhere(_part: bytes) -> None:
