@@ -1,7 +1,7 @@
 """Moves the log into the database: readers fill buffers, and one loop per database writes them in batches.
 
-A batch is written at once when the projector has been idle, else at most every fifth of a second, and earlier when it
-is full or when somebody waits for an answer that includes what they have just done.
+A batch is written at once when the projector has been idle, else at most every fifth of a second, every tenth when there is
+much to write, and earlier when it is full or when somebody waits for an answer that includes what they have just done.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from bus.reader import Message
     from store.history_store import HistoryStore, Sink
-    from store.steps import Batch, Prepared
+    from store.steps import Prepared
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ BATCH = 5000
 #: Seconds from one transaction to the next, at least, while messages keep coming: a transaction costs some 15 ms of
 #: processor time however few rows it has.
 PACE = 0.2
+#: The same once so many messages wait: beside what these cost, the transaction does not count.
+MANY, MANY_PACE = 500, 0.1
 #: On a busy machine transactions take longer. They are to take a third of a lane's time, as long as that is no more than
 #: this many seconds from one to the next: runs come before their history.
 SHARE, MAX_PACE = 3.0, 1.0
@@ -66,15 +69,15 @@ class Lane:
             for stream in streams
         }
         self.applied = {stream: sink.applied.get(stream, 0) for stream in self.readers}
-        #: When the last applied message of each stream was stored, in nanoseconds since 1970.
-        self.stored_ns = dict.fromkeys(self.readers, time.time_ns())
         #: Held while a batch is written: whoever holds it sees the files at rest, between two transactions.
         self.commit = asyncio.Lock()
         self._work = asyncio.Event()
         self._hurry = asyncio.Event()
         self._moved = asyncio.Event()
         self._waiting = 0
-        self._spent = 0.0  #: seconds that the last transaction took
+        self._enough = BATCH  #: messages that end the present wait
+        #: Seconds that the last two transactions took: one long one is a checkpoint, two are a busy machine.
+        self._spent: deque[float] = deque([0.0], maxlen=2)
 
     async def check(self) -> None:
         """See that the streams are those the database was made from (:meth:`StreamReader.check`)."""
@@ -88,24 +91,24 @@ class Lane:
         async with asyncio.TaskGroup() as tasks:
             for reader in self.readers.values():
                 tasks.create_task(reader.run())
-            prepared: asyncio.Queue[tuple[Batch, Prepared]] = asyncio.Queue(1)
+            prepared: asyncio.Queue[Prepared] = asyncio.Queue(1)
             tasks.create_task(self._prepare(prepared))
             tasks.create_task(self._store(prepared))
 
-    async def _prepare(self, prepared: asyncio.Queue[tuple[Batch, Prepared]]) -> None:
+    async def _prepare(self, prepared: asyncio.Queue[Prepared]) -> None:
         """Python makes the rows of the next batch while DuckDB, outside the interpreter's lock, writes the last one."""
         began = 0.0
         while True:
             await self._work.wait()
-            pace = min(max(PACE, SHARE * self._spent), MAX_PACE)
-            await self._linger(began + pace - time.monotonic())
+            pace = min(max(PACE, SHARE * min(self._spent)), MAX_PACE)
+            await self._linger(began + MANY_PACE, BATCH)
+            await self._linger(began + pace, MANY)
             began = time.monotonic()
-            batch = self._take()
-            await prepared.put((batch, await asyncio.to_thread(self.sink.prepare, batch)))
+            await prepared.put(await asyncio.to_thread(self.sink.prepare, self._take()))
 
-    async def _store(self, prepared: asyncio.Queue[tuple[Batch, Prepared]]) -> None:
+    async def _store(self, prepared: asyncio.Queue[Prepared]) -> None:
         while True:
-            batch, rows = await prepared.get()
+            rows = await prepared.get()
             async with self.commit:
                 began = time.monotonic()
                 # A batch that has been begun is finished: cancelling the wait must not leave a thread behind.
@@ -115,20 +118,24 @@ class Lane:
                 except asyncio.CancelledError:
                     await write
                     raise
-            self._spent = time.monotonic() - began
-            self._settle(batch)
+            self._spent.append(time.monotonic() - began)
+            self._settle()
 
     def _arrived(self) -> None:
         self._work.set()
-        if self._urgent():
+        if self._urgent(self._enough):
             self._hurry.set()
 
-    def _urgent(self) -> bool:
-        return self._waiting > 0 or sum(map(len, self.readers.values())) >= BATCH
+    def _urgent(self, enough: int) -> bool:
+        return self._waiting > 0 or sum(map(len, self.readers.values())) >= enough
 
-    async def _linger(self, seconds: float) -> None:
-        if seconds <= 0 or self._urgent():
+    async def _linger(self, until: float, enough: int) -> None:
+        """Wait, in monotonic time, unless ``enough`` messages are there or somebody waits for them."""
+        seconds = until - time.monotonic()
+        if seconds <= 0 or self._urgent(enough):
             return
+        self._enough = enough
+        self._hurry.clear()
         try:
             async with asyncio.timeout(seconds):
                 await self._hurry.wait()
@@ -142,13 +149,9 @@ class Lane:
             left -= len(batch[stream])
         if not any(map(len, self.readers.values())):
             self._work.clear()
-        self._hurry.clear()
         return batch
 
-    def _settle(self, batch: Batch) -> None:
-        for stream, messages in batch.items():
-            if messages:
-                self.stored_ns[stream] = messages[-1].stored_ns
+    def _settle(self) -> None:
         self.applied = {stream: self.sink.applied.get(stream, 0) for stream in self.readers}
         self._moved.set()
         self._moved = asyncio.Event()
