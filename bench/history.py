@@ -2,25 +2,29 @@
 
     .venv/bin/python -m bench.history --scale 0.05
 
-Scale 1 is ten million events (1,250,000 runs of 6 or 10 events) and 5 GB of log text. Server and projector are processes of
-their own (durability relaxed). First the log is filled, then the projector takes it in; then events come at a steady rate
-beside two readers, and in the end the usual questions are timed through the client, one at a time.
+Scale 1 is ten million events (1,250,000 runs of 6 or 10 events, spread over thirty days) and 5 GB of log text. Server and
+projector are processes of their own (durability relaxed). First the log is filled, then the projector takes it in; then events
+come at a steady rate beside two readers, at first alone and then faster and with logs; in the end the usual questions are timed
+through the client, one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from nats.aio.client import Client as Nats
 
 from bench.ingest import SCOPE, life
-from bench.projection import look, projector, spent
+from bench.projection import projector, spent
 from bus import topology, watermark
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
@@ -33,8 +37,10 @@ from helmr.connection import connected
 _RUNS, _LOG_BYTES = 1_250_000, 5 * 1024**3
 #: Seconds ahead of its time a message may be sent: sleeping less costs more than it helps.
 _TICK = 0.005
-#: Seconds of steady events before the lag is looked at.
-_WARM_UP = 3.0
+#: Seconds of steady events before the lag is looked at, and between two looks.
+_WARM_UP, _LOOK = 3.0, 0.23
+#: How long ago the first run was created, and the days that stay in the database: all of them.
+_SPAN, _HOT = timedelta(days=30), ("--archive-after", "60")
 #: Bytes of a log chunk, as a chatty run leaves them.
 _CHUNK = 16 * 1024
 #: Messages between two waits for the server, so that it is not flooded.
@@ -63,8 +69,8 @@ async def fill(nc: Nats, runs: int, log_bytes: int) -> tuple[int, list[str]]:
     text, told, some = words(4 * 1024**2), 0, []
     share = log_bytes // runs
     for number in range(runs):
-        run_id = ""
-        for subject, body in life(number):
+        run_id, ago = "", _SPAN * (1 - number / runs)
+        for subject, body in life(number, lambda ago=ago: events.now() - ago):  # type: ignore[misc]
             run_id = subjects.parse_event(subject).id
             await nc.publish(subject, body)
             told += 1
@@ -79,11 +85,17 @@ async def fill(nc: Nats, runs: int, log_bytes: int) -> tuple[int, list[str]]:
 
 async def write(nc: Nats, run_id: str, text: bytes, number: int, share: int) -> None:
     """Publish a run's share of the log text, in chunks."""
+    for subject, body, fields in chunks(run_id, text, number, share):
+        await nc.publish(subject, body, headers=fields)
+
+
+def chunks(run_id: str, text: bytes, number: int, share: int) -> Iterator[tuple[str, bytes, dict[str, str]]]:
+    """A run's share of the log text."""
     for offset in range(0, share, _CHUNK):
         size = min(_CHUNK, share - offset)
         start = (number * 7919 + offset) % (len(text) - size)
         fields = headers(offset=offset, dispatch=1, at=events.now())
-        await nc.publish(subjects.log(SCOPE, run_id, 1, "stdout"), text[start : start + size], headers=fields)
+        yield subjects.log(SCOPE, run_id, 1, "stdout"), text[start : start + size], fields
 
 
 async def applied(nc: Nats) -> None:
@@ -97,7 +109,7 @@ async def applied(nc: Nats) -> None:
         await asyncio.sleep(0.1)
 
 
-async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[object]]) -> None:
+async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[object]], *, pause: float = 0) -> None:
     """Ask so many times and print how long the answers took, and what they cost the projector on average."""
     took = []
     before = spent(pid)
@@ -105,6 +117,7 @@ async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[obje
         began = time.perf_counter()
         await ask()
         took.append((time.perf_counter() - began) * 1000)
+        await asyncio.sleep(pause)
     took.sort()
     cost = (spent(pid) - before) / asks * 1000
     print(f"{what}: p50 {took[asks // 2]:.1f} ms, p95 {took[int(asks * 0.95)]:.1f} ms; processor {cost:.1f} ms")
@@ -117,34 +130,64 @@ async def questions(client: AsyncClient, pid: int, some: list[str], asks: int) -
     await timed("run list", asks, pid, lambda: wire.call("history", "runs", last, dict))
     await timed("a run's events", asks, pid, lambda: wire.call("history", "events", {"run_id": pick(some)}, dict))
     await timed("a run's logs", asks, pid, lambda: wire.call("history", "logs", {"run_id": pick(some)}, dict))
-    await timed("hourly analytics of a day, as SQL", min(asks, 20), pid, lambda: client.query(_HOURLY))
+    await timed("hourly analytics of a day, as SQL", asks, pid, lambda: client.query(_HOURLY))
 
 
-async def steady(nc: Nats, client: AsyncClient, some: list[str], rate: int, seconds: float) -> None:
-    """Publish events at a rate while two readers ask, and print how old the history is meanwhile."""
-    told = [message for number in range(int(rate * seconds / 8)) for message in life(number)]
-    lags: list[float] = []
-    beside = [asyncio.create_task(watch(nc, lags)), *(asyncio.create_task(read(client, some)) for _ in range(2))]
+class Flow(NamedTuple):
+    """What comes in steadily: events and bytes of log text, each second."""
+
+    rate: int
+    log_rate: int = 0
+
+    def messages(self, seconds: float) -> list[tuple[str, bytes, dict[str, str] | None]]:
+        """As many as come in so many seconds; each run has its share of log text before its end."""
+        text = words(4 * 1024**2) if self.log_rate else b""
+        told: list[tuple[str, bytes, dict[str, str] | None]] = []
+        for number in range(int(self.rate * seconds / 8)):
+            run = [(subject, body, None) for subject, body in life(number)]
+            told += run[:-1]
+            told += chunks(subjects.parse_event(run[0][0]).id, text, number, self.log_rate * 8 // self.rate)
+            told.append(run[-1])
+        return told
+
+
+#: What comes steadily while two readers ask; and while somebody asks for analytics.
+FLOWS, QUIET = (Flow(5_000), Flow(10_000, 10 * 1024**2)), Flow(200)
+
+
+async def steady(nc: Nats, flow: Flow, seconds: float, *readers: Coroutine[Any, Any, None]) -> None:
+    """Publish at a rate while readers ask, and print how old the history is meanwhile."""
+    told = flow.messages(seconds)
+    pace = len(told) / seconds
+    lags: dict[str, list[float]] = {topology.RUNS: [], topology.LOGS: []}
+    beside = [asyncio.create_task(watch(nc, lags)), *map(asyncio.create_task, readers)]
     began = time.perf_counter()
-    for at, (subject, body) in enumerate(told):
-        await nc.publish(subject, body)
-        ahead = at / rate - (time.perf_counter() - began)
+    for at, (subject, body, fields) in enumerate(told):
+        await nc.publish(subject, body, headers=fields)
+        ahead = at / pace - (time.perf_counter() - began)
         if ahead > _TICK:
             await asyncio.sleep(ahead)
     await nc.flush(60)
-    reached = len(told) / (time.perf_counter() - began)
+    reached = seconds / (time.perf_counter() - began)
     for task in beside:
         if not task.cancel():
             task.result()  # it has failed: say why
-    lags.sort()
-    shown = f"p50 {lags[len(lags) // 2]:.0f} ms, p95 {lags[int(len(lags) * 0.95)]:.0f} ms, max {lags[-1]:.0f} ms"
-    print(f"lag at {reached:,.0f} events/s, with two readers: {shown}")
+    print(f"at {reached * flow.rate:,.0f} events/s and {reached * flow.log_rate / 1024**2:.1f} MB/s of logs:")
+    for stream, found in lags.items():
+        found.sort()
+        shown = ", ".join(f"p{share} {found[len(found) * share // 100]:.0f} ms" for share in (50, 95))
+        print(f"  lag of {stream}: {shown}, max {found[-1]:.0f} ms ({len(found)} looks)", flush=True)
 
 
-async def watch(nc: Nats, lags: list[float]) -> None:
-    """Note the lag once events flow: before, what was applied last is as old as the pause was long."""
+async def watch(nc: Nats, lags: dict[str, list[float]]) -> None:
+    """Note the lag of each stream in milliseconds, for ever, once messages flow."""
     await asyncio.sleep(_WARM_UP)
-    await look(nc, lags)
+    while True:
+        answer = await nc.request(subjects.api(SCOPE, "history", "status"), b"{}", timeout=10)
+        streams = json.loads(answer.data)["streams"]
+        for stream, found in lags.items():
+            found.append(streams[stream]["lag_seconds"] * 1000)
+        await asyncio.sleep(_LOOK)
 
 
 async def read(client: AsyncClient, some: list[str]) -> None:
@@ -154,6 +197,12 @@ async def read(client: AsyncClient, some: list[str]) -> None:
         await client.wire.call("history", "runs", {"limit": 20, "fresh": False}, dict)
         await client.wire.call("history", "logs", {"run_id": pick(some)}, dict)
         await asyncio.sleep(0.1)
+
+
+async def inquire(client: AsyncClient, pid: int) -> None:
+    """Have the hours of a day summed up, once a second, while events come."""
+    await asyncio.sleep(_WARM_UP)
+    await timed("hourly analytics of a day, as SQL, meanwhile", 10, pid, lambda: client.query(_HOURLY), pause=1)
 
 
 def memory(pid: int) -> int:
@@ -167,8 +216,7 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=0.05, help="1: ten million events, 5 GB of log text")
     parser.add_argument("--asks", type=int, default=100, help="how often each question is asked")
-    parser.add_argument("--rate", type=int, default=5000, help="events a second, for the lag")
-    parser.add_argument("--seconds", type=float, default=20, help="how long they come at that rate")
+    parser.add_argument("--seconds", type=float, default=20, help="how long events come at each steady rate")
     options = parser.parse_args()
     runs, log_bytes = round(_RUNS * options.scale), round(_LOG_BYTES * options.scale)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +232,7 @@ async def main() -> None:
                 f"{runs:,} runs, {told:,} events, {megabytes:,.0f} MB of log text; the log was filled in {filled:.0f} s"
             )
             began = time.perf_counter()
-            async with projector(server.url, Path(folder) / "history") as pid:
+            async with projector(server.url, Path(folder) / "history", *_HOT) as pid:
                 await applied(nc)
                 seconds, used = time.perf_counter() - began, spent(pid)
                 pace = f"{told / seconds:,.0f} events/s and {megabytes / seconds:.1f} MB/s of logs"
@@ -193,7 +241,10 @@ async def main() -> None:
                     f"processor time: {used:.1f} s, {told / used:,.0f} events for each second of it; {memory(pid)} MiB"
                 )
                 async with AsyncClient(server.url, project=SCOPE.project, env=SCOPE.environment) as client:
-                    await steady(nc, client, some, options.rate, options.seconds)
+                    for flow in FLOWS:
+                        await steady(nc, flow, options.seconds, read(client, some), read(client, some))
+                        await applied(nc)
+                    await steady(nc, QUIET, options.seconds, inquire(client, pid))
                     await applied(nc)
                     await questions(client, pid, some, options.asks)
                 files = sum(path.stat().st_size for path in (Path(folder) / "history").rglob("*") if path.is_file())

@@ -12,7 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ SCOPE = Scope("bench", "dev")
 Published = tuple[str, bytes]
 
 
-def life(number: int) -> Iterator[Published]:
-    """The events of one run: start, lease, two steps, and for every other run a wait; then an end."""
+def life(number: int, clock: Callable[[], datetime] = events.now) -> Iterator[Published]:
+    """The events of one run: start, lease, two steps, and for every other run a wait; then an end. ``clock``: when."""
     run_id = ids.new("run")
     spec = RunSpec(
         session_id=ids.new("ses"),
@@ -71,7 +72,7 @@ def life(number: int) -> Iterator[Published]:
     kinds.append(("succeeded", {"output": {"ok": True}, "exit_code": 0, "logs": {"stdout": 100}}))
     state: RunState | None = None
     for kind, data in kinds:
-        at = events.now()
+        at = clock()
         state = run_fold.apply(state, kind, data, at, run_id=run_id)
         event = RunEvent(
             cursor=state.cursor, id=ids.new("evt"), run_id=run_id, kind=kind, at=at, data=data, state=state

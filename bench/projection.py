@@ -67,9 +67,9 @@ async def publish(nc: Nats, told: list[Told], rate: int) -> float:
 
 
 @asynccontextmanager
-async def projector(url: str, home: Path) -> AsyncIterator[int]:
+async def projector(url: str, home: Path, *options: str) -> AsyncIterator[int]:
     """A projector's process; its id."""
-    command = [sys.executable, "-m", "store.main", "--url", url, "--home", str(home)]
+    command = [sys.executable, "-m", "store.main", "--url", url, "--home", str(home), *options]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     try:
         if process.stderr is None or b"ready" not in await process.stderr.readline():
