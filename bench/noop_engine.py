@@ -128,6 +128,9 @@ class NoopEngine:
         """It always works."""
         return EngineInfo(name=self.name, version="0", host="host_bench", isolated=False)
 
+    def retire(self, owner: str, source: str) -> None:
+        """Nothing is started ahead."""
+
     def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
         """There is nothing to be kept away."""
 

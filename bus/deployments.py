@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
@@ -25,8 +26,10 @@ from helmr.subjects import Scope
 class Deployments:
     """Creates, finds and promotes deployments; run :meth:`watch` in a task of its own."""
 
-    def __init__(self, nc: Nats) -> None:
+    def __init__(self, nc: Nats, *, on_current: Callable[[Scope, Deployment], None] = lambda *_: None) -> None:
+        """``on_current`` is told, while :meth:`watch` runs, which deployment is an environment's current one."""
         self.nc = nc
+        self._on_current = on_current
         self._view = BucketView(nc, topology.CONFIG_BUCKET, self._on_value)
         self.ready = self._view.ready
         self._by_id: dict[str, Deployment] = {}
@@ -143,7 +146,9 @@ class Deployments:
             self._remember(value)
         elif key.startswith("current."):
             _, project, environment = key.split(".")
-            self._current[Scope(project, environment)] = value.decode()
+            self._current[Scope(project, environment)] = current = value.decode()
+            if current in self._by_id:
+                self._on_current(Scope(project, environment), self._by_id[current])
 
     def _remember(self, data: bytes) -> Deployment:
         deployment = msgspec.json.decode(data, type=Deployment)

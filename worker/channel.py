@@ -19,12 +19,14 @@ import msgspec
 from helmr.errors import Conflict, TooLarge, Unavailable
 from helmr.guest import protocol
 from worker.channel_process import ChannelProcess
-from worker.engine import Exited, Frame, Message, Output, ProcessSpec
+from worker.engine import Exited, Frame, Message, Output, ProcessSpec, Template
 
 __all__ = ["Channel", "ChannelProcess"]
 
 #: Seconds between attempts to connect while a machine boots; nothing tells us when a socket in a container appears.
 _RETRY = 0.002
+#: Seconds that imports may take which nobody waits for: a run has a limit of its own, a module that never ends has none.
+IMPORT_PATIENCE = 60.0
 #: Bytes read at once, into memory that is there already.
 _BUFFER = 64 * 1024
 
@@ -121,6 +123,11 @@ class Channel(asyncio.BufferedProtocol):
             process.abandon()
             raise
         return process
+
+    def make_template(self, template: Template, patience: float = IMPORT_PATIENCE) -> None:
+        """Have a process made that others can be forked from, before they are wanted; one that cannot be is not missed."""
+        body = msgspec.to_builtins(template) | {"patience": patience}
+        self.write(protocol.json_frame(protocol.TEMPLATE, body))
 
     def stop(self, grace: float) -> None:
         """Have the supervisor end every process, then itself; :meth:`wait_lost` tells when that has happened."""

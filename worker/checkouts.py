@@ -54,8 +54,10 @@ class Checkouts:
             HelmrError: its version cannot be had, or not be written here.
             Unavailable: the artifact store does not answer.
         """
-        record = await asyncio.to_thread(self._load, state.id)
-        await asyncio.to_thread(restore.remove, self._aside(state.id))  # left by a worker that was killed
+        record = Record(0, Snapshot())
+        if self._path(state.id).exists() or self._aside(state.id).exists():
+            record = await asyncio.to_thread(self._load, state.id)
+            await asyncio.to_thread(restore.remove, self._aside(state.id))  # left by a worker that was killed
         if record.epoch == state.epoch:
             return record
         if state.manifest is not None and self.why_not is not None:

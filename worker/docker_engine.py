@@ -28,7 +28,18 @@ from worker.container_spec import CLAIM, INSTALL, KIND, WORKER, WORKSPACE, HostS
 from worker.docker_api import DockerApi, connection
 from worker.egress import Egress
 from worker.egress_rules import Neighbourhood, Rules
-from worker.engine import EngineInfo, ImageSpec, Inheritance, MachineSpec, Network, ProcessSpec, Progress, superseded
+from worker.engine import (
+    EngineInfo,
+    ImageGone,
+    ImageSpec,
+    Inheritance,
+    MachineSpec,
+    Network,
+    ProcessSpec,
+    Progress,
+    Provision,
+    superseded,
+)
 from worker.host import host_id, writing
 from worker.images import Images
 from worker.machine_folder import (
@@ -102,6 +113,12 @@ class DockerMachine:
     async def put_source(self, name: str, tree: Path) -> None:
         """Make a copy of the folder ``tree`` readable to tasks as source ``name``; doing it twice is free."""
         await self.folder.put_source(name, tree)
+
+    async def provide(self, provision: Provision) -> None:
+        """Have the code of a deployment ready in a machine that is nobody's yet."""
+        await self.put_source(provision.source, provision.tree)
+        if provision.template is not None:
+            self._channel.make_template(provision.template)
 
     async def start(self, spec: ProcessSpec) -> ChannelProcess:
         """Start a process tree; see :meth:`worker.engine.Machine.start`."""
@@ -197,6 +214,10 @@ class DockerEngine:
             )
         version = str(facts["ServerVersion"])
         return EngineInfo(name=self.name, version=version, host=self.install, isolated=True, notes=tuple(_notes(facts)))
+
+    def retire(self, owner: str, source: str) -> None:
+        """Let go of containers that were started ahead with other code of ``owner``."""
+        self._pool.retire(owner, source)
 
     def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
         """Close these servers to the machines to come, whatever their operator opens."""
@@ -417,6 +438,7 @@ class DockerEngine:
         try:
             return _ref(await self._api.call(create_and_start))
         except HelmrError as error:
+            self._images.forget()
             raise _start_error(spec.image, error) from error
 
     async def _greet(self, spec: MachineSpec, ref: str, folder: MachineFolder) -> Channel:
@@ -492,7 +514,7 @@ def _start_error(image: str, error: HelmrError) -> HelmrError:
             f"image {image} has no python3 (>= 3.10)", hint="use a base image with Python, or install it in a step"
         )
     if "such image" in error.message.lower():
-        return ImageError(
+        return ImageGone(
             f"the image {image} is not on this machine any more", hint="try again: it will be built or pulled anew"
         )
     return error

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from helmr.errors import Unavailable
+from helmr.errors import ImageError, Unavailable
 
 #: No network at all, whatever is public, or these hosts: see :func:`helmr.sandbox.check_network`.
 Network = Literal["none", "internet"] | tuple[str, ...]
@@ -42,6 +42,24 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     context: Path | None = None
 
 
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """A process of a machine that others are forked from, having imported what they need (:mod:`helmr.guest.shims`)."""
+
+    source: str  #: the name of a source tree that is in the machine
+    module: str  #: which tasks it is for; empty: those of any module
+    private: tuple[str, ...]  #: names in the environment of the processes, sorted: an import must not ask for them
+    preload: tuple[str, ...]  #: modules to be imported ahead of the tasks' own
+
+
+class Provision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine that is started ahead has in it, before anybody knows whose it will be: the code of one deployment."""
+
+    owner: str  #: whose code it is, and so for whose workspaces alone the machine is: a project and environment
+    source: str
+    tree: Path  #: the folder to copy the source from
+    template: Template | None = None
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything needed to bring one workspace to life."""
 
@@ -54,11 +72,17 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     network: Network = "internet"
     labels: dict[str, str] = {}
+    #: What will be executed in it first, so that a machine which has that ready can be taken, and more like it be made.
+    provision: Provision | None = None
 
 
 def superseded(workspace_id: str) -> Unavailable:
     """The error of whoever wants to make a machine, and was replaced by another worker of this host meanwhile."""
     return Unavailable(f"workspace {workspace_id} has been given to another worker of this host meanwhile")
+
+
+class ImageGone(ImageError):
+    """The image was there, and has been removed meanwhile."""
 
 
 class SecretFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +293,10 @@ class Engine(Protocol):
         Raises:
             EngineUnavailable: it does not, with what to do about it as hint.
         """
+        ...
+
+    def retire(self, owner: str, source: str) -> None:
+        """The code of ``owner`` is ``source`` from now on: let go of machines that have other code of theirs ready."""
         ...
 
     def guard(self, servers: tuple[tuple[str, int], ...]) -> None:

@@ -35,7 +35,7 @@ from worker.run_journal import Fenced, RunJournal
 from worker.run_secrets import RunSecrets
 from worker.services import Services
 from worker.stages import Stages
-from worker.task_process import task_process
+from worker.task_process import task_process, task_template
 from worker.unless import cancel_and_wait, unless
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,8 @@ class Execution:
                 self._stages.over("secrets")
             if not await self._have_payload(deadline):
                 return await self._unprepared(spec)
-            needs = Needs(deployment, sandbox, self._progress, self._stages.over)
+            template = task_template(deployment, task, sandbox)
+            needs = Needs(deployment, sandbox, self._progress, template, self._stages.over)
             return await self._use_machine(deployment, task, needs, deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +28,9 @@ from worker.host import writing
 REGISTRY_TIMEOUT = 20.0
 #: The same where the stand-in exists already: a registry that has come back is welcome, waiting for one is not.
 READY_TIMEOUT = 3.0
+
+#: Seconds for which an image that was there counts as there: looking for it takes some 10 ms.
+_FRESH = 60.0
 
 #: How the engine words it when no registry answers (Go's net package, and gateways in between).
 _NO_ANSWER = re.compile(
@@ -44,9 +49,24 @@ class Images:
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stand_ins: dict[str, str] = {}  # base -> what is used in its place
         self._refused: dict[str, str] = {}  # base -> why no registry gave it: with a stand-in, asked once per process
+        self._seen: dict[ImageSpec, tuple[str, float]] = {}  # its name, and when it was last known to be there
 
     async def ensure(self, spec: ImageSpec, progress: Progress) -> str:
-        """The name of the image for ``spec``; see :meth:`worker.engine.Engine.ensure_image`."""
+        """The name of the image for ``spec``; see :meth:`worker.engine.Engine.ensure_image`.
+
+        What was there a moment ago is not looked for again: who finds it gone says so (:meth:`forget`), and asks once more.
+        """
+        name, at = self._seen.get(spec, ("", -math.inf))
+        if time.monotonic() - at > _FRESH:
+            name = await self._ensure(spec, progress)
+            self._seen[spec] = name, time.monotonic()
+        return name
+
+    def forget(self) -> None:
+        """Look for every image again before it is used."""
+        self._seen.clear()
+
+    async def _ensure(self, spec: ImageSpec, progress: Progress) -> str:
         base = await self._base(spec.base, progress)
         if not spec.steps:
             return base

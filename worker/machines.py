@@ -25,7 +25,18 @@ from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.captures import Captures, Occasion
 from worker.checkouts import Checkouts, Record
-from worker.engine import Engine, ImageSpec, Inheritance, Limits, Machine, MachineSpec, Network
+from worker.engine import (
+    Engine,
+    ImageGone,
+    ImageSpec,
+    Inheritance,
+    Limits,
+    Machine,
+    MachineSpec,
+    Network,
+    Provision,
+    Template,
+)
 from worker.liveness import Liveness
 from worker.run_journal import STALE
 from worker.sources import Sources
@@ -54,6 +65,8 @@ class Needs(NamedTuple):
     deployment: Deployment
     sandbox: dict[str, Any]
     progress: Callable[[str], None]
+    #: What the first process in it can be forked from.
+    template: Template | None = None
     #: Told the name of each step of the preparation when it is over.
     over: Callable[[str], None] = lambda _: None
 
@@ -268,10 +281,11 @@ class Machines:
         try:
             entry.record = await self._checkouts.ready(state, needs.progress)
             needs.over("files")
-            image = await self._engine.ensure_image(await self._image(needs), needs.progress)
-            needs.over("image")
             entry.sources.clear()
-            entry.machine = await self._engine.materialize(self._spec(workspace_id, claim, image, needs.sandbox))
+            try:
+                entry.machine = await self._make(scope, workspace_id, claim, needs)
+            except ImageGone:
+                entry.machine = await self._make(scope, workspace_id, claim, needs)
             needs.over("adoption" if entry.machine.adopted else "container")
         except BaseException as error:
             await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
@@ -325,7 +339,19 @@ class Machines:
         context = await self._sources.tree(needs.deployment) if needs_context else None
         return ImageSpec(base=image["base"], steps=steps, context=context)
 
-    def _spec(self, workspace_id: str, claim: int, image: str, sandbox: dict[str, Any]) -> MachineSpec:
+    async def _make(self, scope: Scope, workspace_id: str, claim: int, needs: Needs) -> Machine:
+        image = await self._engine.ensure_image(await self._image(needs), needs.progress)
+        needs.over("image")
+        provision = await self._provision(scope, needs)
+        return await self._engine.materialize(self._spec(workspace_id, claim, image, needs.sandbox, provision))
+
+    async def _provision(self, scope: Scope, needs: Needs) -> Provision:
+        tree = await self._sources.tree(needs.deployment)
+        return Provision(owner=str(scope), source=needs.deployment.content_hash, tree=tree, template=needs.template)
+
+    def _spec(
+        self, workspace_id: str, claim: int, image: str, sandbox: dict[str, Any], provision: Provision
+    ) -> MachineSpec:
         limits = {key: sandbox[key] for key in ("cpu", "memory", "pids", "disk") if sandbox.get(key) is not None}
         return MachineSpec(
             workspace_id=workspace_id,
@@ -335,6 +361,7 @@ class Machines:
             mount_path=sandbox["mount_path"],
             limits=msgspec.convert(limits, Limits, strict=False),
             network=_policy(sandbox.get("network", "none")),
+            provision=provision,
         )
 
     async def _watch(self, scope: Scope, workspace_id: str, machine: Machine) -> None:

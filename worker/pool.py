@@ -2,6 +2,10 @@
 
 Which kinds are worth keeping nobody says; what was asked for lately is what will be asked for next. A pool keeps as many of
 each kind as were wanted within a minute, lets go of a kind that nobody wanted for a while, and never has more than its budget.
+
+Most of them have the code of a deployment ready, imported: a run begins in a fork of it. Such a machine is for workspaces of
+the same project and environment, and runs of the same deployment, alone. One more is bare: whoever comes with other code,
+after a deploy, say, can have that, and puts the code in.
 """
 
 from __future__ import annotations
@@ -14,15 +18,16 @@ from collections.abc import Callable, Coroutine
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from helmr.errors import HelmrError
-from worker.engine import Limits, MachineSpec, Network
+from worker.engine import Limits, MachineSpec, Network, Provision
 from worker.host import memory_is_short
 
 log = logging.getLogger(__name__)
 
 #: Seconds of demand that are kept in stock, and after which a kind that nobody wants is given up.
 _WINDOW, _FORGET = 60.0, 600.0
-#: Seconds that a pool lets pass after a demand before it starts containers: whoever has just got one shall have the processors.
-_CALM = 0.3
+#: Seconds that a pool lets pass after a demand before it starts containers: whoever has just got one shall have the processors
+#: for what comes before the first byte of its output (some 10 ms, :doc:`docs/performance.md`).
+_CALM = 0.03
 
 
 class Member(Protocol):
@@ -31,6 +36,10 @@ class Member(Protocol):
     @property
     def lost(self) -> bool:
         """Whether it has ended by itself."""
+        ...
+
+    async def provide(self, provision: Provision) -> None:
+        """Have what will be executed in it ready."""
         ...
 
     async def stop(self, grace: float = 2.0) -> None:
@@ -49,11 +58,16 @@ class Kind(NamedTuple):
     mount_path: str
     limits: Limits
     network: Network
+    provision: Provision | None = None
 
     @classmethod
     def of(cls, spec: MachineSpec) -> Kind:
         """The kind of the machine that is asked for."""
-        return cls(spec.worker_id, spec.image, spec.mount_path, spec.limits, spec.network)
+        return cls(spec.worker_id, spec.image, spec.mount_path, spec.limits, spec.network, spec.provision)
+
+    def bare(self) -> Kind:
+        """The same without anybody's code in it."""
+        return self._replace(provision=None)
 
     def spec(self) -> MachineSpec:
         """How to make one that is nobody's yet."""
@@ -75,17 +89,29 @@ class Demand:
         """It cannot be had: start none until somebody wants one again."""
         self._wanted.pop(kind, None)
 
+    def retire(self, owner: str, source: str) -> None:
+        """Other code of ``owner`` than ``source`` will not be wanted any more, but what it ran in will."""
+        for kind in [kind for kind in self._wanted if kind.provision is not None]:
+            if kind.provision is not None and kind.provision.owner == owner and kind.provision.source != source:
+                times = [*self._wanted.get(kind.bare(), ()), *self._wanted.pop(kind)]
+                self._wanted[kind.bare()] = deque(sorted(times), maxlen=64)
+
     def targets(self, budget: int) -> Counter[Kind]:
-        """How many of each kind to keep: what a minute wanted, at least one, the latest kinds first, within the budget."""
+        """How many of each kind to keep: what a minute wanted, at least one, the latest kinds first, within the budget.
+
+        The last of several is bare, of the latest kind.
+        """
         now = self._clock()
         self._wanted = {kind: times for kind, times in self._wanted.items() if times[-1] > now - _FORGET}
         recent = sorted(self._wanted.items(), key=lambda item: item[1][-1], reverse=True)
-        targets: Counter[Kind] = Counter({kind: 1 for kind, _ in recent[:budget]})
+        bare = {recent[0][0].bare()} if budget > 1 and recent and recent[0][0].provision is not None else set()
+        room = budget - len(bare)
+        targets: Counter[Kind] = Counter({kind: 1 for kind, _ in recent[:room]})
         for kind, times in recent:
-            room = budget - targets.total()
             wanted = sum(1 for at in times if at > now - _WINDOW)
             if targets[kind]:
-                targets[kind] += min(max(wanted - 1, 0), room)
+                targets[kind] += min(max(wanted - 1, 0), room - targets.total())
+        targets.update(bare)
         return targets
 
     def next_change(self) -> float | None:
@@ -121,6 +147,14 @@ class Pool(Generic[M]):
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep())
         self._wanted.set()
+        return self._pop(kind) or self._pop(kind.bare())
+
+    def retire(self, owner: str, source: str) -> None:
+        """Let go of what has other code of ``owner`` than ``source`` ready."""
+        self._demand.retire(owner, source)
+        self._wanted.set()
+
+    def _pop(self, kind: Kind) -> M | None:
         stock = self._stock.get(kind, [])
         while stock:
             machine = stock.pop(0)
@@ -150,27 +184,47 @@ class Pool(Generic[M]):
             await asyncio.sleep(_CALM)
 
     async def _level(self) -> None:
-        """Start and end machines, one after the other, until each kind has its number."""
-        targets = self._demand.targets(self._budget)
+        """Start and end machines, one after the other, until each kind has its number, or somebody wants one."""
+        failed: set[Kind] = set()
+        while not self._wanted.is_set():
+            targets = self._demand.targets(self._budget)
+            await self._end_surplus(targets)
+            lacking = (kind for kind, target in targets.items() if len(self._stock.get(kind, ())) < target)
+            kind = next((kind for kind in lacking if kind not in failed), None)
+            if kind is None or memory_is_short():
+                return
+            if not await self._add(kind):
+                failed.add(kind)
+
+    async def _end_surplus(self, targets: Counter[Kind]) -> None:
         for kind, stock in list(self._stock.items()):
             surplus = len(stock) - targets[kind]
-            if surplus > 0:
+            # Too many bare ones are not: they are what the others are made of.
+            if surplus > 0 and (kind.provision is not None or len(self) > targets.total()):
                 gone, self._stock[kind] = stock[:surplus], stock[surplus:]
                 await asyncio.gather(*map(_end, gone))
-        for kind, target in targets.items():
-            while len(self._stock.setdefault(kind, [])) < target and not memory_is_short():
-                if not await self._add(kind):
-                    break
+        self._stock = {kind: stock for kind, stock in self._stock.items() if stock}
 
     async def _add(self, kind: Kind) -> bool:
+        """Have one more of a kind: a bare one with the code put in, if there is one already."""
         try:
-            machine = await self._make(kind.spec())
-        except HelmrError as error:
+            machine = (kind.provision and self._pop(kind.bare())) or await self._make(kind.bare().spec())
+            await self._provide(machine, kind.provision)
+        except (HelmrError, OSError) as error:
             log.warning("no machine is kept ready: %s", error)
             self._demand.forget(kind)
             return False
         self._stock.setdefault(kind, []).append(machine)
         return True
+
+    async def _provide(self, machine: M, provision: Provision | None) -> None:
+        if provision is None:
+            return
+        try:
+            await machine.provide(provision)
+        except BaseException:
+            self._drop(machine)
+            raise
 
     def _drop(self, machine: M) -> None:
         task = asyncio.create_task(_end(machine))

@@ -178,6 +178,9 @@ class ProcessEngine:
             name=self.name, version=platform.python_version(), host=host, isolated=False, notes=tuple(notes)
         )
 
+    def retire(self, owner: str, source: str) -> None:
+        """Nothing: no machines are started ahead."""
+
     def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
         """Nothing: this engine has no walls, and says so."""
 

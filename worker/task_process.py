@@ -8,8 +8,30 @@ from helmr import trace_ids
 from helmr.events import RunSpec, RunState
 from helmr.models import Deployment
 from helmr.reducers.journal import Recorded
-from worker.engine import ProcessSpec
+from worker.engine import ProcessSpec, Template
 from worker.run_secrets import RunSecrets
+
+#: What :func:`task_process` puts into the environment of every process.
+_ENVIRONMENT = ("HELMR_RUN_ID", "HELMR_TASK_ID", "HELMR_WORKSPACE_ID", "TRACEPARENT")
+
+
+def task_template(deployment: Deployment, task: dict[str, Any], sandbox: dict[str, Any]) -> Template | None:
+    """What the processes of a task can be forked from; None: from nothing.
+
+    It must be what the supervisor finds when it is told to start one (:meth:`helmr.guest.shims.Key.of`). ``task`` and
+    ``sandbox`` are entries of the deployment's index.
+    """
+    preload = tuple(sandbox.get("preload", ()))
+    secrets = task.get("secrets", ())
+    if secrets and not preload:
+        return None
+    private = {*_ENVIRONMENT, *(secret["env"] for secret in secrets if secret.get("env"))}
+    return Template(
+        source=deployment.content_hash,
+        module="" if secrets else task["module"],
+        private=tuple(sorted(private)),
+        preload=preload,
+    )
 
 
 def task_process(
@@ -48,6 +70,7 @@ def task_process(
         env={
             "HELMR_RUN_ID": run_id,
             "HELMR_TASK_ID": spec.task_id,
+            "HELMR_WORKSPACE_ID": spec.workspace_id,
             "TRACEPARENT": trace_ids.traceparent(run_id, lease),
         },
         secrets=secrets.env,

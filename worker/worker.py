@@ -100,7 +100,7 @@ class Worker:
         self._end_when_cut_off = end_when_cut_off
         self._lock = BootLock(home, self.id)
         self._liveness = Liveness(self._presence, home)
-        self._deployments = Deployments(nc)
+        self._deployments = Deployments(nc, on_current=lambda scope, each: engine.retire(str(scope), each.content_hash))
         self._gate = asyncio.Event()
         self._pulls: list[asyncio.Task[None]] = []
         self._executions: dict[str, Execution] = {}

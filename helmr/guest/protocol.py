@@ -27,11 +27,12 @@ OFFSET = Struct(">Q")
 LENGTH = Struct(">I")
 
 #: An order to a shim: ``P`` (have a process wait on the three descriptors that come along: control, stdout, stderr), ``D``
-#: (seconds from now to the deadline, grace), ``C`` (end it within this grace, 0) or ``S`` (the number of a signal for the main
-#: process and its group, 0).
+#: (seconds from now to the deadline, grace), ``I`` (the same until there is a template, or another deadline), ``C`` (end it
+#: within this grace, 0) or ``S`` (the number of a signal for the main process and its group, 0).
 ORDER = Struct(">cdd")
 PREPARE = b"P"
 DEADLINE = b"D"
+IMPORT_ORDER = b"I"
 CANCEL_ORDER = b"C"
 SIGNAL_ORDER = b"S"
 
@@ -69,7 +70,7 @@ INPUT_END = 9  #: no body; the input ends after what was sent
 RESIZE = 10  #: {rows, columns}; of the terminal
 SIGNAL = 11  #: {signal}; its number, for the main process and its group
 TEMPLATE = (
-    12  #: {source, module, private, preload}; have such a template ready before a process is to be forked from it
+    12  #: {source, module, private, preload, patience}; have such a template ready, in so many seconds or not at all
 )
 
 # From the supervisor.

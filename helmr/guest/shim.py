@@ -70,7 +70,13 @@ class _Run:
         self.complaint = ""
         self.deadline: float | None = None
         self.grace = 0.0
+        self.importing = False  #: the deadline is for the imports of a template
         self.kill_at: float | None = None
+
+    def imported(self) -> None:
+        """Take note that there is a template, or will be none."""
+        if self.importing:
+            self.deadline, self.importing = None, False
 
     @property
     def over(self) -> bool:
@@ -168,6 +174,7 @@ class _Shim:
         elif run.kill_at is None:
             run.deadline = time.monotonic() + first
             run.grace = second
+            run.importing = kind == protocol.IMPORT_ORDER
 
     def prepare(self) -> None:
         """Have a process wait for its order, forked by the template if there is one."""
@@ -258,6 +265,7 @@ class _Shim:
         if kind == protocol.FORKED:
             host.template = True
             run.pid = number
+            run.imported()
             if run.kill_at is not None:  # it was not there yet when everybody was asked to end
                 tree.send([number], signal.SIGTERM)
         elif kind == protocol.ENDED:
@@ -275,6 +283,7 @@ class _Shim:
         ends, host.returned = Files(*host.returned), []
         remark, run.complaint = run.complaint, ""
         run.unfit = True
+        run.imported()
         self.clear_away()
         self.fork_host(ends, remark)
         ends.close()

@@ -170,8 +170,11 @@ class Shims:
             key = key.without_module()
         return key
 
-    def make_template(self, key: Key) -> None:
-        """Have a template made before anybody wants to be forked from it, and a process of it that waits."""
+    def make_template(self, key: Key, patience: float) -> None:
+        """Have a template made before anybody wants to be forked from it, and a process of it that waits.
+
+        If nobody wants that meanwhile, its imports may take ``patience`` seconds.
+        """
         if key in self._unfit or any(child.shim is not None and child.shim.key == key for child in self._spares):
             return
         child = self.take(None)
@@ -180,6 +183,7 @@ class Shims:
             return
         child.key = child.shim.key = key
         child.shim.idle_since = time.monotonic()
+        child.shim.order(protocol.IMPORT_ORDER, patience, 0.0)
         child.send(key.order(), answer=False)
         self._spares.append(child)
         self.keep_ready()

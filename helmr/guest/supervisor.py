@@ -210,7 +210,8 @@ class Supervisor:
         elif kind == protocol.LIMIT:
             self.limit(number, json.loads(body))
         elif kind == protocol.TEMPLATE:
-            self.shims.make_template(Key.from_wire(json.loads(body)))
+            template = json.loads(body)
+            self.shims.make_template(Key.from_wire(template), template["patience"])
         elif kind == protocol.STOP:
             self.stop(json.loads(body)["grace"])
         elif number in self.children:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from helmr import ids
@@ -14,7 +15,7 @@ from tests.docker.engines import python, run
 from worker.container_spec import INSTALL
 from worker.docker_api import DockerApi
 from worker.docker_engine import DockerEngine, DockerMachine
-from worker.engine import ImageSpec, Limits, MachineSpec
+from worker.engine import ImageSpec, Limits, MachineSpec, Message, ProcessSpec, Provision, Template
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
 
@@ -34,9 +35,10 @@ class Stocked(DockerEngine):
 
         self._pool._add = adding  # type: ignore[method-assign]
 
-    async def fresh(self, worker: str = "wrk_1", claim: int = 1) -> DockerMachine:
+    async def fresh(self, worker: str = "wrk_1", claim: int = 1, provision: Provision | None = None) -> DockerMachine:
         """A machine for a new workspace; what is then put in stock is waited for."""
-        machine = await self.materialize(await self.spec(ids.new("ws"), worker, claim))
+        spec = await self.spec(ids.new("ws"), worker, claim)
+        machine = await self.materialize(msgspec.structs.replace(spec, provision=provision))
         await asyncio.wait_for(self.stocked.acquire(), 60)
         return machine
 
@@ -78,6 +80,36 @@ async def test_a_workspace_adopts_a_container_and_is_then_one_like_any_other(eng
     for machine in (first, second):
         await engine.delete(machine.workspace_id)
     assert not files.exists()
+
+
+async def test_a_container_has_its_owners_code_ready_and_is_for_nobody_else(engine: Stocked, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    code = "import os\nfrom helmr import task\nBORN = os.getpid()\nopen('made', 'w').close()\n"
+    code += (
+        "@task\ndef born() -> list:\n    return [BORN != os.getpid(), os.listdir(), os.environ['HELMR_WORKSPACE_ID']]\n"
+    )
+    (tree / "tasks.py").write_text(code)
+    template = Template(source="src", module="tasks", private=("HELMR_WORKSPACE_ID",), preload=("json",))
+    ours = Provision(owner="acme.dev", source="src", tree=tree, template=template)
+    first, second = [await engine.fresh(provision=ours) for _ in range(2)]
+    theirs = await engine.fresh(provision=msgspec.structs.replace(ours, owner="other.dev"))
+    assert [each.adopted for each in (first, second, theirs)] == [False, True, False]
+    spec = ProcessSpec(
+        id="born",
+        source="src",
+        task={"module": "tasks", "task_id": "born"},
+        env={"HELMR_WORKSPACE_ID": second.workspace_id},
+        preload=("json",),
+        deadline=60.0,
+    )
+    frames = [frame async for frame in (await second.start(spec)).frames()]
+    said = [frame.body for frame in frames if isinstance(frame, Message)]
+    assert said[-1]["output"] == [True, ["made"], second.workspace_id]
+    assert engine.files(second.workspace_id).joinpath("made").exists()
+    assert not engine.files(theirs.workspace_id).joinpath("made").exists()
+    for machine in (first, second, theirs):
+        await engine.delete(machine.workspace_id)
 
 
 async def test_the_log_says_whose_an_adopted_container_is(engine: Stocked, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helmr.guest import tree
-from worker.engine import Exited, MachineSpec, Message, Output, Process, ProcessSpec
+from worker.engine import Exited, MachineSpec, Message, Output, Process, ProcessSpec, Template
 from worker.process_engine import ProcessEngine, ProcessMachine
 
 pytestmark = pytest.mark.anyio
@@ -87,6 +87,11 @@ class Site:
             ProcessSpec(id=ident, source="src", task=order, env=env, deadline=30.0, **options)
         )
 
+    def make_template(self, *preload: str, patience: float = 60.0) -> None:
+        private = ("HELMR_RUN_ID", "HELMR_TASK_ID")
+        template = Template(source="src", module="tasks", private=private, preload=preload)
+        self.machine._channel.make_template(template, patience)
+
     async def run(self, task: str = "facts", payload: Any = None, **options: Any) -> Outcome:
         return await self.finish(await self.start(task, payload, **options))
 
@@ -143,6 +148,45 @@ async def test_runs_at_the_same_time_do_not_share_a_template(make: Make) -> None
     processes = [await site.start("facts") for _ in range(4)]
     outputs = [(await site.finish(process)).output for process in processes]
     assert len({output["born"] for output in outputs}) == 4
+
+
+async def test_a_template_can_be_made_before_there_is_a_run(make: Make) -> None:
+    site = await make("print('imported')")
+    site.make_template()
+    first, second = [await site.run() for _ in range(2)]
+    assert (first.output["own"], first.output["born"]) == (False, second.output["born"])
+    assert (first.out, second.out) == (b"imported\n", b"")
+
+
+async def test_imports_that_nobody_waits_for_are_given_up(make: Make, tmp_path: Path) -> None:
+    pipe = repr(str(tmp_path / "pipe"))
+    site = await make(f"print('imported')\nif not os.path.exists({pipe}):\n    os.mkfifo({pipe})\n    open({pipe})")
+    site.make_template(patience=0.3)
+    async with asyncio.timeout(60):
+        # Until there are the zygote, a shim, and what waits below it; nothing tells when.
+        while _alive(site) != 3 or not (tmp_path / "pipe").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert (await site.run()).out == b"imported\n"
+
+
+@pytest.mark.parametrize("failure", ["import no_such_module", "os.environ['HELMR_RUN_ID']"])
+async def test_a_template_that_cannot_be_made_ahead_is_not_missed(make: Make, failure: str) -> None:
+    """What fails here fails the first time only, so that the run itself can tell."""
+    first = "not os.path.exists('tried') and not open('tried', 'w').close()"
+    site = await make(f"print('imported')\nif {first}:\n    {failure}")
+    site.make_template()
+    run = await site.run()
+    assert run.output["run"]
+    assert run.out == b"imported\n"
+
+
+async def test_what_cannot_be_imported_ahead_is_told_by_the_first_runs(make: Make) -> None:
+    site = await make(ahead="logger = __import__('helmr').logger; logger.info('hello')")
+    site.make_template("ahead")
+    runs = [await site.run(preload=("ahead",)) for _ in range(3)]  # the second one tries it without its own module
+    told = b"helmr: no module is imported ahead: one asks, when it is imported, for what belongs to a single run\n"
+    assert [run.err for run in runs] == [told, told, b""]
+    assert all(run.output["own"] for run in runs)
 
 
 async def test_random_numbers_differ(make: Make) -> None:

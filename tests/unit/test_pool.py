@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from helmr.errors import EngineUnavailable
-from worker.engine import Limits, MachineSpec
+from worker.engine import Limits, MachineSpec, Provision
 from worker.pool import Demand, Kind, Pool
 
 pytestmark = pytest.mark.anyio
@@ -18,6 +20,11 @@ def _spec(image: str, workspace: str = "ws_1", claim: int = 0) -> MachineSpec:
 
 
 A, B, C = (Kind.of(_spec(image)) for image in "abc")
+
+
+def _with(source: str, owner: str = "acme.dev", image: str = "a") -> MachineSpec:
+    provision = Provision(owner=owner, source=source, tree=Path("/tree"))
+    return msgspec.structs.replace(_spec(image), provision=provision)
 
 
 class _Clock:
@@ -69,11 +76,40 @@ def test_a_target_that_will_fall_is_looked_at_then() -> None:
     assert (demand.next_change() or 0) == pytest.approx(500)
 
 
+def test_one_of_several_is_bare_for_whoever_comes_with_other_code() -> None:
+    clock = _Clock()
+    demand = Demand(clock)
+    old, theirs = Kind.of(_with("old")), Kind.of(_with("theirs", "other.dev", "b"))
+    for kind in (theirs, old, old, old):
+        clock.now += 1
+        demand.note(kind)
+    assert demand.targets(1) == {old: 1}
+    assert demand.targets(4) == {old: 2, theirs: 1, A: 1}
+
+
+def test_code_that_was_replaced_is_not_wanted_any_more_but_what_it_ran_in_is() -> None:
+    clock = _Clock()
+    demand = Demand(clock)
+    old, theirs = Kind.of(_with("old")), Kind.of(_with("theirs", "other.dev", "b"))
+    for kind in (theirs, old, old):
+        clock.now += 1
+        demand.note(kind)
+    demand.retire("acme.dev", "new")
+    demand.retire("other.dev", "theirs")
+    assert demand.targets(9) == {A: 2, theirs: 1}
+
+
 class _Member:
     def __init__(self, spec: MachineSpec) -> None:
         self.spec = spec
         self.lost = False
         self.stopped = asyncio.Event()
+        self.provided: list[Provision] = []
+
+    async def provide(self, provision: Provision) -> None:
+        if provision.source == "broken":
+            raise EngineUnavailable("gone")
+        self.provided.append(provision)
 
     async def stop(self, grace: float = 2.0) -> None:
         assert grace == 0
@@ -117,6 +153,54 @@ async def test_the_next_of_a_kind_is_there_and_no_other() -> None:
     assert len(pool) == 2
     await pool.close()
     assert [each.stopped.is_set() for each in maker.made] == [False, True, True]
+
+
+async def test_code_is_ready_in_a_machine_for_its_owners_runs_alone() -> None:
+    maker = _Maker()
+    pool = Pool(maker, 2)
+    assert pool.take(_with("code")) is None
+    await maker.expect(2)
+    assert pool.take(_with("other")) is not maker.made[0]  # the bare one
+    assert pool.take(_with("code", "other.dev")) is None
+    assert pool.take(_with("code")) is maker.made[0]
+    assert [each.source for each in maker.made[0].provided] == ["code"]
+    await pool.close()
+
+
+async def test_a_bare_machine_becomes_what_is_lacking() -> None:
+    maker = _Maker()
+    pool = Pool(maker, 2)
+    pool.take(_with("code"))
+    await maker.expect(2)
+    ready, bare = maker.made
+    assert pool.take(_with("code")) is ready
+    await maker.expect(1)  # another bare one, when the code is in the first
+    assert [each.source for each in bare.provided] == ["code"]
+    assert pool.take(_with("code")) is bare
+    await pool.close()
+
+
+async def test_what_has_replaced_code_in_it_is_ended() -> None:
+    maker = _Maker()
+    pool = Pool(maker, 1)
+    pool.take(_with("old"))
+    await maker.expect(1)
+    pool.retire("acme.dev", "new")
+    await asyncio.wait_for(maker.made[0].stopped.wait(), 60)
+    await maker.expect(1)  # a bare one
+    assert pool.take(_with("new")) is maker.made[1]
+    assert maker.made[1].provided == []
+    await pool.close()
+
+
+async def test_a_machine_that_the_code_cannot_be_put_into_is_ended() -> None:
+    maker = _Maker()
+    pool = Pool(maker, 1)
+    pool.take(_with("broken"))
+    await maker.expect(1)
+    await asyncio.wait_for(maker.made[0].stopped.wait(), 60)
+    assert len(pool) == 0
+    await pool.close()
 
 
 async def test_one_that_has_died_is_nobodys() -> None:

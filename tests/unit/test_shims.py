@@ -131,10 +131,10 @@ def test_the_next_best_is_what_is_imported_ahead(pool: _Pool) -> None:
 
 
 def test_a_template_made_before_it_is_wanted_is_taken_by_whom_it_fits(pool: _Pool) -> None:
-    pool.shims.make_template(_key())
+    pool.shims.make_template(_key(), 60.0)
     made = next(child for child in pool.children if child.key == _key())
     assert made.shim is not None
-    pool.shims.make_template(_key())
+    pool.shims.make_template(_key(), 60.0)
     assert [child.key for child in pool.children] == [_key(), None]  # once is enough; and one that can become anything
     assert pool.start(_key("others")) is not made
     assert pool.start(_key()) is made
