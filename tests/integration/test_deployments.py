@@ -12,6 +12,7 @@ from helmr import events
 from helmr.client import AsyncClient
 from helmr.errors import NotFound, ProjectError, UsageError
 from tests.integration.platform import Platform, running, write_project
+from worker.engine import ImageGone, Machine, MachineSpec
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +48,39 @@ async def test_versions_count_the_deployments_of_a_day(fresh: tuple[AsyncClient,
     listed = await helmr.deployments.list()
     assert [d.version for d in listed] == [d.version for d in reversed(made)]
     assert [d.current for d in listed] == [True, False, False]
+
+
+async def test_workers_hear_what_code_is_the_current_one(
+    fresh: tuple[AsyncClient, Path], platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helmr, folder = fresh
+    heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    monkeypatch.setattr(platform.workers[0].worker.engine, "retire", lambda *said: heard.put_nowait(said))
+    first = await helmr.deployments.deploy(folder)
+    (folder / "more.txt").write_text("more")
+    second = await helmr.deployments.deploy(folder)
+    await helmr.deployments.promote(first.version)
+    said = [await asyncio.wait_for(heard.get(), 60) for _ in range(3)]
+    owner = f"{first.project}.{first.environment}"
+    assert said == [(owner, each.content_hash) for each in (first, second, first)]
+
+
+async def test_an_image_that_is_gone_when_it_is_used_is_made_again(
+    fresh: tuple[AsyncClient, Path], platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helmr, folder = fresh
+    await helmr.deployments.deploy(folder)
+    engine = platform.workers[0].worker.engine
+    materialize, gone = engine.materialize, [ImageGone("gone")]
+
+    async def flawed(spec: MachineSpec) -> Machine:
+        if gone:
+            raise gone.pop()
+        return await materialize(spec)
+
+    monkeypatch.setattr(engine, "materialize", flawed)
+    assert await _version(helmr) == 1
+    assert gone == []
 
 
 async def test_a_deployment_says_how_long_the_history_keeps_logs_and_events(fresh: tuple[AsyncClient, Path]) -> None:

@@ -265,6 +265,18 @@ async def test_a_local_image_is_used_without_asking_anybody(tmp_path: Path) -> N
     assert engine.asked == 0
 
 
+async def test_an_image_that_was_there_a_moment_ago_is_not_looked_for_unless_somebody_missed_it(tmp_path: Path) -> None:
+    engine = _Engine(None, {"python:3.12-slim"})
+    images = _images(engine, tmp_path)
+    await images.ensure(ImageSpec(), print)
+    engine.local.clear()
+    assert await images.ensure(ImageSpec(), print) == "python:3.12-slim"
+    assert engine.local == set()
+    images.forget()
+    assert await images.ensure(ImageSpec(), print) == "python:3.12-slim"
+    assert engine.local == {"python:3.12-slim"}
+
+
 async def test_an_image_that_a_registry_has_is_pulled(tmp_path: Path) -> None:
     engine = _Engine(None, set())
     assert await _images(engine, tmp_path).ensure(ImageSpec(), print) == "python:3.12-slim"
