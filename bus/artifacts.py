@@ -1,7 +1,8 @@
 """Artifacts: immutable blobs named by their sha-256 (hex): archives of deployments, packs and manifests of workspace versions.
 
 One interface, :class:`ArtifactStore`; ``tests/integration/test_artifacts.py`` holds every store to it. The default is the
-JetStream object store, which needs nothing else. A folder is quicker for large workspaces, where server and workers share one.
+JetStream object store, which needs nothing else. A folder is quicker for large workspaces, where server and workers share one;
+S3 (:mod:`bus.s3_artifacts`) is for many hosts.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import io
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import nats.errors
@@ -22,6 +25,7 @@ import nats.js.errors
 from nats.aio.client import Client as Nats
 from nats.js.object_store import ObjectStore
 
+from bus.s3_place import Place, S3Place
 from helmr.errors import HelmrError, NotFound, Unavailable
 
 #: Seconds that reading one blob may take: 64 MiB at 1 MB/s.
@@ -38,6 +42,14 @@ class Stored(msgspec.Struct, frozen=True):
 
 class ArtifactStore(ABC):
     """Puts and gets blobs by their sha-256 (hex)."""
+
+    async def check(self) -> None:  # noqa: B027  # most stores have nothing to be checked
+        """Whether the store can be used, as far as that can be told without storing anything.
+
+        Raises:
+            ConfigError, NotAllowed: it cannot, until somebody puts that right.
+            Unavailable: it does not answer.
+        """
 
     @abstractmethod
     async def has(self, digest: str) -> bool:
@@ -195,9 +207,19 @@ class DirectoryArtifacts(ArtifactStore):
                 yield Stored(path.name, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
-def open_artifacts(nc: Nats, bucket: str, folder: Path | None = None) -> ArtifactStore:
-    """The store to use: a bucket, or the part of a folder that is called like it."""
-    return JetStreamArtifacts(nc, bucket) if folder is None else DirectoryArtifacts(folder / bucket)
+def open_artifacts(nc: Nats, bucket: str, place: Place = None) -> ArtifactStore:
+    """The store to use: a bucket of NATS, or the part of a place that is called like it.
+
+    Raises:
+        ConfigError: the place cannot be used.
+    """
+    if place is None:
+        return JetStreamArtifacts(nc, bucket)
+    if isinstance(place, S3Place):
+        from bus.s3_artifacts import S3Artifacts
+
+        return S3Artifacts(place.below(bucket))
+    return DirectoryArtifacts(place / bucket)
 
 
 def digest_of(data: bytes) -> str:
@@ -205,17 +227,23 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """A file that appears under its name only when all of it is on the disk."""
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=".artifact-")
+@contextmanager
+def draft(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that gets its name ``path`` when all of it is on the disk, and not at all if the block raises."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".artifact-")
     try:
         with os.fdopen(handle, "wb") as target:
-            target.write(data)
+            yield target
             target.flush()
             os.fsync(target.fileno())
-        Path(draft).replace(path)
+        Path(name).replace(path)
     finally:
-        Path(draft).unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    with draft(path) as target:
+        target.write(data)
 
 
 def _away(error: Exception) -> Unavailable:

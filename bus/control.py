@@ -6,7 +6,6 @@ It keeps nothing of its own: several may run side by side, and one may die at an
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,6 +26,7 @@ from bus.presence import Presence, WorkerInfo
 from bus.reactors import Reactors
 from bus.requests import api
 from bus.rescue import Rescue
+from bus.s3_place import Place
 from bus.services.access import AccessTokens
 from bus.services.deployments import DeploymentService, NoArguments
 from bus.services.endpoint import Endpoint, Tally, serve
@@ -64,7 +64,7 @@ class StatusReply(msgspec.Struct, kw_only=True):
 class Control:
     """One control process; use as ``async with asyncio.TaskGroup() as tasks: await control.start(tasks)``."""
 
-    def __init__(self, nc: Nats, ring: KeyRing, *, retention: float = RETENTION, artifacts: Path | None = None) -> None:
+    def __init__(self, nc: Nats, ring: KeyRing, *, retention: float = RETENTION, artifacts: Place = None) -> None:
         self.nc = nc
         self.log = Log(nc)
         self.tally = Tally()

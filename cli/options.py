@@ -199,8 +199,6 @@ class DurationType(click.ParamType):  # type: ignore[type-arg]  # generic in new
 
 
 DURATION = DurationType()
-ARTIFACTS = click.Path(path_type=Path, file_okay=False)
-ARTIFACTS_HELP = "Keep archives and versions in this folder, which server and workers share; default: in NATS."
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from cli.options import ARTIFACTS, ARTIFACTS_HELP, DURATION, Choice, Command, Flags, flags
+from cli.artifacts import artifacts_option, look_at
+from cli.options import DURATION, Choice, Command, Flags, flags
 from cli.output import json_line, note
 from cli.process import Part, Stop, first_of
 from helmr.errors import Conflict, Unavailable, UsageError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from bus.control import Control
     from bus.exposition import Address
+    from bus.s3_place import Place
     from bus.server import EmbeddedServer
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ _DAYS = click.IntRange(1, 36500)
     metavar="[HOST:]PORT",
     help="Complete tokens and serve streams over HTTP there, by secrets; without a host, on 127.0.0.1. Needs helmr[http].",
 )
-@click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
+@artifacts_option
 def server(
     host: str,
     *,
@@ -108,7 +110,7 @@ def server(
     durability: str,
     retention: float,
     secret_key_file: Path | None,
-    artifacts: Path | None,
+    artifacts: Place,
     metrics: str | None,
     otlp: str | None,
     http: str | None,
@@ -183,6 +185,7 @@ class _Server:
         self._stop.listen()
         ensure_home(self.home)
         _refuse_second(self.home)
+        await look_at(self._control_options["artifacts"])
         if self._url is not None:
             await self._stand_on(self._url, None)
             return

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from cli.options import ARTIFACTS, ARTIFACTS_HELP, DURATION, Choice, Command, Flags, flags
+from cli.artifacts import artifacts_option, look_at
+from cli.options import DURATION, Choice, Command, Flags, flags
 from cli.output import json_line, note
 from cli.process import Stop, first_of
 from helmr.durations import format_seconds
@@ -21,6 +22,7 @@ from helmr.errors import Unavailable
 
 if TYPE_CHECKING:
     from bus.exposition import Address
+    from bus.s3_place import Place
     from worker.engine import Engine, EngineInfo
     from worker.worker import Worker
 
@@ -95,7 +97,7 @@ def default_slots() -> int:
     help="What becomes of its runs while it cannot reach the server; end: their processes are killed before others may take"
     " the runs, for which an outage of the server of 5 s is enough.",
 )
-@click.option("--artifacts", type=ARTIFACTS, metavar="DIR", envvar="HELMR_ARTIFACTS", help=ARTIFACTS_HELP)
+@artifacts_option
 def worker(engine: str, *, slots: int | None, pool: int | None, metrics: str | None, **options: Any) -> None:
     """Run a worker until SIGINT or SIGTERM.
 
@@ -116,7 +118,7 @@ async def _run(
     group: str,
     drain: float,
     metrics: str | None,
-    artifacts: Path | None,
+    artifacts: Place,
     when_cut_off: str,
 ) -> None:
     from bus.allocator import keep_buffers
@@ -131,6 +133,7 @@ async def _run(
     stop.listen()
     settings = given.settings()
     home = ensure_home(settings.home)
+    await look_at(artifacts)
     engine = _engine(engine_name, home, pool)
     info = await engine.check()
     url = settings.url or local.find(home)

@@ -62,11 +62,13 @@ class Captures:
         return record if outcome is record.snapshot else Record(record.epoch, outcome)
 
     async def _store(self, workspace_id: str, record: Record) -> Captured | Snapshot:
+        level = logging.WARNING
         while True:
             try:
                 return await self._checkouts.capture(workspace_id, record)
             except Unavailable as error:
-                log.info("workspace %s: %s; again", workspace_id, error)
+                log.log(level, "workspace %s cannot be captured yet: %s", workspace_id, error)
+                level = logging.DEBUG
                 await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that the store is back
 
     async def _announce(

@@ -27,6 +27,7 @@ from bus.log import RUN, Log
 from bus.presence import Presence, WorkerInfo, announce, withdraw
 from bus.pull import Delivery
 from bus.queueing import DEFAULT_GROUP, lane_of, redispatch
+from bus.s3_place import Place
 from bus.services.execs import ExecOrder, KillRequest
 from bus.services.workspaces import StopOrder
 from bus.setup import ensure_topology
@@ -84,7 +85,7 @@ class Worker:
         home: Path,
         slots: int,
         group: str = DEFAULT_GROUP,
-        artifacts: Path | None = None,
+        artifacts: Place = None,
         end_when_cut_off: bool = False,
     ) -> None:
         self.id = ids.new("wrk")
