@@ -5,9 +5,10 @@
 
 First one run after the other on a live workspace. The moment of the body is the task's own (the monotonic clock is the same
 for all processes of a machine); the first byte is taken at a live subscriber of the run's log subject. With ``--raw`` all of it
-in one interleaved loop with a fresh workspace and, on Docker, ``docker run`` and ``docker exec`` of the same image. After that,
-runs per second end to end over ``--live`` live workspaces, with the processor time of each part: a figure that holds on a busy
-machine, too.
+in one interleaved loop with a fresh workspace and, on Docker, ``docker run`` and ``docker exec`` of the same image; fresh
+workspaces that found a container ready and those that had to wait for one are told apart. Then the steps of the preparation,
+and runs per second end to end over ``--live`` live workspaces, with the processor time of each part: a figure that holds on a
+busy machine, too.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from worker.engine import ImageSpec
 
 
 class Sample(NamedTuple):
-    """Milliseconds from the start."""
+    """Milliseconds from the start; and of which run, if it was one."""
 
     body: float
     first_byte: float
     end: float
+    run_id: str = ""
 
 
 class Heard(NamedTuple):
@@ -82,8 +84,8 @@ async def helmr(client: AsyncClient, follower: Follower, workspace: str | None) 
     started = await client.sessions.start("noop", workspace=workspace)
     first = await asyncio.wait_for(follower.when(started.run.id, "byte"), 60)
     end = await asyncio.wait_for(follower.when(started.run.id, "end"), 60)
-    moments = (int(first.said) / 1e9, first.at, end.at)
-    return Sample(*((moment - began) * 1e3 for moment in moments)), started.session.workspace_id
+    body, byte, over = ((moment - began) * 1e3 for moment in (int(first.said) / 1e9, first.at, end.at))
+    return Sample(body, byte, over, started.run.id), started.session.workspace_id
 
 
 async def command(*argv: str) -> Sample:
@@ -93,7 +95,8 @@ async def command(*argv: str) -> Sample:
     assert process.stdout is not None
     await process.stdout.read(1)
     first = (time.perf_counter() - began) * 1e3
-    await process.wait()
+    if await process.wait() != 0:
+        raise SystemExit(f"{' '.join(argv)} failed: there is nothing to compare with")
     return Sample(first, first, (time.perf_counter() - began) * 1e3)
 
 
@@ -164,12 +167,42 @@ async def throughput(place: Installation, follower: Follower, runs: int, live: i
     return Throughput(runs / took, {name: (used - before[name]) / runs * 1e3 for name, used in account.read().items()})
 
 
-def report(samples: dict[str, list[Sample]]) -> None:
-    """A table of medians and 99th percentiles."""
-    print(f"{'ms from start to':18}{'body p50':>10}{'p99':>9}{'byte p50':>11}{'p99':>9}{'end p50':>10}{'p99':>9}")
+async def steps(client: AsyncClient, samples: list[Sample]) -> list[dict[str, float]]:
+    """What each run's preparation consisted of, in seconds."""
+    lists = [await client.runs.events.list(sample.run_id) for sample in samples]
+    return [next(event.data["stages"] for event in events if event.kind == "started") for events in lists]
+
+
+async def report(client: AsyncClient, samples: dict[str, list[Sample]]) -> None:
+    """A table of medians and 99th percentiles, and one of steps."""
+    print(
+        f"{'ms from start to':28}{'body p50':>9}{'p99':>8}{'byte p50':>10}{'p99':>8}{'end p50':>9}{'p99':>8}{'runs':>6}"
+    )
+    prepared = {}
     for name, taken in samples.items():
-        row = [value for column in zip(*taken, strict=True) for value in spread(list(column))]
-        print(f"{name:18}{row[0]:>10.1f}{row[1]:>9.1f}{row[2]:>11.1f}{row[3]:>9.1f}{row[4]:>10.1f}{row[5]:>9.1f}")
+        if not taken[0].run_id:
+            print_row(name, taken)
+            continue
+        found = list(zip(taken, await steps(client, taken), strict=True))
+        for new in (False, True):
+            part = [(sample, each) for sample, each in found if ("container" in each) == new]
+            if part:
+                label = name + ", new container" * new
+                print_row(label, [sample for sample, _ in part])
+                prepared[label] = [each for _, each in part]
+    print("steps, ms p50:")
+    for name, each in prepared.items():
+        medians = {step: statistics.median(s.get(step, 0.0) for s in each) * 1e3 for step in each[0]}
+        print(f"{name:28}", ", ".join(f"{step} {median:.2f}" for step, median in medians.items()))
+
+
+def print_row(name: str, taken: list[Sample]) -> None:
+    """One line of the table."""
+    columns = zip(*(sample[:3] for sample in taken), strict=True)
+    row = [value for column in columns for value in spread(list(column))]
+    print(
+        f"{name:28}{row[0]:>9.1f}{row[1]:>8.1f}{row[2]:>10.1f}{row[3]:>8.1f}{row[4]:>9.1f}{row[5]:>8.1f}{len(taken):>6}"
+    )
 
 
 def spread(values: list[float]) -> tuple[float, float]:
@@ -201,9 +234,10 @@ async def main() -> None:
             await follower.listen()
             print(f"{options.engine} engine, {options.runs} runs each, {platform.platform()}")
             if options.raw:
-                report(await interleaved(place.client, follower, options.engine, options.runs))
+                samples = await interleaved(place.client, follower, options.engine, options.runs)
             else:
-                report(await alone(place.client, follower, options.runs))
+                samples = await alone(place.client, follower, options.runs)
+            await report(place.client, samples)
             if options.throughput:
                 done = await throughput(place, follower, options.throughput, options.live, options.in_flight)
                 print(f"{done.rate:.0f} runs/s end to end: {options.throughput} runs, {options.in_flight} in flight")
