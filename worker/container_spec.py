@@ -82,7 +82,7 @@ def _supervisor(spec: MachineSpec) -> list[str]:
     }
     if spec.network != "none":
         options["way-out"] = "/helmr/run/way-out"
-    command = ["python3", "-I", "-S", "-B", "/helmr/lib/helmr/guest/supervisor.py"]
+    command = ["python3", "-I", "-S", "-B", "/helmr/lib/helmr/guest/boot.py"]
     return [*command, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 

@@ -336,7 +336,7 @@ class ProcessEngine:
         )
 
     async def _spawn(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> asyncio.subprocess.Process:
-        script = Path(helmr.guest.__file__).with_name("supervisor.py")
+        script = Path(helmr.guest.__file__).with_name("boot.py")
         options = {
             "socket": "socket",  # relative to its working folder: the path of a unix socket must be short
             "workspace": str(workspace),

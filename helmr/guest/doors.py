@@ -12,13 +12,10 @@ import selectors
 import socket
 
 from helmr.guest import files
+from helmr.guest.options import PROXY_PORT
 
-#: Where proxies usually listen. The machine's loopback interface is its own: the number is free.
-PROXY_PORT = 3128
 #: Connections that wait while no worker is there to accept them.
 _BACKLOG = 128
-#: What makes programs use the proxy; lower case for curl, which heeds nothing else for plain HTTP.
-_PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
 def listen(path: str) -> socket.socket:
@@ -41,14 +38,6 @@ def listen(path: str) -> socket.socket:
     listener.setblocking(False)
     os.rename(draft, path)
     return listener
-
-
-def proxy_environment() -> dict[str, str]:
-    """What every process is told about the way out."""
-    url = f"http://127.0.0.1:{PROXY_PORT}"
-    named = dict.fromkeys(_PROXY_NAMES, url)
-    local = "localhost,127.0.0.1,::1"
-    return {**named, "NO_PROXY": local, "no_proxy": local, "NODE_USE_ENV_PROXY": "1"}
 
 
 class WayOut:

@@ -7,16 +7,16 @@ import select
 import selectors
 import signal
 import socket
-import sys
 from collections import deque
 
 from helmr.guest import files, tree
+from helmr.guest.fork_server import ForkServer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from helmr.guest.options import Options
     from helmr.guest.shims import Shim
 
-_ZYGOTE_FD = 3
 #: Seconds for the zygote to end; it may be importing still.
 _PATIENCE = 2.0
 
@@ -24,30 +24,14 @@ _PATIENCE = 2.0
 class Forks:
     """Asks the zygote for shims, in order, without ever blocking on it."""
 
-    def __init__(self, selector: selectors.BaseSelector, settings: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, selector: selectors.BaseSelector, options: Options, started: ForkServer | None = None) -> None:
+        """``started``: the first zygote, if it has been started already."""
         self.selector = selector
-        self.settings = settings
-        self.environment = environment
-        self.pid: int | None = None
-        self.requests: socket.socket | None = None
+        self.options = options
+        self.pid = started.pid if started else None
+        self.requests = started.requests if started else None
         self.queue: deque[Shim] = deque()
         self.watched = False
-
-    def spawn(self) -> None:
-        """Start the zygote, as a fresh interpreter: a fork of ours would hand on what we have seen of secrets."""
-        ours, theirs = socket.socketpair()
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "zygote.py")
-        # Not isolated: the site-packages and the PYTHON* variables of the image are what tasks are to see.
-        argv = [sys.executable, "-B", script, *self.settings]
-        with theirs:
-            self.pid = os.posix_spawn(
-                sys.executable,
-                argv,
-                self.environment,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), _ZYGOTE_FD)],
-            )
-        ours.setblocking(False)
-        self.requests = ours
 
     def request(self, shim: Shim) -> None:
         """Have a shim forked; the far end of its link is closed when it has been handed over."""
@@ -73,8 +57,8 @@ class Forks:
 
     def hand_over(self, link: socket.socket) -> None:
         if self.requests is None:
-            self.spawn()
-        assert self.requests is not None  # noqa: S101
+            server = ForkServer(self.options)
+            self.pid, self.requests = server.pid, server.requests
         files.send(self.requests, b"S", [link.fileno()])
 
     def watch(self) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 
-from helmr.guest.doors import proxy_environment
-
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+#: Where proxies usually listen. The machine's loopback interface is its own: the number is free.
+PROXY_PORT = 3128
+#: What makes programs use the proxy; lower case for curl, which heeds nothing else for plain HTTP.
+_PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
 class Options:
@@ -34,6 +38,10 @@ class Options:
         """Who tasks run as; None: as whoever runs the supervisor."""
         return (int(self.uid), int(self.gid)) if self.uid else None
 
+    def settings(self) -> list[str]:
+        """What the zygote is told on its command line."""
+        return [self.workspace, self.sources, self.uid, self.gid, self.runner]
+
     def environment(self) -> dict[str, str]:
         """What every process gets: the image's own environment, and the few things a program relies on."""
         root = {"HELMR_SECRET_ROOT": self.secret_root} if self.secret_root else {}
@@ -41,7 +49,7 @@ class Options:
             "PATH": _PATH,
             "LANG": "C.UTF-8",
             **os.environ,
-            **(proxy_environment() if self.way_out else {}),
+            **(_proxy_environment() if self.way_out else {}),
             "HOME": self.home,
             "HELMR_WORKSPACE": self.workspace,
             "HELMR_WORKSPACE_ID": self.workspace_id,
@@ -49,6 +57,14 @@ class Options:
             "PYTHONUNBUFFERED": "1",
             **root,
         }
+
+
+def _proxy_environment() -> dict[str, str]:
+    """What every process is told about the way out."""
+    url = f"http://127.0.0.1:{PROXY_PORT}"
+    named = dict.fromkeys(_PROXY_NAMES, url)
+    local = "localhost,127.0.0.1,::1"
+    return {**named, "NO_PROXY": local, "no_proxy": local, "NODE_USE_ENV_PROXY": "1"}
 
 
 def prepare(options: Options) -> None:

@@ -3,30 +3,13 @@
 As PID 1 of a container it also reaps what is orphaned and obeys SIGTERM. It waits in one place, for readiness or for the end
 of its patience with nobody being there; it never waits for a client, a task or the zygote. The worker's side is
 :mod:`worker.channel`; the frames are described in :mod:`helmr.guest.protocol`.
-
-Run as a script, by any Python >= 3.10, from wherever the folder ``helmr`` is mounted::
-
-    python3 -I -S -B …/helmr/guest/supervisor.py --socket PATH --workspace DIR [--workspace-id ID] [--sources DIR]
-        [--uid N --gid N] [--home DIR] [--orphan-timeout SECONDS] [--stop-grace SECONDS] [--runner MODULE:FUNCTION]
-        [--secret-root DIR] [--way-out PATH]
 """
 
 from __future__ import annotations
 
-import os
-import sys
-
-if __name__ == "__main__":
-    # The package's own __init__ would import what tasks need, and cost tens of milliseconds. Only this folder is needed here.
-    import types
-
-    _GUEST = os.path.dirname(os.path.abspath(__file__))
-    for _name, _path in (("helmr", os.path.dirname(_GUEST)), ("helmr.guest", _GUEST)):
-        sys.modules[_name] = types.ModuleType(_name)
-        sys.modules[_name].__path__ = [_path]
-
 import json
 import math
+import os
 import resource
 import selectors
 import signal
@@ -37,7 +20,6 @@ from helmr.guest.child import Child
 from helmr.guest.doors import WayOut, listen
 from helmr.guest.forks import Forks
 from helmr.guest.link import Link
-from helmr.guest.options import Options, prepare
 from helmr.guest.secret_files import SecretFiles
 from helmr.guest.shims import Key, Shims
 from helmr.guest.signals import SignalPipe
@@ -45,6 +27,9 @@ from helmr.guest.signals import SignalPipe
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from helmr.guest.fork_server import ForkServer
+    from helmr.guest.options import Options
 
 #: Descriptors kept free of processes, so that a worker can always connect and end them.
 _RESERVE = 24
@@ -59,7 +44,7 @@ _SPARE_DELAY = 0.001
 class Supervisor:
     """The loop, the children, and the one client."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, zygote: ForkServer) -> None:
         self.options = options
         self.selector = selectors.DefaultSelector()
         self.children: dict[int, Child] = {}
@@ -76,8 +61,7 @@ class Supervisor:
         self.listener = listen(options.socket)
         self.selector.register(self.listener, selectors.EVENT_READ, self.on_connection)
         self.way_out = WayOut(options.way_out, self.selector) if options.way_out else None
-        settings = [options.workspace, options.sources, options.uid, options.gid, options.runner]
-        self.forks = Forks(self.selector, settings, options.environment())
+        self.forks = Forks(self.selector, options, zygote)
         highest_fd = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _RESERVE
         self.shims = Shims(self.selector, self.forks, self.make_child, options.owner, highest_fd)
         self.secret_files = SecretFiles(options.secret_root, options.owner)
@@ -364,14 +348,3 @@ class Supervisor:
         child.journal.append(protocol.EXITED, json.dumps(exited).encode())
         if not self.stopping:
             self.spare_at = time.monotonic() + _SPARE_DELAY
-
-
-def main(arguments: list[str]) -> None:
-    """Prepare, then serve."""
-    options = Options(arguments)
-    prepare(options)
-    Supervisor(options).serve()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -16,7 +16,7 @@ import helmr.guest
 from helmr.guest import tree
 from worker.channel import Channel
 
-SUPERVISOR = Path(helmr.guest.__file__).with_name("supervisor.py")
+SUPERVISOR = Path(helmr.guest.__file__).with_name("boot.py")
 
 
 class Guest:
