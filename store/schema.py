@@ -14,20 +14,7 @@ from typing import NamedTuple
 import duckdb
 
 from store.meanings import ASKED, COMPUTED
-from store.tables import (
-    ATTEMPTS,
-    DEPLOYMENTS,
-    HISTORY_TABLES,
-    LOGS,
-    RUN_SPEC_COLUMNS,
-    RUNS,
-    SESSIONS,
-    VERSION,
-    WAITS,
-    WATERMARKS,
-    Column,
-    Table,
-)
+from store.tables import HISTORY_TABLES, LOGS, RUN_SPEC_COLUMNS, RUNS, VERSION, WATERMARKS, Column, Table
 
 # ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
 
@@ -133,14 +120,6 @@ VISIBLE = frozenset({*UNIONS, *PLAIN, *QUESTIONS, "logs"})
 #: The stored tables, by the names users know them by.
 STORED = {table.name.removesuffix("_closed").removesuffix("_stored"): table for table in (*HISTORY_TABLES, LOGS)}
 
-_COMMENTS = {
-    "runs": RUNS,
-    "attempts": ATTEMPTS,
-    "waits": WAITS,
-    "sessions": SESSIONS,
-    "deployments": DEPLOYMENTS,
-}
-
 
 def meanings(name: str) -> dict[str, str]:
     """What users are told about the columns of a table or view that they can read."""
@@ -222,15 +201,15 @@ def _column_comment(name: str, column: str, comment: str) -> str:
 
 
 def _comments() -> list[str]:
-    plain = [table for table in HISTORY_TABLES if table.comment]
+    plain, united = [table for table in HISTORY_TABLES if table.comment], {name: STORED[name] for name in UNIONS}
     tables = [f"COMMENT ON TABLE {table.name} IS {_quoted(table.comment)}" for table in plain]
-    views = [f"COMMENT ON VIEW {name} IS {_quoted(table.comment)}" for name, table in _COMMENTS.items()]
+    views = [f"COMMENT ON VIEW {name} IS {_quoted(table.comment)}" for name, table in united.items()]
     asked = [f"COMMENT ON VIEW {name} IS {_quoted(comment)}" for name, (comment, _) in QUESTIONS.items()]
     columns = [line for table in plain for line in _column_comments(table.name, table)]
-    united = [line for name, table in _COMMENTS.items() for line in _column_comments(name, table)]
+    columns += [line for name, table in united.items() for line in _column_comments(name, table)]
     computed = [_column_comment(*where, comment) for where, comment in COMPUTED.items()]
     answers = [_column_comment(name, *column) for name, columns in ASKED.items() for column in columns.items()]
-    return [*tables, *views, *asked, *columns, *united, *computed, *answers]
+    return [*tables, *views, *asked, *columns, *computed, *answers]
 
 
 #: The tables whose rows are replaced when what they are about changes, and what names such a row.

@@ -8,40 +8,25 @@ from datetime import datetime
 
 import duckdb
 
-from store.tables import ATTEMPTS, RUNS, SESSIONS, WAITS, Table
+from store.tables import RUNS
 
 REASON = "it had not ended when it was exported"
 
-#: What a run, a session, an attempt and a wait say once they are ended; the other columns stay as they were.
-_RUN = {
-    "status": "'cancelled'",
-    "cancel_requested": "json_object('reason', $reason, 'force', false)",
-    "pending_wait": "NULL",
-    "finished_at": "$at",
-}
-_SESSION = {"status": "'closed'", "reason": "$reason", "finished_at": "$at"}
-_ATTEMPT = {
-    "run_id": "id",
-    "attempt": "open_attempt",
-    "worker": "open_worker",
-    "leases": "open_leases",
-    "started_at": "open_started_at",
-    "finished_at": "$at",
-    "active_seconds": "active_seconds - open_base",
-    "outcome": "'cancelled'",
-    "failure_code": "NULL",
-    "failure_message": "NULL",
-    "seq": "open_seq",
-}
-_WAIT = {
-    "run_id": "id",
-    **{name: f"pending_wait->>'{name}'" for name in ("kind", "stream", "token", "correlation_id")},
-    "due": "(pending_wait->>'due')::TIMESTAMPTZ",
-    "began_at": "(pending_wait->>'since')::TIMESTAMPTZ",
-    "ended_at": "$at",
-    "outcome": "'cancelled'",
-    "seq": "wait_seq",
-}
+#: What runs and sessions say once they are ended; the other columns stay as they were.
+_RUN = """
+    'cancelled' AS status, json_object('reason', $reason, 'force', false) AS cancel_requested, NULL AS pending_wait,
+    $at AS finished_at"""
+_SESSION = "'closed' AS status, $reason AS reason, $at AS finished_at"
+
+_RUN_COLUMNS = ", ".join(f'"{name}"' for name in RUNS.names)
+#: Ends what is open: attempts and waits are, as long as their run is; the views of both tell them.
+_END = (
+    """INSERT INTO attempts_closed
+       SELECT * REPLACE ($at AS finished_at, 'cancelled' AS outcome) FROM attempts WHERE finished_at IS NULL""",
+    "INSERT INTO waits_closed SELECT * REPLACE ($at AS ended_at, 'cancelled' AS outcome) FROM waits WHERE ended_at IS NULL",
+    f"INSERT INTO runs_closed SELECT * REPLACE ({_RUN}) FROM (SELECT {_RUN_COLUMNS} FROM runs_live)",
+    f"INSERT INTO sessions_closed SELECT * REPLACE ({_SESSION}) FROM sessions_live",
+)
 
 
 def settle(con: duckdb.DuckDBPyConnection, at: datetime) -> int:
@@ -50,11 +35,9 @@ def settle(con: duckdb.DuckDBPyConnection, at: datetime) -> int:
     Runs and tokens are cancelled, sessions closed, workspaces stopped, schedules inactive; no deployment is current.
     """
     given = {"at": at, "reason": REASON}
-    con.execute(_ended(ATTEMPTS, _ATTEMPT, "runs_live WHERE open_attempt IS NOT NULL"), {"at": at})
-    con.execute(_ended(WAITS, _WAIT, "runs_live WHERE status = 'waiting'"), {"at": at})
-    con.execute(_ended(RUNS, _RUN, "runs_live"), given)
-    con.execute(_ended(SESSIONS, _SESSION, "sessions_live"), given)
-    row = con.execute("SELECT count(*) FROM runs_live").fetchone()
+    for statement in _END:
+        con.execute(statement, {name: value for name, value in given.items() if f"${name}" in statement})
+    ((ended,),) = con.execute("SELECT count(*) FROM runs_live").fetchall()
     for table in ("runs_live", "sessions_live", "deployments_current"):
         con.execute(f"DELETE FROM {table}")
     con.execute("UPDATE workspaces SET state = 'stopped', worker = NULL, host = NULL WHERE state <> 'deleted'")
@@ -62,9 +45,4 @@ def settle(con: duckdb.DuckDBPyConnection, at: datetime) -> int:
     for table, was, becomes in (("tokens", "pending", "cancelled"), ("access", "active", "revoked")):
         changed = f"status = '{becomes}', reason = $reason, finished_at = $at"
         con.execute(f"UPDATE {table} SET {changed} WHERE status = '{was}'", given)
-    return int(row[0]) if row else 0
-
-
-def _ended(table: Table, values: dict[str, str], source: str) -> str:
-    columns = ", ".join(values.get(name, f'"{name}"') for name in table.names)
-    return f"INSERT INTO {table.name} SELECT {columns} FROM {source}"
+    return int(ended)

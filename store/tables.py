@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow.lib as pa
 
-#: Raised whenever a table changes; files of another version are refused, and rebuilt from the log.
+#: Raised whenever the columns of a table change: files of an earlier version are carried over, those of a later one refused.
 VERSION = 2
 
 #: Row groups of 30,720 rows: the smallest that DuckDB still shreds VARIANT columns in.
@@ -474,4 +474,3 @@ HISTORY_TABLES = (
     ARCHIVED,
     FORGOTTEN,
 )
-LOG_TABLES = (LOGS, WATERMARKS)

@@ -29,13 +29,11 @@ from helmr.connection import connected
 from helmr.errors import ConfigError, Conflict, NotFound, UsageError
 from store import files, parquet, schema, tables
 from store.home import Home
-from store.projector import HISTORY_STREAMS
 from store.settling import settle
 from store.tables import EVENTS, HISTORY_TABLES, LOGS, Table
 from store.verify import copy_history, swap
 
 _MANIFEST = "manifest.json"
-_STREAMS = (*HISTORY_STREAMS, topology.LOGS)
 #: Events, watermarks and the list of the archive's files go their own ways.
 _STATES = tuple(t for t in HISTORY_TABLES if t not in {EVENTS, tables.WATERMARKS, tables.ARCHIVED})
 
@@ -139,10 +137,7 @@ def _export_logs(con: duckdb.DuckDBPyConnection, home: Home, day: str, folder: P
 
 def _write(con: duckdb.DuckDBPyConnection, table: Table, source: str, path: Path) -> int:
     order = "ORDER BY seq" if "seq" in table.names else ""
-    row = con.execute(
-        f"COPY (SELECT {schema.plain(table)} FROM {source} {order}) TO {files.quoted(path)} (FORMAT parquet, COMPRESSION zstd)"
-    ).fetchone()
-    return int(row[0]) if row else 0
+    return parquet.copy(con, table.name, f"SELECT {schema.plain(table)} FROM {source} {order}", path)
 
 
 def _marks(con: duckdb.DuckDBPyConnection, alias: str) -> dict[str, Mark]:
