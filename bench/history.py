@@ -109,18 +109,28 @@ async def applied(nc: Nats) -> None:
         await asyncio.sleep(0.1)
 
 
-async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[object]], *, pause: float = 0) -> None:
+async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[object]]) -> None:
     """Ask so many times and print how long the answers took, and what they cost the projector on average."""
-    took = []
+    took: list[float] = []
     before = spent(pid)
     for _ in range(asks):
-        began = time.perf_counter()
-        await ask()
-        took.append((time.perf_counter() - began) * 1000)
-        await asyncio.sleep(pause)
-    took.sort()
+        await clock(took, ask)
     cost = (spent(pid) - before) / asks * 1000
-    print(f"{what}: p50 {took[asks // 2]:.1f} ms, p95 {took[int(asks * 0.95)]:.1f} ms; processor {cost:.1f} ms")
+    print(f"{what}: {shares(took)}; processor {cost:.1f} ms", flush=True)
+
+
+async def clock(took: list[float], ask: Callable[[], Awaitable[object]]) -> None:
+    """Ask once, and note the milliseconds."""
+    began = time.perf_counter()
+    await ask()
+    took.append((time.perf_counter() - began) * 1000)
+
+
+def shares(took: list[float]) -> str:
+    """Median, 95th percentile and maximum of milliseconds."""
+    took.sort()
+    shown = (f"p{share} {took[len(took) * share // 100]:.1f} ms" for share in (50, 95))
+    return f"{', '.join(shown)}, max {took[-1]:.1f} ms" if took else "never seen"
 
 
 async def questions(client: AsyncClient, pid: int, some: list[str], asks: int) -> None:
@@ -174,9 +184,7 @@ async def steady(nc: Nats, flow: Flow, seconds: float, *readers: Coroutine[Any, 
             task.result()  # it has failed: say why
     print(f"at {reached * flow.rate:,.0f} events/s and {reached * flow.log_rate / 1024**2:.1f} MB/s of logs:")
     for stream, found in lags.items():
-        found.sort()
-        shown = ", ".join(f"p{share} {found[len(found) * share // 100]:.0f} ms" for share in (50, 95))
-        print(f"  lag of {stream}: {shown}, max {found[-1]:.0f} ms ({len(found)} looks)", flush=True)
+        print(f"  lag of {stream}: {shares(found)} ({len(found)} looks)", flush=True)
 
 
 async def watch(nc: Nats, lags: dict[str, list[float]]) -> None:
@@ -199,10 +207,11 @@ async def read(client: AsyncClient, some: list[str]) -> None:
         await asyncio.sleep(0.1)
 
 
-async def inquire(client: AsyncClient, pid: int) -> None:
-    """Have the hours of a day summed up, once a second, while events come."""
-    await asyncio.sleep(_WARM_UP)
-    await timed("hourly analytics of a day, as SQL, meanwhile", 10, pid, lambda: client.query(_HOURLY), pause=1)
+async def inquire(client: AsyncClient, took: list[float]) -> None:
+    """Have the hours of a day summed up, once a second, for ever."""
+    while True:
+        await asyncio.sleep(1)
+        await clock(took, lambda: client.query(_HOURLY))
 
 
 def memory(pid: int) -> int:
@@ -244,7 +253,9 @@ async def main() -> None:
                     for flow in FLOWS:
                         await steady(nc, flow, options.seconds, read(client, some), read(client, some))
                         await applied(nc)
-                    await steady(nc, QUIET, options.seconds, inquire(client, pid))
+                    took: list[float] = []
+                    await steady(nc, QUIET, options.seconds, inquire(client, took))
+                    print(f"  hourly analytics of a day, as SQL: {shares(took)}")
                     await applied(nc)
                     await questions(client, pid, some, options.asks)
                 files = sum(path.stat().st_size for path in (Path(folder) / "history").rglob("*") if path.is_file())
