@@ -165,12 +165,19 @@ def _capacity(found: Situation, lane: str) -> str:
     if all(worker.full for worker in found.workers):
         names = ", ".join(worker.id for worker in found.workers)
         return f"The disk of its machine is almost full, so that {names} takes nothing new: make room there."
-    takers = [worker for worker in found.workers if not worker.full]
+    takers = [worker for worker in found.workers if not worker.obstacle]
+    if not takers:
+        return _hindered(found.workers)
     busy, slots = sum(w.running for w in takers), sum(w.slots for w in takers)
     many = f"are {len(takers)} workers" if len(takers) > 1 else "is one worker"
     return (
         f"There {many} for it, with {busy} of {slots} slots busy; it moves on as runs end, or sooner with more workers."
     )
+
+
+def _hindered(workers: list[WorkerInfo]) -> str:
+    told = "; ".join(f"{worker.id}: {worker.obstacle}" for worker in workers[:_NAMED])
+    return f"Nobody takes it at the moment ({told}); it moves on by itself when that is over."
 
 
 def _nobody(lane: str) -> str:
@@ -184,7 +191,9 @@ def _nobody(lane: str) -> str:
 
 def _workers(found: Situation) -> dict[str, Any]:
     full = [worker.id for worker in found.workers if worker.full]
-    return {"workers": [worker.id for worker in found.workers]} | ({"disk_full": full} if full else {})
+    away = {worker.id: worker.engine_problem for worker in found.workers if worker.engine_problem}
+    facts = {"disk_full": full, "engine_problems": away}
+    return {"workers": [worker.id for worker in found.workers]} | {name: what for name, what in facts.items() if what}
 
 
 def _in_lane(found: Situation) -> Words:

@@ -39,7 +39,7 @@ class Placement:
         fit = self._fit(state)
         if not fit:
             raise _nobody(state)
-        return min(fit, key=lambda info: (info.full, info.running / info.slots, info.id)).id
+        return min(fit, key=lambda info: (bool(info.obstacle), info.running / info.slots, info.id)).id
 
     def _fit(self, state: WorkspaceState) -> list[WorkerInfo]:
         """Who may have a workspace that is live nowhere: who is at its files, else who has the walls it has lived between."""

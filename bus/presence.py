@@ -44,7 +44,13 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     draining: bool = False  #: takes nothing new, and ends when what it runs has ended
     full: bool = False  #: takes nothing new until its disk has room again
+    engine_problem: str = ""  #: why its engine cannot be used: it takes nothing new until it can
     beat: int = 0  #: counts its announcements
+
+    @property
+    def obstacle(self) -> str:
+        """What keeps it from taking anything new, for a person to read; empty if nothing does."""
+        return "its disk is almost full" if self.full else self.engine_problem
 
 
 async def announce(nc: Nats, info: WorkerInfo) -> None:

@@ -165,9 +165,10 @@ def _workers(control: dict[str, Any] | None) -> Part:
         f"{w['id']} ({w['engine']}, group {w['group']}): {w['running']} of {w['slots']} slots busy"
         + (", draining" if w["draining"] else "")
         + (", takes nothing new: its disk is almost full" if w["full"] else "")
+        + (f", takes nothing new: {w['engine_problem']}" if w.get("engine_problem") else "")
         for w in workers
     ]
-    up = any(not worker["draining"] and not worker["full"] for worker in workers)
+    up = any(not (w["draining"] or w["full"] or w.get("engine_problem")) for w in workers)
     return Part(up=up, detail="; ".join(told) or "none", facts={"workers": workers})
 
 

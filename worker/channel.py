@@ -44,6 +44,7 @@ class Channel(asyncio.BufferedProtocol):
         self.attached: dict[str, ChannelProcess] = {}
         self.pid = 0  #: of the supervisor, in its own namespace
         self.lost = ""  #: why the connection ended; empty while it lives
+        self.heard = 0  #: counts what the supervisor has said
         self._processes: dict[int, ChannelProcess] = {}
         self._next = 1
         self._reader = protocol.FrameReader()
@@ -140,10 +141,23 @@ class Channel(asyncio.BufferedProtocol):
 
     def close(self, reason: str = "the worker closed the connection") -> None:
         """Hang up, having acknowledged what was taken. The processes go on, for another client to take over."""
-        self._reason = self._reason or reason
+        self.blame(reason)
         self._send_acknowledgements()
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is a process here, so that something is to be expected of the supervisor."""
+        return bool(self._processes)
+
+    def ping(self) -> None:
+        """Have the supervisor say something: :attr:`heard` rises."""
+        self.write(protocol.frame(protocol.PING, 0))
+
+    def blame(self, reason: str) -> None:
+        """Say why the connection is about to end, unless somebody has said so before."""
+        self._reason = self._reason or reason
 
     def gone(self) -> Unavailable:
         """The error of whoever still wants something from this machine."""
@@ -197,6 +211,7 @@ class Channel(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.heard += 1
         try:
             for kind, number, sequence, body in self._reader.feed(self._buffer[:nbytes]):
                 self._receive(kind, number, sequence, body)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ import requests.exceptions
 from docker import APIClient
 from docker.utils import kwargs_from_env
 
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, NotFound, TimedOut
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, NotFound
 
 T = TypeVar("T")
 
@@ -37,7 +38,16 @@ THREADS = 8
 OLDEST_API = (1, 41)
 NEWEST_API = (1, 45)
 
+#: How an engine that is being stopped words it, or one of which a part has ended: containerd, or what watches over a container.
+_BROKEN = re.compile(
+    r"containerd|ttrpc|shim disconnected|start shim|transport is closing|context canceled|shutting down", re.IGNORECASE
+)
+
 _START_DOCKER = "start Docker (./scripts/engine, or `systemctl start docker`), set DOCKER_HOST, or use --engine process"
+
+
+class EngineSilent(EngineUnavailable):
+    """The engine has taken a request, and no answer came in time; it may still do what was asked."""
 
 
 class Interrupt:
@@ -79,8 +89,8 @@ class DockerApi:
         A cancelled caller waits for the call to end: it may have created something that the caller must then remove.
 
         Raises:
-            EngineUnavailable: no engine answers.
-            NotFound, Conflict, TimedOut, HelmrError: what the engine said.
+            EngineUnavailable: no engine answers; if it is there, and silent, an :class:`EngineSilent`.
+            NotFound, Conflict, HelmrError: what the engine said.
         """
         return await self._in_thread(lambda: function(self._client(patience)))
 
@@ -89,7 +99,11 @@ class DockerApi:
     ) -> None:
         """Make a streaming request (build, pull); ``each`` gets every JSON object, in the caller's loop and in order.
 
-        Cancelling hangs up at once, which makes the engine give the work up.
+        Cancelling hangs up at once, which makes the engine give the work up. A step may be silent for as long as it takes, if
+        only the engine answers others meanwhile.
+
+        Raises:
+            EngineUnavailable: it does not, or has gone.
         """
         loop = asyncio.get_running_loop()
         interrupt = Interrupt()
@@ -102,7 +116,14 @@ class DockerApi:
                         return
                     loop.call_soon_threadsafe(each, item)
 
-        await self._in_thread(work, interrupt)
+        streaming = asyncio.ensure_future(self._in_thread(work, interrupt))
+        try:
+            while not (await asyncio.wait({streaming}, timeout=CALL_TIMEOUT))[0]:
+                await asyncio.to_thread(_translated, self._ping)
+        finally:
+            streaming.cancel()
+            await asyncio.wait({streaming})
+        streaming.result()
         # The thread's last callbacks were queued before its result; let them run.
         await asyncio.sleep(0)
 
@@ -123,6 +144,10 @@ class DockerApi:
             if not future.cancelled():
                 future.exception()  # seen: the caller was cancelled, what the call said no longer matters
             raise
+
+    def _ping(self) -> None:
+        with contextlib.closing(self._connect(CALL_TIMEOUT)) as client:
+            client.ping()
 
     def _client(self, patience: float) -> APIClient:
         client: APIClient | None = getattr(self._local, "client", None)
@@ -198,10 +223,12 @@ def translate(error: Exception) -> HelmrError:
     if isinstance(error, docker.errors.NotFound):
         return NotFound(text)
     if isinstance(error, docker.errors.APIError):
+        if (error.status_code or 0) >= 500 and _BROKEN.search(text):
+            return EngineUnavailable(f"the Docker engine is not whole: {text}", hint="see the log of dockerd")
         kind = Conflict if error.status_code == 409 else HelmrError
         return kind(f"the Docker engine refused: {text}", details={"status": error.status_code})
     if isinstance(error, requests.exceptions.Timeout):
-        return TimedOut(
+        return EngineSilent(
             "the Docker engine did not answer in time", hint="see whether `docker ps` answers, and how loaded it is"
         )
     return _unreachable(error)

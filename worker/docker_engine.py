@@ -21,7 +21,7 @@ from docker import APIClient
 from docker.types import Mount
 
 from helmr import ids
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, TimedOut
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, Unavailable
 from worker import machine_record
 from worker.channel import Channel, ChannelProcess
 from worker.container_spec import CLAIM, INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
@@ -52,6 +52,7 @@ from worker.machine_folder import (
 )
 from worker.machine_record import MachineRecord
 from worker.pool import Pool
+from worker.silence import end_when_silent
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,10 @@ READY_TIMEOUT = 30.0
 _LOOK = 0.15
 #: Seconds that the engine and the supervisor may take beyond the grace given to processes.
 _STOP_MARGIN = 3.0
+#: Seconds the engine gets to tell how a container ended, which is good to know, and nothing that anybody should wait for.
+_EXPLAIN_PATIENCE = 5.0
+#: Exit codes of a supervisor that was killed, or told to end, from outside: no fault of its image.
+_ENDED_FROM_OUTSIDE = {137, 143}
 
 
 class DockerMachine:
@@ -87,6 +92,7 @@ class DockerMachine:
         self.folder = folder
         self.adopted = False
         self._stopping: asyncio.Task[None] | None = None
+        self._minding = asyncio.create_task(end_when_silent(channel, self._kill))
 
     @property
     def lost(self) -> bool:
@@ -153,17 +159,30 @@ class DockerMachine:
         reason = await self._channel.wait_lost()
         return await self._engine.explain(self.ref) or reason
 
+    async def _kill(self) -> None:
+        await self._engine.remove(self.ref)
+
     async def _stop(self, grace: float) -> None:
         try:
             self._channel.stop(grace)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._channel.wait_lost(), grace + _STOP_MARGIN)
         finally:
+            self._minding.cancel()
             self._channel.close("the machine was stopped")
             if self._egress is not None:
                 await self._egress.close()
             self._engine.forget(self)
+            await self._remove()
+
+    async def _remove(self) -> None:
+        try:
             await self._engine.remove(self.ref)
+        except HelmrError as error:
+            # Nobody is there for its supervisor any more, which ends it; what is left goes when leftovers are looked for.
+            log.warning("the container %s cannot be removed now: %s", self.ref, error)
+            self.folder.close()
+        else:
             await asyncio.to_thread(self.folder.remove)
 
 
@@ -178,6 +197,9 @@ class DockerEngine:
         self._api = DockerApi()
         self._images = Images(self._api, self._home)
         self._machines: dict[str, DockerMachine] = {}
+        self._workers: set[str] = set()
+        #: Folders of the containers that are being made, or are somebody's: a container without is nobody's.
+        self._folders: set[str] = set()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._facts: dict[str, Any] = {}
         self._library: Path | None = None
@@ -203,10 +225,7 @@ class DockerEngine:
         Raises:
             EngineUnavailable: no engine, no permission, or one that machines cannot work with.
         """
-        try:
-            facts = self._facts = await self._api.call(lambda client: client.info(), patience=10)
-        except TimedOut as error:
-            raise EngineUnavailable(error.message, hint=error.hint) from error
+        facts = self._facts = await self._api.call(lambda client: client.info(), patience=10)
         if facts.get("OSType") != "linux" or facts.get("OperatingSystem") == "Docker Desktop":
             raise EngineUnavailable(
                 "this Docker engine runs in a virtual machine, into which unix sockets cannot be shared",
@@ -258,16 +277,20 @@ class DockerEngine:
         """A new container: the workspace's, or nobody's yet."""
         name = f"helmr-{spec.workspace_id or 'pool'}-{ids.new('m')[-8:]}"
         folder = MachineFolder(self._home, name.rpartition("-")[2])
+        self._workers.add(spec.worker_id)
+        self._folders.add(folder.path.name)
         try:
             ref = await self._start(spec, name, folder)
             channel = await self._greet(spec, ref, folder)
             egress = await self._let_out(spec.workspace_id, spec.network, folder)
-        except BaseException as error:
+        except BaseException:
             # By name: a creation that timed out may have happened all the same.
             try:
                 await asyncio.shield(self._undo(name, folder))
             except HelmrError as failure:
-                error.add_note(f"the container {name} may be left: {failure.message}")
+                log.warning("the container %s cannot be removed now: %s", name, failure)
+            finally:
+                self._folders.discard(folder.path.name)
             raise
         return DockerMachine(self, MachineRecord.of(spec), ref, channel=channel, folder=folder, egress=egress)
 
@@ -283,11 +306,14 @@ class DockerEngine:
         record = await asyncio.to_thread(machine_record.seize, folder.path, worker_id, living)
         if record is None:
             return None
+        self._workers.add(worker_id)
+        self._folders.add(folder.path.name)
         try:
             channel = await Channel.connect(folder.socket(), client=worker_id, ready_within=_REACH)
             egress = await self._let_out(record.workspace_id, record.network, folder)
         except HelmrError as error:
             log.info("container %s cannot be taken over: %s", _ref(item["Id"]), error)
+            self._folders.discard(folder.path.name)
             await self._undo(item["Id"], folder)
             return None
         mine = msgspec.structs.replace(record, worker=worker_id)
@@ -307,7 +333,7 @@ class DockerEngine:
                 await self._remove_as_root(workspace_id)
 
     async def collect(self, live_workers: set[str], *, spare_running: bool = False) -> list[str]:
-        """Remove the containers of workers that are gone, and folders that no container uses."""
+        """Remove the containers of workers that are gone, those that we gave up, and folders that no container uses."""
         found = await self._list({INSTALL: self.install, KIND: "machine"})
         known = await asyncio.to_thread(machine_record.records, self._home / "machines")
         dead = [
@@ -316,12 +342,13 @@ class DockerEngine:
             if _worker_of(item, known) not in live_workers
             and not (spare_running and item["State"] == "running" and _workspace_of(item, known))
         ]
+        given_up = [item for item in found if self._gave_up(item, known)]
         gone = await asyncio.gather(*(self._remove_dead(item, live_workers) for item in dead))
-        kept = {_folder_name(item) for item, removed in zip(dead, gone, strict=True) if not removed}
-        kept |= {_folder_name(item) for item in found if item not in dead}
-        kept |= {machine.folder_name for machine in self._machines.values()}
+        await asyncio.gather(*(self.remove(item["Id"]) for item in given_up))
+        removed = [*given_up, *(item for item, done in zip(dead, gone, strict=True) if done)]
+        kept = {_folder_name(item) for item in found if item not in removed} | self._folders
         await asyncio.to_thread(sweep, self._home, kept)
-        return [_ref(item["Id"]) for item, removed in zip(dead, gone, strict=True) if removed]
+        return [_ref(item["Id"]) for item in removed]
 
     async def _remove_dead(self, item: dict[str, Any], live_workers: set[str]) -> bool:
         """Remove a dead worker's container, unless somebody has just taken it over."""
@@ -332,6 +359,10 @@ class DockerEngine:
                 return False
             await self.remove(item["Id"])
             return True
+
+    def _gave_up(self, item: dict[str, Any], known: _Records) -> bool:
+        """Whether a container is ours and nobody's: the engine was away when it had to go, or made it after we had left."""
+        return _worker_of(item, known) in self._workers and _folder_name(item) not in self._folders
 
     async def close(self) -> None:
         """Stop every machine of this engine, then let go of the engine itself."""
@@ -347,6 +378,7 @@ class DockerEngine:
 
     def forget(self, machine: DockerMachine) -> None:
         """Take note that a machine is being stopped."""
+        self._folders.discard(machine.folder_name)
         if self._machines.get(machine.workspace_id) is machine:
             del self._machines[machine.workspace_id]
 
@@ -361,15 +393,19 @@ class DockerEngine:
     async def explain(self, ref: str) -> str:
         """How a container ended, in a few words; empty if it is running, or gone for good."""
         try:
-            state = (await self._api.call(lambda client: client.inspect_container(ref)))["State"]
-        except NotFound:
-            return ""
+            state = await self._ended(ref)
         except HelmrError as error:
             return error.message
-        if state["Running"]:
-            return ""
-        memory = ", out of memory" if state["OOMKilled"] else ""
-        return f"the container ended with exit code {state['ExitCode']}{memory}"
+        return _how(state) if state is not None else ""
+
+    async def _ended(self, ref: str) -> dict[str, Any] | None:
+        """The state of a container that has ended; None: it has not, or is gone for good."""
+        try:
+            found = await self._api.call(lambda client: client.inspect_container(ref), patience=_EXPLAIN_PATIENCE)
+        except NotFound:
+            return None
+        state: dict[str, Any] = found["State"]
+        return None if state["Running"] else state
 
     async def _remove_as_root(self, workspace_id: str) -> None:
         image = await self._images.ensure(ImageSpec(), lambda _: None)
@@ -448,8 +484,8 @@ class DockerEngine:
         )
         try:
             while not (await asyncio.wait([connecting], timeout=_LOOK))[0]:
-                if reason := await self.explain(ref):
-                    raise await self._stillborn(spec.image, ref, reason)
+                if (state := await self._ended(ref)) is not None:
+                    raise await self._stillborn(spec.image, ref, state)
             return connecting.result()
         finally:
             connecting.cancel()
@@ -463,20 +499,26 @@ class DockerEngine:
         await egress.open(folder.socket("way-out"))
         return egress
 
-    async def _stillborn(self, image: str, ref: str, reason: str) -> HelmrError:
-        log = await self._api.call(lambda client: client.logs(ref, tail=30))
-        text = log.decode(errors="replace").strip()
+    async def _stillborn(self, image: str, ref: str, state: dict[str, Any]) -> HelmrError:
+        if state["ExitCode"] in _ENDED_FROM_OUTSIDE and not state["OOMKilled"]:
+            return Unavailable(f"{_how(state)} while it was starting")
+        said = await self._api.call(lambda client: client.logs(ref, tail=30))
+        text = said.decode(errors="replace").strip()
         return ImageError(
-            f"no machine can be made of the image {image}: {reason}{': ' + text.splitlines()[-1] if text else ''}",
+            f"no machine can be made of the image {image}: {_how(state)}{': ' + text.splitlines()[-1] if text else ''}",
             hint="the image needs a working python3, 3.10 or newer",
             details={"log": text},
         )
 
     async def _undo(self, name: str, folder: MachineFolder) -> None:
-        try:
-            await self.remove(name)
-        finally:
-            await asyncio.to_thread(folder.remove)
+        await self.remove(name)
+        await asyncio.to_thread(folder.remove)
+
+
+def _how(state: dict[str, Any]) -> str:
+    """How a container ended, by its state."""
+    memory = ", out of memory" if state["OOMKilled"] else ""
+    return f"the container ended with exit code {state['ExitCode']}{memory}"
 
 
 def _ref(container_id: str) -> str:

@@ -16,9 +16,9 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, TimedOut
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError
 from worker import base_image
-from worker.docker_api import DockerApi
+from worker.docker_api import DockerApi, EngineSilent
 from worker.docker_build import BuildLog, build
 from worker.dockerfile import content_hash, context, context_files, dockerfile
 from worker.engine import ImageSpec, Progress
@@ -133,7 +133,7 @@ class Images:
             await self._api.call(lambda client: client.inspect_distribution(base), patience=patience)
             progress(f"pulling {base}")
             await self._api.stream(lambda client: client.pull(base, stream=True, decode=True), log)
-        except TimedOut:
+        except EngineSilent:
             return f"nothing within {patience:.0f}s"
         except (EngineUnavailable, Conflict):
             raise

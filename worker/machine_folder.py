@@ -87,11 +87,15 @@ class MachineFolder:
         """The names of the sources that were put in."""
         return {path.name for path in self.sources.iterdir() if not path.name.startswith(".")}
 
-    def remove(self) -> None:
-        """Delete the folders; doing it twice is fine."""
+    def close(self) -> None:
+        """Let go of the folders, and leave them."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def remove(self) -> None:
+        """Delete the folders; doing it twice is fine."""
+        self.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
 

@@ -36,6 +36,7 @@ from worker.host import host_id
 from worker.left_supervisor import LeftSupervisor
 from worker.machine_folder import MachineFolder
 from worker.machine_record import MachineRecord
+from worker.silence import end_when_silent
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class ProcessMachine:
         self._channel = channel
         self.folder = folder
         self._stopping: asyncio.Task[None] | None = None
+        self._minding = asyncio.create_task(end_when_silent(channel, self._kill))
 
     def sources(self) -> set[str]:
         """The names of the sources that were delivered."""
@@ -113,6 +115,9 @@ class ProcessMachine:
                 return f"the supervisor was ended by {signal.Signals(-code).name}"
         return reason
 
+    async def _kill(self) -> None:
+        await _reap(self._process)
+
     async def _stop(self, grace: float) -> None:
         try:
             if self._channel.lost and self._process.returncode is None:
@@ -121,6 +126,7 @@ class ProcessMachine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), grace + _STOP_MARGIN)
         finally:
+            self._minding.cancel()
             self._channel.close("the machine was stopped")
             await _reap(self._process)
             await asyncio.to_thread(self.folder.remove)

@@ -69,8 +69,8 @@ class Stopping(Exception):
     """The worker takes nothing any more: somebody else shall."""
 
 
-class NoRoom(Exception):
-    """The disk is almost full: somebody else shall, or this worker later."""
+class NotNow(Exception):
+    """The disk is almost full, or the engine away: somebody else shall, or this worker later."""
 
 
 class Worker:
@@ -112,6 +112,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._machines_gone = asyncio.Event()
         self._engine_lost = asyncio.Event()
+        self._engine_problem = ""
         self._home = home
         self._disk_full = False
         #: Dispatch messages settled so far, by what came of them.
@@ -138,7 +139,7 @@ class Worker:
             machines=self.machines,
             hot=self._hot,
             values=Values(versions),
-            engine_lost=lambda _: self._engine_lost.set(),
+            engine_lost=self._lose_engine,
         )
         names = (group, f"~{info.host}", f"@{self.id}")
         self._lanes = [Lane(nc, name, self.slots, self._gate, self._take) for name in names]
@@ -225,7 +226,7 @@ class Worker:
         self._machines_gone.set()
         await self._until(lambda: not self._handlers)
         try:
-            await self._remove_leftovers(spare_running=True)
+            await self._look_for_leftovers()  # what cannot be removed now the next worker of this home removes
         finally:
             await self.engine.close()
             self._lock.release()
@@ -261,6 +262,7 @@ class Worker:
             version=__version__,
             draining=self._draining.is_set(),
             full=self._disk_full,
+            engine_problem=self._engine_problem,
             beat=self._beats,
         )
 
@@ -313,7 +315,7 @@ class Worker:
         except Stopping:
             result = "returned"
             await item.msg.nak()
-        except NoRoom:
+        except NotNow:
             result = "returned"
             await item.msg.nak(delay=LOOK_AGAIN)
         except Fenced as fenced:  # the message is the new holder's now: our ack would take it away
@@ -340,8 +342,8 @@ class Worker:
             raise Stale from error
         if self._draining.is_set():
             raise Stopping
-        if self._disk_full:  # it was on its way when the gate was closed
-            raise NoRoom
+        if self._disk_full or self._engine_problem:  # it was on its way when the gate was closed
+            raise NotNow
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
         spec = self._hot.spec(dispatched.run_id)
@@ -467,10 +469,15 @@ class Worker:
         """Look for what dead neighbours left, every now and then."""
         while True:
             await asyncio.sleep(_SWEEP)
-            try:
-                await self._remove_leftovers(spare_running=True)
-            except HelmrError as error:
-                log.warning("looking for leftovers: %s", error)
+            await self._look_for_leftovers()
+
+    async def _look_for_leftovers(self) -> None:
+        try:
+            await self._remove_leftovers(spare_running=True)
+        except EngineUnavailable as error:
+            self._lose_engine(error)
+        except HelmrError as error:
+            log.warning("looking for leftovers: %s", error)
 
     async def _mind_disk(self) -> None:
         """Take no runs while the disk is almost full: they would fail, and take those that run along."""
@@ -487,22 +494,38 @@ class Worker:
 
     def _open_gate(self) -> None:
         """Take runs, unless something speaks against it."""
-        if not (self._draining.is_set() or self._stopping.is_set() or self._engine_lost.is_set() or self._disk_full):
+        if not (self._draining.is_set() or self._stopping.is_set() or self._engine_problem or self._disk_full):
             self._gate.set()
 
-    async def _mind_engine(self) -> None:
+    def _lose_engine(self, error: EngineUnavailable) -> None:
         """Take no runs while the engine does not answer: each would only come back at once."""
+        if not self._engine_problem:
+            log.warning("%s; taking nothing new until it can be used", error)
+        self._engine_problem = error.message
+        self._gate.clear()
+        self._engine_lost.set()
+
+    async def _mind_engine(self) -> None:
+        """Say that the engine is away, and look every now and then whether it is back."""
         while True:
             await self._engine_lost.wait()
-            self._gate.clear()
-            try:
-                await self.engine.check()
-            except EngineUnavailable as error:
-                log.warning("%s; looking again in %g s", error, _ENGINE_RETRY)
-                await asyncio.sleep(_ENGINE_RETRY)
-            else:
-                self._engine_lost.clear()
-                self._open_gate()
+            self._engine_lost.clear()
+            await self._announce()
+            while self._engine_problem:
+                await asyncio.sleep(_ENGINE_RETRY)  # also the first time: one that answers, and refuses, needs a moment
+                await self._try_engine()
+            log.warning("the engine can be used again")
+            await self._look_for_leftovers()
+            self._open_gate()
+            await self._announce()
+
+    async def _try_engine(self) -> None:
+        try:
+            await self.engine.check()
+        except HelmrError as error:
+            self._engine_problem = error.message
+        else:
+            self._engine_problem = ""
 
 
 async def _answer(msg: Msg, work: Awaitable[None]) -> None:

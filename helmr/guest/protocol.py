@@ -72,6 +72,7 @@ SIGNAL = 11  #: {signal}; its number, for the main process and its group
 TEMPLATE = (
     12  #: {source, module, private, preload, patience}; have such a template ready, in so many seconds or not at all
 )
+PING = 13  #: no body; answered at once
 
 # From the supervisor.
 WELCOME = 16  #: {version, pid, next, processes: [{number, id, kind, taken}]}
@@ -80,6 +81,7 @@ REFUSED = 18  #: {code, message}; the start was not accepted
 SENT = 19  #: {} or {error}: the answer to one SEND, in order
 BYE = 20  #: {reason}; the supervisor closes the connection
 TAKEN = 21  #: u64: bytes of its input that the process has taken so far, or will never take
+PONG = 22  #: no body; the answer to a PING
 STDOUT = 32  #: u64 offset, then bytes
 STDERR = 33  #: u64 offset, then bytes
 MESSAGE = 34  #: a JSON object from the task

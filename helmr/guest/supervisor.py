@@ -198,6 +198,8 @@ class Supervisor:
             self.shims.make_template(Key.from_wire(template), template["patience"])
         elif kind == protocol.STOP:
             self.stop(json.loads(body)["grace"])
+        elif kind == protocol.PING:
+            self.answer(protocol.frame(protocol.PONG, number))
         elif number in self.children:
             self.serve_exec(self.children[number], kind, body)
 

@@ -61,10 +61,12 @@ async def run(options: Options, folder: Path, say: Callable[[str], None] = lambd
     rng = random.Random(options.seed)
     plan = options.plan
     if plan is None:
-        plan = tuple(faults.plan(random.Random(rng.random()), seconds=options.seconds, kinds=options.kinds))
+        drawn = random.Random(rng.random())
+        plan = tuple(faults.plan(drawn, seconds=options.seconds, kinds=options.kinds, engine=options.engine))
     become_subreaper()  # what a killed part leaves behind is then below us, and not overlooked
     before = leaks.descendants()
-    async with installation(folder, engine=options.engine) as running:
+    # Half of the seeds have an engine whose containers outlive it.
+    async with installation(folder, engine=options.engine, live_restore=options.seed % 2 == 0) as running:
         async with AsyncClient(running.client.url, project="chaos", env="test", home=folder) as client:
             await client.deployments.deploy(PROJECT)
             say(f"up; {len(plan)} faults in {options.seconds:g} s")
@@ -111,8 +113,15 @@ async def _collect(running: Installation, load: Load, before: dict[int, str]) ->
     await running.stop_workers()
     left += await evidence.leaked_consumers(running.nats.url, set())
     tasks = leaks.left_running(before | _infrastructure(running))
-    left += [f"process {pid}: {command}" for pid, command in tasks.items()]
+    engine = running.engine
+    left += [
+        f"process {pid}: {command}"
+        for pid, command in tasks.items()
+        if engine is None or not engine.is_shim(command)  # what is below one counts
+    ]
     left += [f"machine {machine}" for machine in await gone(running.machines)]
+    if running.containers is not None:
+        left += [f"volume {name}" for name in await running.containers.volumes()]
     left += [f"folder {path}" for path in running.folder.glob("host-*/processes/*/*")]
     crashes = [f"{member.name}: {crash}" for member in running.members.values() for crash in member.crashes]
     return Evidence(
@@ -132,7 +141,7 @@ async def _collect(running: Installation, load: Load, before: dict[int, str]) ->
 
 def _infrastructure(running: Installation) -> dict[int, str]:
     """What is meant to live on while the workers are gone."""
-    kept = [*running.pids("nats"), *running.members["server"].pids, *running.members["control"].pids]
+    kept = [pid for name in ("nats", "containerd", "engine", "server", "control") for pid in running.pids(name)]
     return dict.fromkeys(kept, "") | {
         pid: command for root in kept for pid, command in leaks.descendants(root=root).items()
     }

@@ -7,22 +7,24 @@ three workers on two "hosts" (home folders). Whatever ends is started again, as 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
 import random
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from bus.server import EmbeddedServer
 from cli.process import Part
-from helmr.errors import HelmrError, Unavailable
+from helmr.errors import Unavailable
 from tests import leaks
 from tests.chaos import part_process
-from tests.chaos.machines import machines
+from tests.chaos.machines import Containers, Machines, Missed, Processes
+from tests.chaos.own_engine import OwnEngine, own_engine
 from tests.chaos.proxy import Proxy, proxied
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,9 @@ _ROOT = Path(__file__).parents[2]
 class Member:
     """One part, its proxy, and everything it said."""
 
-    def __init__(self, name: str, words: Sequence[str], proxy: Proxy, home: Path, log: Path) -> None:
+    def __init__(
+        self, name: str, words: Sequence[str], *, proxy: Proxy, home: Path, log: Path, env: dict[str, str]
+    ) -> None:
         self.name = name
         self.proxy = proxy
         self.home = home
@@ -58,7 +62,7 @@ class Member:
             self._listen,
             orphaned=signal.SIGKILL,
             died=self._died,
-            env=_environment(home, proxy.url),
+            env=_environment(home, proxy.url) | env,
         )
 
     @property
@@ -95,11 +99,16 @@ class Member:
 class Installation:
     """Everything that runs; made by :func:`installation`."""
 
-    def __init__(self, folder: Path, nats: EmbeddedServer, client: Proxy, engine: str) -> None:
+    def __init__(
+        self, folder: Path, nats: EmbeddedServer, client: Proxy, engine: tuple[OwnEngine, Proxy] | None
+    ) -> None:
         self.folder = folder
         self.nats = nats
         self.homes = [folder / "host-a", folder / "host-b"]
-        self.machines = machines(engine, self.homes)
+        self.engine = engine[0] if engine is not None else None
+        self._engine_proxy = engine[1] if engine is not None else None
+        self.containers = Containers(self.engine.url) if self.engine is not None else None
+        self.machines: Machines = self.containers or Processes(self.homes)
         #: What clients connect to.
         self.client = client
         self.members: dict[str, Member] = {}
@@ -125,26 +134,54 @@ class Installation:
 
     def pids(self, target: str) -> list[int]:
         """The processes that a fault's target means."""
-        if target == "nats":
-            return [self.nats.pid] if self.nats.pid else []
-        return self.projector() if target == "projector" else self.members[target].pids
+        match target:
+            case "nats":
+                return [self.nats.pid] if self.nats.pid else []
+            case "projector":
+                return self.projector()
+            case "engine" | "containerd":
+                return self.engine.pids(target) if self.engine is not None else []
+            case _:
+                return self.members[target].pids
 
     async def kill(self, target: str) -> None:
-        """SIGKILL what the name means; whoever looks after it starts it again. ``machine`` is any one of a workspace."""
-        if target == "machine":
-            await self._kill_machine()
+        """SIGKILL what the name means; whoever looks after it starts it again.
+
+        ``machine`` is any one of a workspace; ``init`` its first process, killed past the engine.
+        """
+        if target in {"machine", "init"}:
+            await self._break_machine(self._kill_init if target == "init" else self.machines.kill)
         elif target in self.members:
             self.members[target].kill()
         else:
             self.send(target, signal.SIGKILL)
 
-    async def _kill_machine(self) -> None:
-        living = await self.machines.living()
-        if living:
-            try:
-                await self.machines.kill(random.choice(living))
-            except (ProcessLookupError, HelmrError) as error:
-                log.info("it has ended by itself: %s", error)
+    async def _kill_init(self, machine: str) -> None:
+        if self.containers is not None:
+            await self.containers.kill_init(machine)
+
+    async def pause(self, target: str, seconds: float) -> None:
+        """Stop what the name means for so long."""
+        if target == "machine":
+            await self._break_machine(functools.partial(self._pause_machine, seconds))
+            return
+        self.send(target, signal.SIGSTOP)
+        await asyncio.sleep(seconds)
+        self.send(target, signal.SIGCONT)
+
+    async def _pause_machine(self, seconds: float, machine: str) -> None:
+        if self.containers is not None:
+            await self.containers.pause(machine)
+            await asyncio.sleep(seconds)
+            await self.containers.unpause(machine)
+
+    async def _break_machine(self, how: Callable[[str], Awaitable[None]]) -> None:
+        try:
+            living = await self.machines.living()
+            if living:
+                await how(random.choice(living))
+        except Missed as error:
+            log.info("it has ended by itself, or cannot be asked for: %s", error)
 
     def send(self, target: str, number: signal.Signals) -> None:
         """Send a signal to what the name means, if it lives."""
@@ -155,14 +192,17 @@ class Installation:
                 continue  # gone by itself
 
     def proxy(self, target: str) -> Proxy:
-        """The proxy of a part, or of the clients."""
+        """The proxy of a part, of the clients, or before the engine."""
+        if target == "engine" and self._engine_proxy is not None:
+            return self._engine_proxy
         return self.client if target == "client" else self.members[target].proxy
 
     def heal(self) -> None:
         """Undo every fault that lasts."""
-        for target in ("nats", "projector", *self.members):
+        engine = () if self.engine is None else ("engine",)
+        for target in ("nats", "projector", *engine, *self.members):
             self.send(target, signal.SIGCONT)
-        for target in ("client", *self.members):
+        for target in ("client", *engine, *self.members):
             self.proxy(target).heal()
 
     async def launch(self, member: Member) -> None:
@@ -175,6 +215,8 @@ class Installation:
     async def ready(self) -> None:
         """Wait until every part is up."""
         async with asyncio.timeout(_READY):
+            if self.engine is not None:
+                await self.engine.ready()
             for member in self.members.values():
                 await member.part.ready.wait()
 
@@ -192,7 +234,6 @@ class Installation:
         for life in self._lives:
             life.cancel()
         await asyncio.gather(*self._lives, return_exceptions=True)
-        await self.machines.close()
 
 
 def _environment(home: Path, url: str) -> dict[str, str]:
@@ -203,22 +244,29 @@ def _environment(home: Path, url: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def installation(folder: Path, *, engine: str = "process", slots: int = 4) -> AsyncIterator[Installation]:
-    """A running installation below ``folder``, for the length of a block."""
+async def installation(
+    folder: Path, *, engine: str = "process", slots: int = 4, live_restore: bool = False
+) -> AsyncIterator[Installation]:
+    """A running installation below ``folder``, for the length of a block; with an engine of its own, if it is ``docker``."""
     nats = EmbeddedServer(folder / "nats", durability="relaxed")
     await nats.start()
     keeping = asyncio.create_task(nats.supervise())
     try:
         async with AsyncExitStack() as stack:
             port = nats.port or 0
-            running = Installation(folder, nats, await stack.enter_async_context(proxied(port)), engine)
-            stack.push_async_callback(running.close)
             (folder / "logs").mkdir()
+            own, env = None, {}
+            if engine == "docker":
+                logged = folder / "logs" / "engine.log"
+                own = await stack.enter_async_context(own_engine(folder / "engine", logged, live_restore=live_restore))
+                env = {"DOCKER_HOST": own[0].proxied}
+            running = Installation(folder, nats, await stack.enter_async_context(proxied(port)), own)
+            stack.push_async_callback(running.close)
 
             async def member(name: str, host: str, words: Callable[[str], Sequence[str]]) -> None:
                 proxy = await stack.enter_async_context(proxied(port))
                 log = folder / "logs" / f"{name}.log"
-                await running.launch(Member(name, words(proxy.url), proxy, folder / host, log))
+                await running.launch(Member(name, words(proxy.url), proxy=proxy, home=folder / host, log=log, env=env))
 
             await member("server", "server", lambda _: ["server", "--json", "--verbose"])
             await member("control", "control", lambda url: ["control", url])

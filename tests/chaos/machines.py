@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from worker.container_spec import INSTALL
-from worker.docker_api import DockerApi
-from worker.host import host_id
+from docker import APIClient
+from docker.errors import DockerException
+from requests.exceptions import RequestException
+
+#: Seconds the engine gets to answer us.
+_PATIENCE = 30
+
+
+class Missed(Exception):
+    """What was to be broken was not there."""
 
 
 class Machines(Protocol):
@@ -23,10 +32,6 @@ class Machines(Protocol):
 
     async def kill(self, machine: str) -> None:
         """SIGKILL the supervisor of one."""
-        ...
-
-    async def close(self) -> None:
-        """Look no more."""
         ...
 
 
@@ -44,10 +49,10 @@ class Processes:
 
     async def kill(self, machine: str) -> None:
         """SIGKILL one."""
-        os.kill(int(machine), signal.SIGKILL)
-
-    async def close(self) -> None:
-        """Nothing is held."""
+        try:
+            os.kill(int(machine), signal.SIGKILL)
+        except ProcessLookupError as error:
+            raise Missed(machine) from error
 
 
 def _pid(record: Path) -> str:
@@ -58,33 +63,52 @@ def _pid(record: Path) -> str:
 
 
 class Containers:
-    """Machines of the docker engine."""
+    """Machines of the docker engine, in an engine of the test-bed's own: all that is there is ours."""
 
-    def __init__(self, homes: list[Path]) -> None:
-        self._homes = homes
-        self._api = DockerApi()
+    def __init__(self, url: str) -> None:
+        self._url = url
 
     async def living(self) -> list[str]:
         """The ids of containers, whatever state they are in."""
-        found: list[str] = []
-        for home in self._homes:
-            label = {"label": f"{INSTALL}={host_id(home)}"}
-            listed = await self._api.call(lambda client, label=label: client.containers(all=True, filters=label))  # type: ignore[misc]
-            found += [str(item["Id"]) for item in listed]
-        return sorted(found)
+        return sorted(str(item["Id"]) for item in await self._ask(lambda client: client.containers(all=True)))
+
+    async def volumes(self) -> list[str]:
+        """The names of volumes."""
+        return [str(item["Name"]) for item in (await self._ask(lambda client: client.volumes()))["Volumes"] or []]
 
     async def kill(self, machine: str) -> None:
         """``docker kill``."""
-        await self._api.call(lambda client: client.kill(machine))
+        await self._ask(lambda client: client.kill(machine))
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._api.close()
+    async def kill_init(self, machine: str) -> None:
+        """SIGKILL the first process of one, past the engine."""
+        pid = (await self._ask(lambda client: client.inspect_container(machine)))["State"]["Pid"]
+        if pid:
+            os.kill(pid, signal.SIGKILL)
 
+    async def pause(self, machine: str) -> None:
+        """``docker pause``."""
+        await self._ask(lambda client: client.pause(machine))
 
-def machines(engine: str, homes: list[Path]) -> Machines:
-    """Those of an engine."""
-    return Containers(homes) if engine == "docker" else Processes(homes)
+    async def unpause(self, machine: str) -> None:
+        """``docker unpause``."""
+        await self._ask(lambda client: client.unpause(machine))
+
+    async def _ask(self, request: Callable[[APIClient], Any]) -> Any:
+        """What the engine answers.
+
+        Raises:
+            Missed: it is away, or has no such container, or the container is not fit for that.
+        """
+
+        def work() -> Any:
+            with contextlib.closing(APIClient(base_url=self._url, version="1.41", timeout=_PATIENCE)) as client:
+                return request(client)
+
+        try:
+            return await asyncio.to_thread(work)
+        except (DockerException, RequestException) as error:
+            raise Missed(str(error)) from error
 
 
 async def gone(looking: Machines, patience: float = 10.0) -> list[str]:

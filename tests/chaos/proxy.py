@@ -1,4 +1,4 @@
-"""A TCP proxy in front of NATS for one part, which can delay, hold back and cut what that part and the server say."""
+"""A proxy in front of NATS for one part, or of the engine, which can delay, hold back and cut what the two say."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 _CHUNK = 64 * 1024
 
 
 class Proxy:
-    """Forwards connections to ``port``; what is wrong with it at the moment is set from outside.
+    """Forwards connections to a port, or a unix socket; what is wrong with it at the moment is set from outside.
 
     * ``delay``: seconds that everything takes longer, either way.
     * :meth:`hold`: connections stay, and are accepted, but nothing gets through any more: half-open. What was said meanwhile
@@ -19,8 +20,8 @@ class Proxy:
     * :meth:`cut`: every connection ends at once, what was under way is lost; with ``refuse`` new ones end as well.
     """
 
-    def __init__(self, port: int) -> None:
-        self._target = port
+    def __init__(self, target: int | Path) -> None:
+        self._target = target
         self.delay = 0.0
         self.refuse = False
         self._flowing = asyncio.Event()
@@ -34,8 +35,11 @@ class Proxy:
         """Where the part connects to."""
         return f"nats://127.0.0.1:{self.port}"
 
-    async def start(self) -> None:
-        """Listen on a port of its own."""
+    async def start(self, at: Path | None = None) -> None:
+        """Listen on a port of its own, or on the socket ``at``."""
+        if at is not None:
+            self._server = await asyncio.start_unix_server(self._accept, at)
+            return
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -81,7 +85,7 @@ class Proxy:
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._flowing.wait()
         try:
-            upstream = await asyncio.open_connection("127.0.0.1", self._target)
+            upstream = await self._connect()
         except OSError:
             return  # the server is away
         try:
@@ -97,6 +101,11 @@ class Proxy:
         finally:
             upstream[1].transport.abort()
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(self._target)
+        return await asyncio.open_connection("127.0.0.1", self._target)
+
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(_CHUNK):
@@ -108,10 +117,10 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(port: int) -> AsyncIterator[Proxy]:
+async def proxied(target: int | Path, *, at: Path | None = None) -> AsyncIterator[Proxy]:
     """A proxy for the length of a block."""
-    proxy = Proxy(port)
-    await proxy.start()
+    proxy = Proxy(target)
+    await proxy.start(at)
     try:
         yield proxy
     finally:

@@ -22,6 +22,15 @@ def test_only_the_kinds_that_were_asked_for() -> None:
     assert plan(random.Random(1), seconds=100, kinds=()) == []
 
 
+def test_containers_and_their_engine_are_hit_where_there_are_any() -> None:
+    def targets(engine: str) -> set[tuple[str, str]]:
+        found = (fault for seed in range(9) for fault in plan(random.Random(seed), seconds=300, engine=engine))
+        return {(fault.kind, fault.target) for fault in found}
+
+    more = {("kill", "init"), ("kill", "engine"), ("kill", "containerd"), ("pause", "machine"), ("pause", "engine")}
+    assert targets("docker") - targets("process") == more | {(kind, "engine") for kind in ("cut", "hold", "delay")}
+
+
 def test_the_server_is_never_away_for_long() -> None:
     found = [fault for seed in range(50) for fault in plan(random.Random(seed), seconds=100) if fault.target == "nats"]
     assert found

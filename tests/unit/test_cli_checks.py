@@ -54,7 +54,7 @@ def test_the_projector_tells_how_far_behind_it_is() -> None:
     assert part.facts["lag_seconds"] == 1.5
 
 
-def test_a_worker_with_a_full_disk_does_not_count_as_up() -> None:
+def test_a_worker_with_a_full_disk_or_no_engine_does_not_count_as_up() -> None:
     told = {
         "id": "wrk_1",
         "engine": "docker",
@@ -67,6 +67,8 @@ def test_a_worker_with_a_full_disk_does_not_count_as_up() -> None:
     part = _workers({"workers": [told]})
     assert (part.up, "disk is almost full" in part.detail) == (False, True)
     assert _workers({"workers": [told, told | {"full": False}]}).up
+    part = _workers({"workers": [told | {"full": False, "engine_problem": "no Docker engine answers"}]})
+    assert (part.up, "takes nothing new: no Docker engine answers" in part.detail) == (False, True)
 
 
 def test_the_walls_that_stand_are_named() -> None:

@@ -12,19 +12,19 @@ import docker.errors
 import pytest
 import requests
 
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, NotFound, TimedOut
+from helmr.errors import Conflict, EngineUnavailable, HelmrError, NotFound
 from worker import docker_api
-from worker.docker_api import DockerApi, translate
+from worker.docker_api import DockerApi, EngineSilent, translate
 from worker.host import host_id
 
 pytestmark = pytest.mark.anyio
 
 
-def _refusal(status: int) -> docker.errors.APIError:
+def _refusal(status: int, explanation: str = "because") -> docker.errors.APIError:
     response = requests.Response()
     response.status_code = status
     kind = docker.errors.NotFound if status == 404 else docker.errors.APIError
-    return kind("x", response=response, explanation="because")
+    return kind("x", response=response, explanation=explanation)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,10 @@ def _refusal(status: int) -> docker.errors.APIError:
         (_refusal(404), NotFound, "because"),
         (_refusal(409), Conflict, "because"),
         (_refusal(500), HelmrError, "because"),
-        (requests.exceptions.ReadTimeout("slow"), TimedOut, "in time"),
+        (_refusal(500, "failed to dial /run/containerd/containerd.sock"), EngineUnavailable, "not whole"),
+        (_refusal(503, "the daemon is shutting down"), EngineUnavailable, "not whole"),
+        (_refusal(400, "no such shim disconnected option"), HelmrError, "refused"),
+        (requests.exceptions.ReadTimeout("slow"), EngineSilent, "in time"),
         (
             requests.exceptions.ConnectionError(ConnectionRefusedError(111, "Connection refused")),
             EngineUnavailable,
@@ -111,6 +114,39 @@ async def test_a_failing_call_raises_in_the_caller(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(Conflict):
         await api.call(refuse)
+    await api.close()
+
+
+class _Builder:
+    """An engine that has taken a build, and says nothing."""
+
+    def __init__(self) -> None:
+        self.hooks: dict[str, list[Any]] = {"response": []}
+        self.given_up = threading.Event()
+
+    def build(self) -> Any:
+        self.given_up.wait(30)
+        yield {"stream": "done"}
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_build_ends_when_the_engine_answers_nobody_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, api, looks = _Builder(), DockerApi(), []
+
+    def ping(_: DockerApi) -> None:
+        looks.append(1)
+        if len(looks) > 2:  # until then a step takes its time, and that is all
+            builder.given_up.set()
+            raise requests.exceptions.ReadTimeout("slow")
+
+    monkeypatch.setattr(docker_api, "CALL_TIMEOUT", 0.01)
+    monkeypatch.setattr(DockerApi, "_connect", lambda *_, **__: builder)
+    monkeypatch.setattr(DockerApi, "_ping", ping)
+    with pytest.raises(EngineSilent):
+        await api.stream(lambda client: client.build(), lambda _: None)
+    assert len(looks) == 3
     await api.close()
 
 

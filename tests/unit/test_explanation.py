@@ -257,3 +257,12 @@ def test_a_full_disk_is_what_keeps_a_run_waiting() -> None:
     assert told.facts["disk_full"] == ["wrk_1"]
     told = about(Life().queued(), workers=[worker(full=True, running=0), worker(id="wrk_2", running=0)])
     assert "almost full" not in told.text
+
+
+def test_an_engine_that_is_away_is_what_keeps_a_run_waiting() -> None:
+    away = worker(engine_problem="no Docker engine answers", running=0)
+    told = about(Life().queued(), workers=[away, worker(id="wrk_2", full=True, running=0)])
+    assert "wrk_1: no Docker engine answers; wrk_2: its disk is almost full" in told.text
+    assert told.facts["engine_problems"] == {"wrk_1": "no Docker engine answers"}
+    told = about(Life().queued(), workers=[away, worker(id="wrk_3", running=0)])
+    assert "no Docker engine" not in told.text
