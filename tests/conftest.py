@@ -13,11 +13,16 @@ from pathlib import Path
 os.environ.setdefault("HELMR_TEST_PACE", "0.4")
 
 import pytest
+from hypothesis import HealthCheck, settings
 from nats.aio.client import Client as Nats
 
 from bus.server import EmbeddedServer
 from helmr.connection import connect
 from tests import leaks
+
+# A busy machine makes no test wrong.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 #: In the path of what lives longer than one test.
 SHARED = "shared-helmr"
