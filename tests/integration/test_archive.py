@@ -288,6 +288,7 @@ async def test_a_kill_while_deleting_leaves_what_is_to_stay(
     assert (await verify(nats_url, tmp_path / "h")).same
 
 
+@pytest.mark.timeout(600)  # three times thirty databases are made
 async def test_thirty_archived_days_are_restored_into_an_empty_installation(
     log: Nats, tmp_path: Path, nats_url: str
 ) -> None:
