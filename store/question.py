@@ -25,7 +25,7 @@ Parameter = Scalar | list[Scalar]
 class QueryRequest(msgspec.Struct, kw_only=True):
     """A user's SQL, and values for its ``$name`` and ``?``; ``timeout`` in seconds, ``limit`` in rows.
 
-    ``fresh: false`` answers from the last copy taken.
+    ``fresh: false`` may answer from a copy that was taken up to ten seconds ago, which is quicker while much happens.
     """
 
     sql: str

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Queries that run at the same time; the others wait, until their deadline.
 CONCURRENT = 2
+#: Seconds that a copy may be old for who does not ask for a fresh answer: copying and opening costs more than most queries.
+STALE = 10.0
 #: Seconds beyond its deadline after which a query that cannot be interrupted is killed.
 _GRACE = 0.3
 
@@ -148,7 +150,7 @@ class Sandboxes:
         try:
             async with self._child() as child, asyncio.timeout_at(deadline + _GRACE):
                 task = await self._check(child, scope, request, rows)
-                return await self._execute(child, task, deadline, send)
+                return await self._execute(child, task, deadline, send, age=0.0 if request.fresh else STALE)
         except TimeoutError:
             raise _late(seconds) from None
         except EOFError:
@@ -192,28 +194,29 @@ class Sandboxes:
             max_bytes=MAX_BYTES,
         )
 
-    async def _execute(self, child: Child, task: Task, deadline: float, send: Send) -> Summary:
+    async def _execute(self, child: Child, task: Task, deadline: float, send: Send, *, age: float) -> Summary:
+        """Run a checked query over copies no older than ``age`` seconds, or of what is applied."""
         async with AsyncExitStack() as copies:
-            history = await copies.enter_async_context(self._history())
-            logs = [str(await copies.enter_async_context(self._log(day))) for day in task.source.logs]
+            history = await copies.enter_async_context(self._history(age))
+            logs = [str(await copies.enter_async_context(self._log(day, age))) for day in task.source.logs]
             source = msgspec.structs.replace(task.source, history=str(history), logs=logs)
             left = max(deadline - asyncio.get_running_loop().time(), 0.05)
             ready = msgspec.structs.replace(task, source=source, seconds=left)
             answer = await child.ask(ready, send)
             return msgspec.json.decode(answer, type=Summary)
 
-    def _history(self) -> Any:
-        lane = self.projector.history
-        return self.snapshots.use(self.store.home.history, mark=self.store.history.changes, rest=lane.commit)
+    def _history(self, age: float) -> Any:
+        lane, source = self.projector.history, self.store.home.history
+        return self.snapshots.use(source, mark=self.store.history.changes, age=age, rest=lane.commit)
 
     @asynccontextmanager
-    async def _log(self, day: str) -> AsyncIterator[Path]:
+    async def _log(self, day: str, age: float) -> AsyncIterator[Path]:
         """The file of a day: finished and archived ones are read as they are, the present one as a copy."""
         lane, path = self.projector.logs, self.store.home.day(day)
         if day != self.store.logs.day:
             yield path if path.exists() else self.store.home.cold_day(day)
             return
-        async with self.snapshots.use(path, mark=lane.applied[topology.LOGS], rest=lane.commit) as copy:
+        async with self.snapshots.use(path, mark=lane.applied[topology.LOGS], age=age, rest=lane.commit) as copy:
             yield copy
 
 

@@ -12,6 +12,7 @@ import itertools
 import logging
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Snapshot:
     path: Path
     mark: int
     base: _Fingerprint
+    taken: float
     users: int = 0
     outdated: bool = False
 
@@ -55,15 +57,17 @@ class Snapshots:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @asynccontextmanager
-    async def use(self, source: Path, *, mark: int, rest: asyncio.Lock) -> AsyncIterator[Path]:
-        """A copy of ``source`` that holds at least what is applied up to ``mark``; ``rest`` is held while it is taken.
+    async def use(self, source: Path, *, mark: int, age: float, rest: asyncio.Lock) -> AsyncIterator[Path]:
+        """A copy of ``source`` that holds at least what is applied up to ``mark``, or is no older than ``age`` seconds.
+
+        ``rest`` is held while it is taken.
 
         Raises:
             Unavailable: the copy failed, e.g. because the disk is full.
         """
         async with self._locks.setdefault(source, asyncio.Lock()):
             present = self._present.get(source)
-            if present is None or present.mark < mark:
+            if present is None or (present.mark < mark and time.monotonic() - present.taken > age):
                 present = await self._renew(source, present, mark, rest)
             present.users += 1
         try:
@@ -78,7 +82,7 @@ class Snapshots:
         path, journal = folder / source.name, source.with_name(source.name + ".wal")
         try:
             async with rest:
-                base = _fingerprint(source)
+                base, taken = _fingerprint(source), time.monotonic()
                 if former is not None and former.base == base:
                     os.link(former.path, path)
                 else:
@@ -88,7 +92,7 @@ class Snapshots:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        self._present[source] = renewed = Snapshot(path, mark, base)
+        self._present[source] = renewed = Snapshot(path, mark, base, taken)
         if former is not None:
             former.outdated = True
             former.release()

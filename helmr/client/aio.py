@@ -141,7 +141,7 @@ class AsyncClient:
     ) -> list[dict[str, Any]]:
         """The same rows as JSON values, for programs that do not load Arrow: times are RFC 3339 text.
 
-        ``fresh=False`` answers from the last copy taken of the history.
+        ``fresh=False`` may answer from a copy of the history that was taken up to ten seconds ago, which is quicker.
         """
         body = {"sql": sql, "parameters": dict(parameters or {}), "format": "json", "limit": limit, "fresh": fresh}
         data = b"".join([part async for part in self._query(body, seconds(timeout), lambda _: None)])

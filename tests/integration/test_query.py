@@ -511,6 +511,19 @@ async def test_copies_are_few_and_small(nc: Nats, projector: Projector) -> None:
     assert [path.stat().st_ino for path in copies()] != [inode]
 
 
+async def test_who_is_content_with_an_older_answer_gets_one(
+    nc: Nats, projector: Projector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandboxes, "STALE", 3600.0)
+    count = "select count(*) from runs"
+    assert await table(nc, count, fresh=False) == [[8]]
+    await publish(nc, Life().queued().published())
+    await projector.fresh()
+    assert await table(nc, count, fresh=False) == [[8]]
+    monkeypatch.setattr(sandboxes, "STALE", 0.0)
+    assert await table(nc, count, fresh=False) == [[9]]
+
+
 async def test_times_are_in_utc(nc: Nats) -> None:
     ((hour, text),) = await table(nc, "select date_trunc('hour', created_at), created_at::varchar from runs limit 1")
     assert datetime.fromisoformat(hour).astimezone(UTC).hour == 12
