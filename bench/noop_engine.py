@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.engine import (
+    BuildSecrets,
     EngineInfo,
     Exited,
     Frame,
@@ -134,7 +135,7 @@ class NoopEngine:
     def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
         """There is nothing to be kept away."""
 
-    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+    async def ensure_image(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None = None) -> str:
         """Nothing is built."""
         return "none"
 

@@ -36,6 +36,7 @@ from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
+from helmr.sandbox import SECRET_RUN
 from helmr.subjects import Scope
 
 #: Limits of DESIGN, "The run": bytes of JSON, numbers, seconds.
@@ -127,7 +128,7 @@ class Planner:
             request = await self._join(request, deployment, task)
         else:
             check_payload(deployment, task, request.payload)
-        await self._check_secrets(scope, task)
+        await self._check_secrets(scope, task["id"], secret_names(deployment, task))
         named = _names(scope, request)
         opened = {
             "task_id": task["id"],
@@ -204,12 +205,11 @@ class Planner:
             ttl=spec.ttl,
         )
 
-    async def _check_secrets(self, scope: Scope, task: dict[str, Any]) -> None:
-        names = tuple(secret["name"] for secret in task.get("secrets", ()))
+    async def _check_secrets(self, scope: Scope, task_id: str, names: tuple[str, ...]) -> None:
         missing = await self.vault.missing(scope, names)
         if missing:
             raise UsageError(
-                f"task {task['id']} needs the secret {missing[0]}, which is not set",
+                f"task {task_id} needs the secret {missing[0]}, which is not set",
                 hint=hint_to_set(missing[0]),
                 details={"missing": missing},
             )
@@ -343,6 +343,16 @@ def _validator(_deployment_id: str, _task_id: str, schema: bytes) -> jsonschema.
     return jsonschema.Draft202012Validator(msgspec.json.decode(schema))
 
 
+def secret_names(deployment: Deployment, task: dict[str, Any]) -> tuple[str, ...]:
+    """The secrets that a run of the task may need: its own, and those that its image is built with."""
+    names = [secret["name"] for secret in task.get("secrets", ())]
+    sandboxes = (each for each in deployment.index.get("sandboxes", ()) if each["name"] == task.get("sandbox"))
+    for kind, *arguments in (step for sandbox in sandboxes for step in sandbox["image"]["steps"]):
+        if kind == SECRET_RUN:
+            names += [word.rpartition("=")[2] for word in arguments[1:]]
+    return tuple(dict.fromkeys(names))
+
+
 def run_spec(
     request: StartRequest, deployment: Deployment, task: dict[str, Any], *, session_id: str, workspace_id: str
 ) -> RunSpec:
@@ -358,7 +368,7 @@ def run_spec(
         payload_artifact=request.payload_artifact,
         metadata=request.metadata,
         tags=tuple(sorted(set(request.tags))),
-        secrets=tuple(secret["name"] for secret in task.get("secrets", ())),
+        secrets=secret_names(deployment, task),
         max_duration=request.max_duration or task["max_duration"],
         ttl=request.ttl or task.get("ttl"),
         retry=msgspec.convert(retry, RetryPolicy) if retry else None,

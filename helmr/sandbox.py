@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from helmr import registry
-from helmr.declarations import checked_name
+from helmr.declarations import Secret, checked_name
 from helmr.errors import ProjectError
 from helmr.registry import Location, caller_location
 
@@ -23,6 +23,8 @@ MIN_MEMORY = 64 * 1024**2
 MAX_PRELOAD = 64
 
 Step = tuple[str, ...]
+#: The kind of a step that runs a command with secrets: the command, then ``VARIABLE=secret`` for each.
+SECRET_RUN = "secret-run"  # noqa: S105  # no password
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", re.IGNORECASE)
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
@@ -131,9 +133,16 @@ class Image:
             _text("pip", requirement)
         return self._with("pip", *_some("pip", requirements))
 
-    def run(self, command: str) -> Image:
-        """Run a shell command while building."""
-        return self._with("run", _text("run", command))
+    def run(self, command: str, *, secrets: Sequence[Secret] = ()) -> Image:
+        """Run a shell command while building.
+
+        Secrets are variables of this command alone: no layer, no history and no ``docker inspect`` has them, unless the command
+        itself writes them into a file. The image is built again when the command changes, not when the value of a secret does.
+        """
+        if not secrets:
+            return self._with("run", _text("run", command))
+        names = [_variable(secret) for secret in secrets]
+        return self._with(SECRET_RUN, _text("run", command), *names)
 
     def copy(self, src: str, dst: str) -> Image:
         """Copy a file or folder of the task project (``src``, relative to its root) to ``dst``."""
@@ -159,6 +168,16 @@ class Image:
     def user(self, name: str) -> Image:
         """Change the user that later steps run as."""
         return self._with("user", _line("user", _text("user", name)))
+
+
+def _variable(secret: object) -> str:
+    """``VARIABLE=name`` for a secret that a step of an image gets."""
+    if not isinstance(secret, Secret) or secret.env is None or secret.file is not None:
+        raise ProjectError(
+            f"{caller_location()}: Image.run() cannot be given {secret!r}",
+            hint='it takes secrets that go into a variable: Secret("name", env="NAME")',
+        )
+    return f"{secret.env}={secret.name}"
 
 
 def _some(kind: str, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from worker.docker_api import DockerApi, connection
 from worker.egress import Egress
 from worker.egress_rules import Neighbourhood, Rules
 from worker.engine import (
+    BuildSecrets,
     EngineInfo,
     ImageGone,
     ImageSpec,
@@ -195,7 +196,7 @@ class DockerEngine:
         self._home = home.absolute()
         self._neighbourhood = neighbourhood or Neighbourhood.of()
         self._api = DockerApi()
-        self._images = Images(self._api, self._home)
+        self._images = Images(self._api, self._home, self.install)
         self._machines: dict[str, DockerMachine] = {}
         self._workers: set[str] = set()
         #: Folders of the containers that are being made, or are somebody's: a container without is nobody's.
@@ -242,9 +243,9 @@ class DockerEngine:
         """Close these servers to the machines to come, whatever their operator opens."""
         self._neighbourhood = msgspec.structs.replace(self._neighbourhood, servers=servers)
 
-    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+    async def ensure_image(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None = None) -> str:
         """The name of the image for ``spec``, building or pulling it if need be; see :class:`worker.images.Images`."""
-        return await self._images.ensure(spec, progress)
+        return await self._images.ensure(spec, progress, secrets)
 
     async def materialize(self, spec: MachineSpec) -> DockerMachine:
         """A live container on the workspace's files, which no other container has.
@@ -348,6 +349,7 @@ class DockerEngine:
         removed = [*given_up, *(item for item, done in zip(dead, gone, strict=True) if done)]
         kept = {_folder_name(item) for item in found if item not in removed} | self._folders
         await asyncio.to_thread(sweep, self._home, kept)
+        await self._images.collect()
         return [_ref(item["Id"]) for item in removed]
 
     async def _remove_dead(self, item: dict[str, Any], live_workers: set[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from helmr.errors import ImageError
+from helmr.sandbox import SECRET_RUN, Step
 from worker.engine import ImageSpec
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -47,6 +49,15 @@ def dockerfile(spec: ImageSpec, base: str) -> str:
             )
         lines += _STEPS[kind](number, arguments)
     return "\n".join(lines) + "\n"
+
+
+def parts(steps: tuple[Step, ...]) -> Iterator[tuple[Step, ...]]:
+    """The steps in parts that are built one upon the other, in order: a step with secrets is a part of its own."""
+    for secret, group in itertools.groupby(steps, lambda step: step[0] == SECRET_RUN):
+        if secret:
+            yield from ((step,) for step in group)
+        else:
+            yield tuple(group)
 
 
 def context_files(spec: ImageSpec) -> list[ContextFile]:

@@ -8,7 +8,7 @@ workspace; runs, execs and PTYs are :class:`Process` es inside it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,6 +19,8 @@ from helmr.errors import ImageError, Unavailable
 #: No network at all, whatever is public, or these hosts: see :func:`helmr.sandbox.check_network`.
 Network = Literal["none", "internet"] | tuple[str, ...]
 Progress = Callable[[str], None]
+#: Asks for the values of the secrets that an image is built with, by name.
+BuildSecrets = Callable[[], Awaitable[Mapping[str, str]]]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An image as a task project defines it: a base and build steps, in order.
 
-    A step is ``[kind, arguments…]`` with kind one of ``run, apt, pip, copy, env, workdir, user``, as ``helmr.Image`` records
-    it. ``context`` is the folder ``copy`` steps are relative to (the unpacked deployment).
+    A step is ``[kind, arguments…]`` with kind one of ``run, secret-run, apt, pip, copy, env, workdir, user``, as
+    ``helmr.Image`` records it. ``context`` is the folder ``copy`` steps are relative to (the unpacked deployment).
     """
 
     base: str = "python:3.12-slim"
@@ -303,8 +305,10 @@ class Engine(Protocol):
         """Keep the machines to come away from these servers (host and port), whatever else they may reach."""
         ...
 
-    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+    async def ensure_image(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None = None) -> str:
         """The reference of the image for ``spec``, building or pulling it if need be; concurrent calls build once.
+
+        ``secrets`` is asked only if a step that needs some is executed.
 
         Raises:
             ImageError: with the end of the builder's output in ``details["log"]``.

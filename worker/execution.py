@@ -182,7 +182,7 @@ class Execution:
             task = next(t for t in deployment.index["tasks"] if t["id"] == spec.task_id)
             sandbox = next(b for b in deployment.index["sandboxes"] if b["name"] == task["sandbox"])
             if task.get("secrets"):
-                secrets = await self._unless_cancelled(self._fetch_secrets(task), deadline)
+                secrets = await self._unless_cancelled(self._fetch_secrets(task["secrets"]), deadline)
                 if secrets is None:
                     return await self._unprepared(spec)
                 self.secrets = secrets
@@ -190,7 +190,7 @@ class Execution:
             if not await self._have_payload(deadline):
                 return await self._unprepared(spec)
             template = task_template(deployment, task, sandbox)
-            needs = Needs(deployment, sandbox, self._progress, template, self._stages.over)
+            needs = Needs(deployment, sandbox, self._progress, template, self._stages.over, self._secret_values)
             return await self._use_machine(deployment, task, needs, deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
@@ -211,11 +211,15 @@ class Execution:
         if problem is not None:
             self._progress(f"there is no version of the workspace's files: {problem}")
 
-    async def _fetch_secrets(self, task: dict[str, Any]) -> RunSecrets:
+    async def _fetch_secrets(self, declared: list[dict[str, Any]]) -> RunSecrets:
+        return run_secrets.place(declared, await self._secret_values())
+
+    async def _secret_values(self) -> dict[str, str]:
+        """The values of all secrets that the run may have, its image's and its task's."""
         lease = self.journal.lease
         request = ReleaseRequest(run_id=self.run_id, worker=lease.worker, lease=lease.cursor)
         try:
-            return await run_secrets.fetch(self.services.log.nc, self.scope, task, request)
+            return await run_secrets.fetch(self.services.log.nc, self.scope, request)
         except Conflict:
             await self.journal.check()
             raise

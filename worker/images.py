@@ -15,14 +15,20 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError
+from helmr.sandbox import SECRET_RUN
 from worker import base_image
+from worker.container_spec import INSTALL, KIND
 from worker.docker_api import DockerApi, EngineSilent
 from worker.docker_build import BuildLog, build
-from worker.dockerfile import content_hash, context, context_files, dockerfile
-from worker.engine import ImageSpec, Progress
+from worker.dockerfile import content_hash, context, context_files, dockerfile, parts
+from worker.engine import BuildSecrets, ImageSpec, Progress
 from worker.host import writing
+from worker.secret_step import BUILD, Made, SecretStep, execute, remove
 
 #: Seconds a registry may take to say whether it has an image. Without a route this is what the first start waits.
 REGISTRY_TIMEOUT = 20.0
@@ -31,6 +37,10 @@ READY_TIMEOUT = 3.0
 
 #: Seconds for which an image that was there counts as there: looking for it takes some 10 ms.
 _FRESH = 60.0
+
+#: The label that says what went into an image, and how much of it is its name.
+_DIGEST = "helmr.image"
+_KEY = 16
 
 #: How the engine words it when no registry answers (Go's net package, and gateways in between).
 _NO_ANSWER = re.compile(
@@ -43,22 +53,23 @@ _NO_ANSWER = re.compile(
 class Images:
     """The images of one engine. Calls for the same image build it once, in this process and across processes."""
 
-    def __init__(self, api: DockerApi, home: Path) -> None:
+    def __init__(self, api: DockerApi, home: Path, install: str) -> None:
         self._api = api
+        self._install = install
         self._home = home
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stand_ins: dict[str, str] = {}  # base -> what is used in its place
         self._refused: dict[str, str] = {}  # base -> why no registry gave it: with a stand-in, asked once per process
         self._seen: dict[ImageSpec, tuple[str, float]] = {}  # its name, and when it was last known to be there
 
-    async def ensure(self, spec: ImageSpec, progress: Progress) -> str:
+    async def ensure(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None = None) -> str:
         """The name of the image for ``spec``; see :meth:`worker.engine.Engine.ensure_image`.
 
         What was there a moment ago is not looked for again: who finds it gone says so (:meth:`forget`), and asks once more.
         """
         name, at = self._seen.get(spec, ("", -math.inf))
         if time.monotonic() - at > _FRESH:
-            name = await self._ensure(spec, progress)
+            name = await self._ensure(spec, progress, secrets)
             self._seen[spec] = name, time.monotonic()
         return name
 
@@ -66,28 +77,63 @@ class Images:
         """Look for every image again before it is used."""
         self._seen.clear()
 
-    async def _ensure(self, spec: ImageSpec, progress: Progress) -> str:
-        base = await self._base(spec.base, progress)
-        if not spec.steps:
-            return base
+    async def collect(self) -> None:
+        """Remove the containers that steps of dead workers run in: of living ones, the image is locked."""
+        labels = [f"{INSTALL}={self._install}", f"{KIND}={BUILD}"]
+        for item in await self._api.call(lambda client: client.containers(all=True, filters={"label": labels})):
+            key = item["Labels"].get(_DIGEST, "")[:_KEY]
+            if not self._locks[key].locked():
+                descriptor = self._lock_file(key)
+                try:
+                    if _locked(descriptor):
+                        await remove(self._api, item["Id"])
+                finally:
+                    os.close(descriptor)
+
+    async def _ensure(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None) -> str:
+        name = await self._base(spec.base, progress)
+        for steps in parts(spec.steps):
+            name = await self._part(msgspec.structs.replace(spec, steps=steps), name, progress, secrets)
+        return name
+
+    async def _part(self, spec: ImageSpec, base: str, progress: Progress, secrets: BuildSecrets | None) -> str:
+        """The image of some steps on another; a step with secrets is one for itself."""
         details = await self._api.call(lambda client: client.inspect_image(base))
         if any(kind == "apt" for kind, *_ in spec.steps) and "helmr.base" in (details["Config"].get("Labels") or {}):
             raise ImageError(
                 "there is no apt in the locally built base image, so .apt() steps cannot run",
                 hint=f"make a registry reachable so that {spec.base} can be pulled, or load it with `docker load`",
             )
-        text = dockerfile(spec, base)
+        step = SecretStep.parse(spec.steps[0]) if spec.steps[0][0] == SECRET_RUN else None
+        text = step.text if step else dockerfile(spec, base)
         files = await asyncio.to_thread(context_files, spec)
         digest = await asyncio.to_thread(content_hash, text, details["Id"], files)
-        name = f"helmr/image:{digest[:16]}"
+        name = f"helmr/image:{digest[:_KEY]}"
         if await base_image.exists(self._api, name):
             return name
-        async with self._exclusive(digest[:16]):
-            if not await base_image.exists(self._api, name):
-                progress(f"building {name} from {base}, {len(spec.steps)} steps")
-                archive = await asyncio.to_thread(context, text, files)
-                await build(self._api, archive, tag=name, labels={"helmr.image": digest}, progress=progress)
-        return name
+        async with self._exclusive(digest[:_KEY]):
+            if await base_image.exists(self._api, name):
+                return name
+            labels = {_DIGEST: digest}
+            if step is not None:
+                progress(f"building {name} from {base}, a step with {', '.join(step.variables)}")
+                made = Made(name, labels, self._install)
+                await self._execute(step, details, made, secrets, BuildLog(progress))
+                return name
+            progress(f"building {name} from {base}, {len(spec.steps)} steps")
+            archive = await asyncio.to_thread(context, text, files)
+            await build(self._api, archive, tag=name, labels=labels, progress=progress)
+            return name
+
+    async def _execute(
+        self, step: SecretStep, base: dict[str, Any], made: Made, secrets: BuildSecrets | None, log: BuildLog
+    ) -> None:
+        if secrets is None:
+            raise ImageError(
+                f"building the image needs the secret {next(iter(step.variables.values()))}, which only runs are given",
+                hint="start a run of a task in this sandbox first: it builds the image",
+            )
+        await execute(self._api, step, await secrets(), base=base, made=made, log=log)
 
     async def _base(self, base: str, progress: Progress) -> str:
         known = self._stand_ins.get(base, base)
@@ -152,17 +198,18 @@ class Images:
     async def _exclusive(self, key: str) -> AsyncIterator[None]:
         """One at a time for ``key``: tasks wait on a lock, processes on a file lock, which the kernel drops for the dead."""
         async with self._locks[key]:
-            with writing(self._home):
-                (self._home / "locks").mkdir(parents=True, exist_ok=True)
-                descriptor = os.open(
-                    self._home / "locks" / f"image-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-                )
+            descriptor = self._lock_file(key)
             try:
                 while not _locked(descriptor):  # noqa: ASYNC110 - flock has no asynchronous form, and builds take seconds
                     await asyncio.sleep(0.1)
                 yield
             finally:
                 os.close(descriptor)
+
+    def _lock_file(self, key: str) -> int:
+        with writing(self._home):
+            (self._home / "locks").mkdir(parents=True, exist_ok=True)
+            return os.open(self._home / "locks" / f"image-{key}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def _locked(descriptor: int) -> bool:

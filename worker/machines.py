@@ -26,6 +26,7 @@ from helmr.subjects import Scope
 from worker.captures import Captures, Occasion
 from worker.checkouts import Checkouts, Record
 from worker.engine import (
+    BuildSecrets,
     Engine,
     ImageGone,
     ImageSpec,
@@ -69,6 +70,8 @@ class Needs(NamedTuple):
     template: Template | None = None
     #: Told the name of each step of the preparation when it is over.
     over: Callable[[str], None] = lambda _: None
+    #: Asked for what an image is built with; None: there is nobody to ask.
+    secrets: BuildSecrets | None = None
 
 
 class _Entry:
@@ -340,7 +343,7 @@ class Machines:
         return ImageSpec(base=image["base"], steps=steps, context=context)
 
     async def _make(self, scope: Scope, workspace_id: str, claim: int, needs: Needs) -> Machine:
-        image = await self._engine.ensure_image(await self._image(needs), needs.progress)
+        image = await self._engine.ensure_image(await self._image(needs), needs.progress, needs.secrets)
         needs.over("image")
         provision = await self._provision(scope, needs)
         return await self._engine.materialize(self._spec(workspace_id, claim, image, needs.sandbox, provision))

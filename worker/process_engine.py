@@ -31,7 +31,16 @@ from helmr.errors import EngineUnavailable, HelmrError, Unavailable, UsageError
 from helmr.guest import tree
 from worker import machine_record
 from worker.channel import Channel, ChannelProcess
-from worker.engine import EngineInfo, ImageSpec, Inheritance, MachineSpec, ProcessSpec, Progress, superseded
+from worker.engine import (
+    BuildSecrets,
+    EngineInfo,
+    ImageSpec,
+    Inheritance,
+    MachineSpec,
+    ProcessSpec,
+    Progress,
+    superseded,
+)
 from worker.host import host_id
 from worker.left_supervisor import LeftSupervisor
 from worker.machine_folder import MachineFolder
@@ -190,7 +199,7 @@ class ProcessEngine:
     def guard(self, servers: tuple[tuple[str, int], ...]) -> None:
         """Nothing: this engine has no walls, and says so."""
 
-    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+    async def ensure_image(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None = None) -> str:  # noqa: ARG002
         """Always the same: tasks get the worker's own Python, whatever the image says."""
         if spec.steps:
             kinds = ", ".join(dict.fromkeys(step[0] for step in spec.steps))

@@ -40,16 +40,13 @@ class SecretMissing(HelmrError):
     """A secret that the run declares cannot be had (any more)."""
 
 
-async def fetch(nc: Nats, scope: Scope, task: dict[str, Any], request: ReleaseRequest) -> RunSecrets:
-    """The secrets that ``task`` declares, for the run that is leased to us; waits while control is away.
+async def fetch(nc: Nats, scope: Scope, request: ReleaseRequest) -> dict[str, str]:
+    """The values by name of the secrets that a run declares which is leased to us; waits while control is away.
 
     Raises:
         SecretMissing: one is gone, or cannot be decrypted.
         Conflict: the lease is lost.
     """
-    declared = task.get("secrets") or ()
-    if not declared:
-        return NONE
     subject, body = subjects.api(scope, "secret", "release"), msgspec.json.encode(request)
     while True:
         try:
@@ -57,7 +54,7 @@ async def fetch(nc: Nats, scope: Scope, task: dict[str, Any], request: ReleaseRe
         except (TimeoutError, nats.errors.Error, OSError, Unavailable):
             await asyncio.sleep(_RETRY_DELAY)  # nothing tells us that control is back
         else:
-            return place(declared, reply.values)
+            return reply.values
 
 
 def _decode(msg: Msg) -> ReleaseReply:

@@ -12,7 +12,7 @@ import pytest
 from helmr.client import AsyncClient
 from helmr.errors import Conflict
 from tests.integration.platform import history, kinds, running, until, written
-from worker.engine import ImageSpec, Progress
+from worker.engine import BuildSecrets, ImageSpec, Progress
 from worker.process_engine import ProcessEngine
 
 pytestmark = pytest.mark.anyio
@@ -193,11 +193,11 @@ class _SlowImages(ProcessEngine):
 
     building = asyncio.Event()
 
-    async def ensure_image(self, spec: ImageSpec, progress: Progress) -> str:
+    async def ensure_image(self, spec: ImageSpec, progress: Progress, secrets: BuildSecrets | None = None) -> str:
         progress("building")
         self.building.set()
         await asyncio.sleep(3600)
-        return await super().ensure_image(spec, progress)
+        return await super().ensure_image(spec, progress, secrets)
 
 
 async def test_a_run_whose_workspace_is_being_prepared_ends_at_once(

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 TASKS = """
     import os, sys, time
     from pathlib import Path
-    from helmr import Secret, logger, metadata, task
+    from helmr import Image, Sandbox, Secret, logger, metadata, task
 
     TOKEN = Secret("TOKEN")
     KEY = Secret("KEY", file="/run/secrets/key", mode=0o440)
@@ -51,6 +51,12 @@ TASKS = """
     def hold():
         print("begun", flush=True)
         time.sleep(30)
+
+    BUILT = Sandbox("built", image=Image().run("pip install private", secrets=[Secret("PIP_TOKEN")]))
+
+    @task("in-a-built-image", sandbox=BUILT, secrets=[TOKEN])
+    def in_a_built_image() -> list:
+        return sorted(name for name in os.environ if "TOKEN" in name)
 
     @task("plain")
     def plain() -> list:
@@ -131,6 +137,18 @@ async def test_a_secret_that_is_missing_is_refused_before_a_run_exists(platform:
     with pytest.raises(UsageError, match="task fail needs the secret TOKEN, which is not set") as refused:
         await helmr.sessions.start("fail")
     assert refused.value.hint == "store it: helmr secret set TOKEN"
+
+
+async def test_a_secret_that_an_image_is_built_with_is_needed_at_start_and_not_given_to_the_task(
+    platform: Platform, value: str
+) -> None:
+    helmr = await platform.project("built", TASKS)
+    await helmr.secrets.set("TOKEN", value)
+    with pytest.raises(UsageError, match="needs the secret PIP_TOKEN, which is not set"):
+        await helmr.sessions.start("in-a-built-image")
+    await helmr.secrets.set("PIP_TOKEN", value + "-2")
+    run = await (await helmr.sessions.start("in-a-built-image")).run.wait(timeout=60)
+    assert (run.output, run.secrets) == (["TOKEN"], ("TOKEN", "PIP_TOKEN"))
 
 
 async def test_a_secret_that_went_missing_fails_the_run(tmp_path: Path, value: str) -> None:

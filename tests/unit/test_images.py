@@ -252,7 +252,7 @@ class _Engine:
 
 
 def _images(engine: _Engine, home: Path) -> Images:
-    return Images(engine, home)  # type: ignore[arg-type]
+    return Images(engine, home, "host_test")  # type: ignore[arg-type]
 
 
 SILENT = HelmrError("the Docker engine refused: Get https://registry/v2/: dial tcp: lookup registry: no such host")
