@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from helmr.errors import HelmrError, ImageError, NotFound, TimedOut
+from helmr.errors import HelmrError, ImageError, NotFound
 from worker import base_image
 from worker.base_tree import Tree, merged
+from worker.docker_api import EngineSilent
 from worker.docker_build import LOG_LINES, BuildLog
 from worker.dockerfile import content_hash, context, context_files, dockerfile
 from worker.engine import ImageSpec
@@ -282,7 +283,7 @@ async def test_an_image_that_a_registry_has_is_pulled(tmp_path: Path) -> None:
     assert await _images(engine, tmp_path).ensure(ImageSpec(), print) == "python:3.12-slim"
 
 
-@pytest.mark.parametrize("silence", [SILENT, TimedOut("the Docker engine did not answer in time")])
+@pytest.mark.parametrize("silence", [SILENT, EngineSilent("the Docker engine does not answer")])
 async def test_without_a_registry_python_gets_the_stand_in_and_the_registry_is_asked_once(
     tmp_path: Path, silence: HelmrError
 ) -> None:
