@@ -33,14 +33,14 @@ async def create(log: Log, scope: Scope, access_id: str, *, lifetime: float, all
     """
     secret = capabilities.new_secret(access_id)
     due = events.now() + timedelta(seconds=lifetime)
-    await timers.arm(log.js, scope, access_id, TIMER, due)
+    await timers.arm(log, scope, access_id, TIMER, due)
     data = allowed | {"hash": capabilities.hashed(secret), "expires_at": due.isoformat()}
     draft = Draft(kind="created", data=data, message=f"may {allowed['action']}")
     try:
         position = await log.append(ACCESS, scope, access_id, Position(0, None), draft)
     except Superseded:
         found = await log.present(ACCESS, scope, access_id)
-        await timers.arm(log.js, scope, access_id, TIMER, found.state.expires_at)
+        await timers.arm(log, scope, access_id, TIMER, found.state.expires_at)
         return Made(found.state, None)
     return Made(position.state, secret)
 
@@ -75,7 +75,7 @@ async def expire(log: Log, scope: Scope, access_id: str) -> None:
     position = await log.transact(ACCESS, scope, access_id, lambda state: rules.expire(state, at=events.now()))
     state: AccessState = position.state
     if state.status == "active":
-        await timers.arm(log.js, scope, access_id, TIMER, state.expires_at)
+        await timers.arm(log, scope, access_id, TIMER, state.expires_at)
 
 
 async def of_secret(log: Log, secret: str) -> tuple[Scope, AccessEvent] | None:

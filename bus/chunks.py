@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from bus import topology
-from bus.log import stored_message
+from bus.log import Log, stored_message
 from helmr import events, subjects
 from helmr.chunks import WORKER_LOST, LogChunk, headers, message_id, parse
-from helmr.errors import Unavailable
 from helmr.subjects import Scope
 
 #: What a chunk counts for beside its bytes.
@@ -28,18 +26,15 @@ class _Chunk(Protocol):
 C = TypeVar("C", bound=_Chunk)
 
 
-async def bury(js: JetStreamContext, scope: Scope, run_id: str, *, attempt: int, dispatch: int) -> None:
+async def bury(log: Log, scope: Scope, run_id: str, *, attempt: int, dispatch: int) -> None:
     """Say in a run's log, on behalf of a worker that no longer can, that its output ends there; twice is as good as once.
 
     Raises:
-        Unavailable: NATS does not answer.
+        Unavailable: NATS stayed away.
     """
     fields = headers(offset=0, dispatch=dispatch, at=events.now(), tombstone=WORKER_LOST)
     fields["Nats-Msg-Id"] = message_id(run_id, attempt, dispatch, "lost", 0)
-    try:
-        await js.publish(subjects.log(scope, run_id, attempt, "log"), b"", headers=fields)
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
+    await log.store(subjects.log(scope, run_id, attempt, "log"), b"", fields)
 
 
 async def read_chunks(

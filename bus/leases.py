@@ -47,4 +47,4 @@ async def lose_lease(log: Log, scope: Scope, run_id: str, worker: str) -> Positi
 
 async def bury(log: Log, scope: Scope, held: RunState) -> None:
     """Say in the log of the execution that ``held`` the run, its state under that lease, that it ends there."""
-    await chunks.bury(log.js, scope, held.id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)
+    await chunks.bury(log, scope, held.id, attempt=held.attempt or 1, dispatch=held.dispatch_attempt)

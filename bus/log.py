@@ -268,21 +268,22 @@ class Log:
             _EXPECT_FILTER: subjects.history(scope, kind.name, entity_id),
         }
         body = msgspec.json.encode(event)
-        deadline = asyncio.get_running_loop().time() + self._patience
-        while True:
-            try:
-                seq = await self._publish(subject, body, expected | (headers or {}))
-            except Superseded:
-                last = await self.last(kind, scope, entity_id)
-                if last.event is not None and last.event.id == event.id:
-                    return last
-                raise
-            except Unavailable:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await self._until_connected(deadline)
-            else:
-                return Position(seq, event)
+        try:
+            seq = await self._patiently(subject, body, expected | (headers or {}))
+        except Superseded:
+            last = await self.last(kind, scope, entity_id)
+            if last.event is not None and last.event.id == event.id:
+                return last
+            raise
+        return Position(seq, event)
+
+    async def store(self, subject: str, body: bytes, headers: dict[str, str]) -> None:
+        """Have a message stored, of which a second one does no harm, or is dropped by its ``Nats-Msg-Id``.
+
+        Raises:
+            Unavailable: the server stayed away.
+        """
+        await self._patiently(subject, body, headers)
 
     async def transact(
         self,
@@ -323,6 +324,17 @@ class Log:
             await self.nc.publish(f"$JS.API.STREAM.MSG.DELETE.{stream}", body, reply=_NOBODY)
         except nats.errors.Error as error:
             log.debug("message #%s of %s stays: %s", seq, stream, error)
+
+    async def _patiently(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
+        """Publish, again when the server does not answer; what was stored and not acknowledged is stored twice, or refused."""
+        deadline = asyncio.get_running_loop().time() + self._patience
+        while True:
+            try:
+                return await self._publish(subject, body, headers)
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await self._until_connected(deadline)
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
         try:

@@ -106,4 +106,4 @@ class Reactors:
         """Arm the timer of a retry; whoever appended the event may have died before doing so."""
         event = RUN.decode(item.msg.data)
         scope = subjects.parse_event(item.msg.subject).scope
-        await timers.arm(self.log.js, scope, event.run_id, "retry", datetime.fromisoformat(event.data["at"]))
+        await timers.arm(self.log, scope, event.run_id, "retry", datetime.fromisoformat(event.data["at"]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -38,7 +38,8 @@ class Stored(NamedTuple):
 class StreamWriter:
     """Appends to the output streams of one session on behalf of one run; ``patience``: seconds a record is retried.
 
-    ``look_back``: the run may have been executed before, and have stored records without living to say so.
+    ``look_back``: the run may have been executed before, and have stored records without living to say so. ``confirm`` raises
+    when the run is not ours any more: another worker may have executed it, and stored its records, before our first one.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class StreamWriter:
         *,
         patience: float = _PATIENCE,
         look_back: bool = False,
+        confirm: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._js = js
+        self._confirm = confirm
         self._patience = patience
         self._scope = scope
         self._session_id = session_id
@@ -72,6 +75,7 @@ class StreamWriter:
         Raises:
             TooLarge: the record exceeds 256 KiB.
             Unavailable: NATS stays away.
+            Exception: what ``confirm`` raises; nothing is stored.
         """
         subject = subjects.io(self._scope, self._session_id, "out", stream)
         record_id = ids.new("rec") if number is None else self._id(stream, number)
@@ -108,7 +112,7 @@ class StreamWriter:
             found = await self._find(subject, draft.id, since)
             if found is not None:
                 return found
-        end = self._ends.get(draft.stream) or await end_of(self._js, subject)
+        end = self._ends.get(draft.stream) or await self._first_end(subject)
         record = msgspec.structs.replace(draft, sequence=end[1] + 1)
         stored = await publish(self._js, subject, record, end[0])
         if stored is None:
@@ -117,6 +121,13 @@ class StreamWriter:
             return None
         self._ends[draft.stream] = (stored.seq, stored.record.sequence)
         return stored.record
+
+    async def _first_end(self, subject: str) -> tuple[int, int]:
+        """Where the stream ends, before which nothing is of this run: as long as it is ours, nobody else can have written."""
+        end = await end_of(self._js, subject)
+        if end != (0, 0) and self._confirm is not None:
+            await self._confirm()
+        return end
 
     async def _find(self, subject: str, record_id: str, since: int) -> StreamRecord | None:
         async for seq, record in records(self._js, subject, after=since):

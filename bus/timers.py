@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from nats.js import JetStreamContext
-
+from bus.log import Log
 from helmr import subjects
 from helmr.subjects import Scope
 
 
-async def arm(js: JetStreamContext, scope: Scope, run_id: str, what: str, at: datetime) -> None:
-    """Have ``helmr.due.<scope>.run.<run_id>.<what>`` published at ``at``; arming again moves it."""
+async def arm(log: Log, scope: Scope, run_id: str, what: str, at: datetime) -> None:
+    """Have ``helmr.due.<scope>.run.<run_id>.<what>`` published at ``at``; arming again moves it.
+
+    Raises:
+        Unavailable: the server stayed away.
+    """
     headers = {
         "Nats-Schedule": f"@at {at.astimezone(UTC).isoformat().replace('+00:00', 'Z')}",
         "Nats-Schedule-Target": subjects.due(scope, run_id, what),
     }
-    await js.publish(subjects.timer(scope, run_id, what), b"{}", headers=headers)
+    await log.store(subjects.timer(scope, run_id, what), b"{}", headers)
 
 
 def cancel_header(scope: Scope, run_id: str, what: str) -> dict[str, str]:

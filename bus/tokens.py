@@ -47,13 +47,13 @@ async def create(
         "metadata": metadata or {},
         "secrets": [capabilities.hashed(secret)] if secret else [],
     }
-    await timers.arm(log.js, scope, token_id, TIMER, due)
+    await timers.arm(log, scope, token_id, TIMER, due)
     draft = Draft(kind="created", data=data, message="created", source="worker" if run_id else "control")
     try:
         position = await log.append(TOKEN, scope, token_id, Position(0, None), draft)
     except Superseded:
         found = await log.present(TOKEN, scope, token_id)
-        await timers.arm(log.js, scope, token_id, TIMER, found.state.expires_at)
+        await timers.arm(log, scope, token_id, TIMER, found.state.expires_at)
         return Made(found, None)
     return Made(_stored(position), secret)
 
@@ -111,7 +111,7 @@ async def expire(log: Log, scope: Scope, token_id: str) -> None:
     position = await log.transact(TOKEN, scope, token_id, lambda state: rules.expire(state, at=events.now()))
     state: TokenState = position.state
     if state.status == "pending":
-        await timers.arm(log.js, scope, token_id, TIMER, state.expires_at)
+        await timers.arm(log, scope, token_id, TIMER, state.expires_at)
 
 
 async def await_token(log: Log, scope: Scope, token_id: str, run_id: str) -> None:

@@ -98,7 +98,7 @@ async def _token(log: Log, scope: Scope, state: RunState, wanted: Wait) -> Draft
 async def rearm(log: Log, scope: Scope, run_id: str, state: RunState) -> None:
     """A timer fired before its time: set it again."""
     if state.status == "waiting" and state.wait is not None and state.wait.due is not None:
-        await timers.arm(log.js, scope, run_id, TIMER, state.wait.due)
+        await timers.arm(log, scope, run_id, TIMER, state.wait.due)
 
 
 async def outcome(log: Log, scope: Scope, run_id: str) -> RunEvent:

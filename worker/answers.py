@@ -118,7 +118,7 @@ class Answers:
         if wait.token is not None:
             await tokens.await_token(self.log, self.scope, wait.token, self.run_id)
         if wait.due is not None:
-            await timers.arm(self.log.js, self.scope, self.run_id, waits.TIMER, wait.due)
+            await timers.arm(self.log, self.scope, self.run_id, waits.TIMER, wait.due)
 
 
 def _key(message: messages.StepOver | messages.Peek | messages.NewToken) -> dict[str, Any]:

@@ -129,8 +129,14 @@ class Conversation:
                 self.said.hear(message)
 
 
-def patient_writer(answers: Answers, spec: RunSpec, *, executed_before: bool) -> StreamWriter:
+def patient_writer(answers: Answers, spec: RunSpec, journal: RunJournal, *, executed_before: bool) -> StreamWriter:
     """The writer of a run's output streams; it waits for the server for as long as it takes."""
     return StreamWriter(
-        answers.log.js, answers.scope, spec.session_id, answers.run_id, patience=math.inf, look_back=executed_before
+        answers.log.js,
+        answers.scope,
+        spec.session_id,
+        answers.run_id,
+        patience=math.inf,
+        look_back=executed_before,
+        confirm=journal.check,
     )

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from bus import waits
+from bus.leases import bury
 from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
 from helmr import chunks, events
@@ -74,7 +75,7 @@ class Execution:
             services.log.js, scope, self.run_id, attempt=state.attempt or 1, dispatch=state.dispatch_attempt
         )
         answers = Answers(services.log, scope, self.run_id, spec, self.journal)
-        writer = patient_writer(answers, spec, executed_before=self._executed_before)
+        writer = patient_writer(answers, spec, self.journal, executed_before=self._executed_before)
         self._stages = Stages()
         self.conversation = Conversation(
             answers, self.journal, self.pump, writer, end=lambda: self._end_process(0), stages=self._stages
@@ -126,6 +127,8 @@ class Execution:
             if group.subgroup(Fenced) is not None:
                 raise Fenced(f"run {self.run_id} is no longer ours") from group
             log.exception("run %s: giving it back", self.run_id)
+            if self.state.lease is not None:  # what was not stored of its log is lost with what has failed
+                await bury(self.services.log, self.scope, self.state)
             await self._hand_back(f"the worker failed: {group.exceptions[0]!r}"[:500])
 
     async def _run(self) -> None:

@@ -20,7 +20,7 @@ from nats.micro.request import Request
 from nats.micro.service import EndpointConfig, Service
 
 from helmr import subjects
-from helmr.errors import HelmrError, UsageError
+from helmr.errors import HelmrError, Unavailable, UsageError
 from helmr.subjects import Scope
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,9 @@ async def _answer(endpoint: Endpoint, request: Request, tally: Tally) -> None:
     except HelmrError as error:
         tally.note(endpoint, error.code)
         await _refuse(request, error)
+    except (nats.errors.Error, TimeoutError) as error:
+        tally.note(endpoint, Unavailable.code)
+        await _refuse(request, Unavailable(f"NATS does not answer: {type(error).__name__} {error}"))
     except Exception:
         tally.note(endpoint, "failure")
         log.exception("%s %s", endpoint.noun, endpoint.verb)

@@ -89,12 +89,12 @@ class Sessions:
 
     async def _arm_expiry(self, scope: Scope, session_id: str, state: SessionState) -> None:
         if state.expires_at is not None:
-            await timers.arm(self.log.js, scope, session_id, EXPIRY, state.expires_at)
+            await timers.arm(self.log, scope, session_id, EXPIRY, state.expires_at)
 
     async def _arm_ttl(self, scope: Scope, plan: Plan, ttl: float) -> None:
         """Arm the timer before the run is there; but not for a start that is repeated: it runs already, or has been leased."""
         if (await self.log.last(RUN, scope, plan.run_id)).event is None:
-            await timers.arm(self.log.js, scope, plan.run_id, "ttl", events.now() + timedelta(seconds=ttl))
+            await timers.arm(self.log, scope, plan.run_id, "ttl", events.now() + timedelta(seconds=ttl))
 
     async def _append_all(self, scope: Scope, plan: Plan) -> Started:
         """All at once: publishes of one connection are stored in their order."""

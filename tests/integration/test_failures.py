@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from helmr.client import AsyncClient
 from helmr.errors import HelmrError, ImageError
 from tests.integration.platform import kinds
+from worker import messages
+from worker.answers import Answers
 from worker.process_engine import ProcessEngine, ProcessMachine
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.anyio
 TASKS = """
     import os, signal, time
     from pathlib import Path
-    from helmr import Retry, task
+    from helmr import Retry, task, timers
 
     def _parent(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -31,6 +33,12 @@ TASKS = """
     @task("quick", retry=Retry(max_attempts=3, min_delay="0s"))
     def quick() -> int:
         return 1
+
+    @task("naps")
+    def naps() -> str:
+        print("begun", flush=True)
+        timers.sleep("100ms")
+        return "rested"
 
     @task("broken")
     def broken():
@@ -112,3 +120,21 @@ async def test_a_run_that_ends_what_watches_over_it_is_dispatched_again_but_not_
     assert "ended together with its shim" in run.failure.message
     after = await (await helmr.sessions.start("quick", workspace=run.workspace_id)).run.wait(timeout=30)
     assert (after.status, after.dispatch_attempt) == ("succeeded", 1)
+
+
+async def test_a_run_is_given_back_whole_when_its_worker_fails_at_what_nobody_foresaw(
+    helmr: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = Answers.register, iter([RuntimeError("never seen before")])
+
+    async def register(answers: Answers, message: messages.Wait) -> Any:
+        for failure in failures:
+            raise failure
+        return await real(answers, message)
+
+    monkeypatch.setattr(Answers, "register", register)
+    started = await helmr.sessions.start("naps")
+    assert await started.run.result(timeout=60) == "rested"
+    assert "lease_lost" in await kinds(helmr, started.run)
+    graves = [(chunk.dispatch, chunk.tombstone) async for chunk in helmr.runs.logs(started.run) if chunk.tombstone]
+    assert graves == [(1, "worker_lost")]

@@ -6,14 +6,16 @@ import asyncio
 import functools
 import os
 import signal
+from datetime import timedelta
 
 import pytest
 from nats.aio.client import Client as Nats
 
-from bus.log import RUN, Log, Position, Superseded
+from bus import timers, topology
+from bus.log import RUN, Log, Position, Superseded, get_message
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
-from helmr import ids
+from helmr import events, ids, subjects
 from helmr.connection import connect
 from helmr.errors import Conflict, NotFound, TooLarge, Unavailable
 from helmr.events import Draft, RunEvent, RunState
@@ -155,8 +157,21 @@ async def test_an_append_outlasts_a_restart_of_the_server(log: Log, nats_server:
     os.kill(nats_server.pid, signal.SIGKILL)
     for n in range(5):
         position = await log.append(RUN, _SCOPE, position.state.id, position, _output(n))
-    events = await log.events(RUN, _SCOPE, position.state.id)
-    assert [event.cursor for event in events] == list(range(1, 8))
+    found = await log.events(RUN, _SCOPE, position.state.id)
+    assert [event.cursor for event in found] == list(range(1, 8))
+    await nats_server.stop()
+    await keeping
+
+
+async def test_a_timer_is_set_while_the_server_restarts(log: Log, nats_server: EmbeddedServer) -> None:
+    keeping = asyncio.create_task(nats_server.supervise())
+    run_ids = [ids.new("run") for _ in range(5)]
+    assert nats_server.pid is not None
+    os.kill(nats_server.pid, signal.SIGKILL)
+    for run_id in run_ids:
+        await timers.arm(log, _SCOPE, run_id, "ttl", events.now() + timedelta(hours=1))
+    for run_id in run_ids:
+        assert await get_message(log.js, topology.RUNS, subjects.timer(_SCOPE, run_id, "ttl")) is not None
     await nats_server.stop()
     await keeping
 
@@ -168,5 +183,7 @@ async def test_patience_ends_and_the_connection_can_be_closed(nats_server: Embed
     await nats_server.stop()
     with pytest.raises(Unavailable):
         await log.append(RUN, _SCOPE, position.state.id, position, _output(1))
+    with pytest.raises(Unavailable):
+        await timers.arm(log, _SCOPE, position.state.id, "ttl", events.now())
     await nc.close()
     assert nc.is_closed

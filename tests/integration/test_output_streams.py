@@ -19,6 +19,7 @@ from helmr.errors import TooLarge, UsageError
 from helmr.models import StreamRecord
 from helmr.subjects import Scope
 from tests.integration.platform import Platform, history
+from worker.run_journal import Fenced
 
 pytestmark = pytest.mark.anyio
 
@@ -157,6 +158,27 @@ async def test_a_worker_that_lost_its_run_unawares_stores_nothing_twice(nc: Nats
     assert told == [4, 5, 6, 7, 8]
     assert (await successor.append("report", 6, number="6")).sequence == 7
     assert [record.data for record in await _records(nc, _SCOPE, "ses_1")] == list(range(8))
+
+
+async def test_a_worker_that_lost_its_run_before_its_first_record_stores_none(nc: Nats) -> None:
+    """It slept, its successor has executed the run, and what its own process wrote meanwhile is there to be stored."""
+    await ensure_topology(nc)
+    js, looks = nc.jetstream(), 0
+
+    async def lost() -> None:
+        nonlocal looks
+        looks += 1
+        raise Fenced("it is the successor's")
+
+    former = StreamWriter(js, _SCOPE, "ses_1", "run_1", confirm=lost)
+    successor = StreamWriter(js, _SCOPE, "ses_1", "run_1", look_back=True)
+    for number in range(3):
+        await successor.append("report", number, number=str(number))
+    with pytest.raises(Fenced):
+        await former.append("report", 0, number="0")
+    assert [record.data for record in await _records(nc, _SCOPE, "ses_1")] == [0, 1, 2]
+    await former.append("other", 0, number="0")
+    assert looks == 1, "where nobody has written nothing is to be confirmed"
 
 
 async def test_the_writer_refuses_what_nobody_could_store(nc: Nats) -> None:

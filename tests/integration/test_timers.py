@@ -140,8 +140,8 @@ async def _messages(platform: Platform, subject: str) -> list[str]:
 async def test_a_timer_nobody_needs_fires_into_the_void(helmr: AsyncClient, platform: Platform, what: str) -> None:
     run = await (await helmr.sessions.start("only-exits")).run.wait(timeout=30)
     scope = Scope(*helmr.scope)
-    await timers.arm(platform.control.log.js, scope, run.id, what, events.now())
-    await timers.arm(platform.control.log.js, scope, "run_" + "0" * 24, what, events.now())
+    await timers.arm(platform.control.log, scope, run.id, what, events.now())
+    await timers.arm(platform.control.log, scope, "run_" + "0" * 24, what, events.now())
     await asyncio.sleep(0.5)
     assert (await platform.control.log.present(RUN, scope, run.id)).cursor == run.cursor
     after = await (await helmr.sessions.start("never")).run.wait(timeout=30)
@@ -150,9 +150,10 @@ async def test_a_timer_nobody_needs_fires_into_the_void(helmr: AsyncClient, plat
 
 async def test_a_timer_armed_again_fires_once_and_later(helmr: AsyncClient, platform: Platform) -> None:
     scope, run_id = Scope(*helmr.scope), "run_" + "1" * 24
-    begun, js = events.now(), platform.control.log.js
+    begun, log = events.now(), platform.control.log
+    js = log.js
     for seconds in (0.5, 1.2):
-        await timers.arm(js, scope, run_id, "ttl", begun + timedelta(seconds=seconds))
+        await timers.arm(log, scope, run_id, "ttl", begun + timedelta(seconds=seconds))
     await asyncio.sleep(2)
     found = await get_message(js, "RUNS", subjects.due(scope, run_id, "ttl"), after=0)
     assert found is not None
