@@ -20,11 +20,12 @@ PROJECT = Path(__file__).parent / "project"
 
 
 class Installation(NamedTuple):
-    """A client of what runs, and the two processes that make it run."""
+    """A client of what runs, the two processes that make it run, and the environment for commands to it."""
 
     client: AsyncClient
     server: int
     worker: int
+    environment: dict[str, str]
 
     def account(self) -> Account:
         """The processor time of its parts."""
@@ -55,7 +56,7 @@ async def installation(engine: str, slots: int) -> AsyncIterator[Installation]:
     words = ("worker", "--engine", engine, "--slots", str(slots), "--drain", "0")
     async with server() as (environment, client, pid), part(environment, *words) as worker:
         await ready(environment)
-        yield Installation(client, pid, worker.pid)
+        yield Installation(client, pid, worker.pid, environment)
 
 
 @asynccontextmanager

@@ -99,7 +99,7 @@ async def without_executing(slots: int) -> AsyncIterator[Installation]:
             working = asyncio.create_task(worker.run(stop, ready))
             await ready.wait()
             try:
-                yield Installation(client, pid, 0)
+                yield Installation(client, pid, 0, environment)
             finally:
                 stop.set()
                 await working

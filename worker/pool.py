@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 #: Seconds of demand that are kept in stock, and after which a kind that nobody wants is given up.
 _WINDOW, _FORGET = 60.0, 600.0
 #: Seconds that a pool lets pass after a demand before it starts containers: whoever has just got one shall have the processors
-#: for what comes before the first byte of its output (some 10 ms, :doc:`docs/performance.md`).
-_CALM = 0.03
+#: for a short run (some 20 ms), and perhaps the next one in it.
+_CALM = 0.1
 
 
 class Member(Protocol):
