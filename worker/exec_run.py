@@ -12,11 +12,11 @@ import nats.errors
 from nats.aio.msg import Msg
 
 from bus.deployments import Deployments
-from bus.log import EXEC, WORKSPACE, Log
+from bus.log import EXEC, WORKSPACE, Log, Position
 from bus.services.execs import ExecOrder
 from helmr import exec_frames
 from helmr.errors import Conflict, HelmrError, Unavailable
-from helmr.events import Draft, ExecState
+from helmr.events import Draft, ExecEvent, ExecState
 from helmr.exec_frames import Ack, Attach, Data, End, Leave, Resize, Signal
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
@@ -176,13 +176,14 @@ class ExecRun:
         return facts | {"oom": exited.oom, "reason": reason, **self._output.totals}
 
     async def _execute(self) -> Exited:
-        use = self._machines.use(self.scope, self._order.workspace, await self._needs())
+        needs, known = await asyncio.gather(self._needs(), self._log.last(EXEC, self.scope, self.id))
+        use = self._machines.use(self.scope, self._order.workspace, needs)
         machine = await unless(self._ending, use.__aenter__())
         if machine is None:
             raise _Withdrawn
         try:
             # Only whoever appends this may start it: it is not executed twice, whoever asks how often.
-            await self._claim()
+            await self._claim(known)
             if self._ending.is_set():
                 raise _Withdrawn
             process = await machine.start(self._spec())
@@ -197,9 +198,12 @@ class ExecRun:
             await use.__aexit__(None, None, None)
         return exited
 
-    async def _claim(self) -> None:
+    async def _claim(self, known: Position[ExecEvent]) -> None:
+        def start(state: ExecState) -> Draft:
+            return rules.start(state, worker=self._worker_id)
+
         try:
-            await self._log.transact(EXEC, self.scope, self.id, lambda s: rules.start(s, worker=self._worker_id))
+            await self._log.transact(EXEC, self.scope, self.id, start, known=known)
         except Conflict as error:
             raise _Settled from error
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import msgspec
 
-from bus.log import WORKSPACE, Log
+from bus.log import WORKSPACE, Log, Position
 from bus.packs import Snapshot
 from bus.versions import Versions
 from helmr.errors import Conflict, HelmrError
-from helmr.events import Draft, WorkspaceState
+from helmr.events import Draft, WorkspaceEvent, WorkspaceState
 from helmr.models import Deployment
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
@@ -122,6 +122,7 @@ class Machines:
         self._max_idle = max_idle
         self._entries: dict[tuple[Scope, str], _Entry] = {}
         self._idle_changed = asyncio.Event()
+        self._foreseen: dict[tuple[Scope, str], asyncio.Task[Position[WorkspaceEvent]]] = {}
 
     @asynccontextmanager
     async def use(self, scope: Scope, workspace_id: str, needs: Needs) -> AsyncIterator[Machine]:
@@ -190,6 +191,23 @@ class Machines:
             entry.confirmed = entry.idle_since = asyncio.get_running_loop().time()
             entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, machine))
         self._idle_changed.set()
+
+    @contextlib.contextmanager
+    def foreseen(self, scope: Scope, workspace_id: str) -> Iterator[None]:
+        """For the length of a block: :meth:`use` will be called, and what it has to know can be read in the meantime."""
+        entry = self._entries.get((scope, workspace_id))
+        if (entry is not None and entry.machine is not None) or (scope, workspace_id) in self._foreseen:
+            yield
+            return
+        reading = asyncio.create_task(self._log.last(WORKSPACE, scope, workspace_id))
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._foreseen[scope, workspace_id] = reading
+        try:
+            yield
+        finally:
+            if self._foreseen.get((scope, workspace_id)) is reading:
+                del self._foreseen[scope, workspace_id]
+            reading.cancel()
 
     def at_hand(self, scope: Scope, workspace_id: str, deployment: Deployment) -> bool:
         """Whether :meth:`use` would not have to wait for anything."""
@@ -326,13 +344,19 @@ class Machines:
                 state, worker=self._worker_id, host=self._host, ref="", evict=gone, isolated=self._isolated
             )
 
+        foreseen = self._foreseen.pop((scope, workspace_id), None)
+        read = await foreseen if foreseen is not None else None
+        known = read if read is not None and read.event is not None else None
         try:
-            claimed: WorkspaceState = (await self._log.transact(WORKSPACE, scope, workspace_id, decide)).state
+            position = await self._log.transact(WORKSPACE, scope, workspace_id, decide, known=known)
         except Conflict as error:
+            if known is not None:  # what was read ahead may be old
+                return await self._claim(scope, workspace_id)
             state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
             if state.status == "deleted":
                 raise
             raise Misplaced(self._lane(state)) from error
+        claimed: WorkspaceState = position.state
         return claimed
 
     async def _image(self, needs: Needs) -> ImageSpec:

@@ -344,6 +344,10 @@ class Worker:
             raise Stopping
         if self._disk_full or self._engine_problem:  # it was on its way when the gate was closed
             raise NotNow
+        with self.machines.foreseen(scope, dispatched.state.workspace_id):
+            await self._lease_and_execute(scope, item, dispatched)
+
+    async def _lease_and_execute(self, scope: Scope, item: Delivery, dispatched: RunEvent) -> None:
         position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
         spec = self._hot.spec(dispatched.run_id)

@@ -6,6 +6,7 @@ twice. What became of an exec whose worker is gone is settled when somebody asks
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -128,9 +129,16 @@ class Execs:
         """
         _check(request)
         asked = {**msgspec.to_builtins(request), "client": None}
-        existing = await self.log.last(EXEC, scope, request.id)
+        existing, worker = await asyncio.gather(
+            self.log.last(EXEC, scope, request.id),
+            self.placement.worker_for(scope, request.workspace),
+            return_exceptions=True,
+        )
+        if isinstance(existing, BaseException):
+            raise existing
         if existing.event is None:
-            worker = await self.placement.worker_for(scope, request.workspace)
+            if isinstance(worker, BaseException):  # which is of no interest if the exec is there
+                raise worker
             draft = rules.create(
                 workspace_id=request.workspace,
                 worker=worker,
