@@ -78,6 +78,11 @@ async def _queues(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.name, f"{each.in_use} in use, {each.waiting} waiting") for each in await client.queues.list()]
 
 
+async def _ptys(client: AsyncClient) -> list[tuple[str, str]]:
+    found = await client.workspaces.execs.list(limit=_LIMIT)
+    return [(each.id, f"{each.status} {' '.join(each.argv)}"[:60]) for each in found if each.terminal]
+
+
 async def _tokens(client: AsyncClient) -> list[tuple[str, str]]:
     return [(each.id, each.status) for each in await client.tokens.list(limit=_LIMIT)]
 
@@ -92,6 +97,7 @@ TOKEN = Reference("token", _tokens)
 ACCESS = Reference("access", _access)
 WORKSPACE = Reference("workspace", _workspaces)
 EXEC = Reference("exec", _execs)
+PTY = Reference("pty", _ptys)
 DEPLOYMENT = Reference("deployment", _deployments)
 TASK = Reference("task", _tasks)
 SANDBOX = Reference("sandbox", _sandboxes)

@@ -1,4 +1,4 @@
-"""``helmr workspace``: list, get, stop; versions, and the files in them; restore and fork; programs in it."""
+"""``helmr workspace``: list, get, start, stop; versions, and the files in them; restore and fork; programs in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from cli.references import SANDBOX, TASK, WORKSPACE
 from cli.workspace_cp import cp
 from cli.workspace_exec import exec_, shell
 from cli.workspace_files import files, version_option
+from cli.workspace_pty import pty
+from helmr.errors import Conflict
 from helmr.models import Workspace
 
 
@@ -51,6 +53,27 @@ def create(task: str | None, sandbox: str | None) -> None:
 def get(workspace_id: str) -> None:
     """Show a workspace."""
     _show(ask(lambda client: client.workspaces.get(workspace_id)))
+
+
+@workspace.command()
+@click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
+def materialize(workspace_id: str) -> None:
+    """Bring a workspace to life without a run, and print the worker that has it: the next run or exec in it starts at once.
+
+    Its container stops again when it has been idle for five minutes. One that is live is left as it is.
+
+    \b
+    Examples:
+        helmr workspace materialize @last
+    """
+    with working(f"starting {workspace_id}"):
+        live = ask(lambda client: client.workspaces.materialize(workspace_id))
+    if flags().json:
+        json_value(live)
+    elif live.worker is not None:
+        line(live.worker)
+    else:
+        raise Conflict(f"{live.id} has been stopped meanwhile")
 
 
 @workspace.command()
@@ -171,4 +194,5 @@ def _show(shown: Workspace) -> None:
 workspace.add_command(files)
 workspace.add_command(exec_)
 workspace.add_command(shell)
+workspace.add_command(pty)
 workspace.add_command(cp)

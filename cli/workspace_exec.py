@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helmr.client.aio import AsyncClient
 
 #: What a shell is, if nothing else was asked for: the best there is, with the environment of the image.
-_SHELL = ("/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash; fi; exec sh")
+SHELL = ("/bin/sh", "-c", "if command -v bash >/dev/null; then exec bash; fi; exec sh")
 _RUN = "run"
 
 
@@ -95,7 +95,7 @@ def run(
     """
     if detach and tty:
         raise UsageError("--detach and --tty exclude each other", hint="leave a terminal with ~d")
-    given: dict[str, Any] = {"cwd": cwd, "env": _environment(pairs), "idempotency_key": idempotency_key}
+    given: dict[str, Any] = {"cwd": cwd, "env": environment(pairs), "idempotency_key": idempotency_key}
     if detach:
         started = ask(lambda client: client.workspaces.execs.start(workspace_id, command, **given))
         json_value(started) if flags().json else line(started.id)
@@ -127,8 +127,8 @@ def shell(workspace_id: str, command: tuple[str, ...], cwd: str | None, pairs: t
         helmr workspace shell @last
         helmr workspace shell @last -- top
     """
-    environment = terminal_session.environment() | _environment(pairs)
-    _terminal(workspace_id, command or _SHELL, cwd=cwd, env=environment)
+    variables = terminal_session.environment() | environment(pairs)
+    _terminal(workspace_id, command or SHELL, cwd=cwd, env=variables)
 
 
 @exec_.command()
@@ -139,11 +139,16 @@ def attach(exec_id: str, no_stdin: bool) -> None:
 
     Ending this command ends the exec, unless it is a terminal that is left with ~d.
     """
+    attach_to(exec_id, with_input=not no_stdin)
+
+
+def attach_to(exec_id: str, *, with_input: bool) -> None:
+    """Go back to an exec; ends with its exit code."""
 
     async def go_on(client: AsyncClient) -> int:
         async with await client.workspaces.execs.attach(exec_id) as process:
             if not process.record.terminal:
-                return await exec_session.converse(process, with_input=not no_stdin)
+                return await exec_session.converse(process, with_input=with_input)
             await process.resize(*terminal_session.size())
             return await terminal_session.converse(process)
 
@@ -155,7 +160,11 @@ def attach(exec_id: str, no_stdin: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many at most.")
 def list_(workspace: str | None, limit: int) -> None:
     """List execs and terminals, newest first; those that ended more than 7 days ago are gone."""
-    found = ask(lambda client: client.workspaces.execs.list(workspace=workspace, limit=limit))
+    show_all(ask(lambda client: client.workspaces.execs.list(workspace=workspace, limit=limit)))
+
+
+def show_all(found: list[Exec]) -> None:
+    """Execs as a table, or as JSON."""
     if flags().json:
         json_value(found)
         return
@@ -258,7 +267,12 @@ def _conclude(use: Callable[[AsyncClient], Awaitable[int]]) -> None:
     click.get_current_context().exit(code)
 
 
-def _environment(pairs: tuple[str, ...]) -> dict[str, str]:
+def environment(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Variables as they are given.
+
+    Raises:
+        UsageError: one has no name or no value.
+    """
     for pair in pairs:
         if "=" not in pair[1:]:
             raise UsageError(f"--env {pair}: a name, = and a value are needed", hint="e.g. --env COLOUR=blue")

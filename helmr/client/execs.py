@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import nats.errors
 
 from helmr import ids, subjects
 from helmr.client.exec_handle import CREATE_TIMEOUT, ExecHandle, OutputPage
 from helmr.client.wire import PATIENCE
 from helmr.durations import Duration, seconds
-from helmr.errors import Conflict, HelmrError, NotFound, TimedOut
+from helmr.errors import Conflict, HelmrError, NotFound, TimedOut, Unavailable, UsageError
+from helmr.exec_frames import Resize, encode
 from helmr.models import Exec, ExecChunk, Workspace
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _LOOK_AGAIN = 5.0
 #: See :mod:`bus.services.execs`.
 _MAX_LISTED = 1000
+_MAX_TERMINAL = 1000
 
 ExecList = list[Exec]
 
@@ -87,10 +90,16 @@ class Execs:
         *,
         cwd: str | None = None,
         env: Mapping[str, str] | None = None,
+        terminal: tuple[int, int] | None = None,
         idempotency_key: str | None = None,
     ) -> Exec:
-        """Start ``argv`` and leave it alone: it goes on without this client, with an empty input. See :meth:`open`."""
-        body = await self._creation(workspace, argv, cwd=cwd, env=env, input=False, idempotency_key=idempotency_key)
+        """Start ``argv`` and leave it alone: it goes on without this client, with an empty input, or with a terminal.
+
+        See :meth:`open`.
+        """
+        body = await self._creation(
+            workspace, argv, cwd=cwd, env=env, input=False, terminal=terminal, idempotency_key=idempotency_key
+        )
         return await self._client.wire.call("exec", "create", body, Exec, timeout=CREATE_TIMEOUT)
 
     async def _creation(
@@ -172,6 +181,28 @@ class Execs:
         """
         body = {"id": await self.resolve(exec), "signal": signal, "grace": seconds(grace, what="grace")}
         return await self._client.wire.call("exec", "kill", body, Exec)
+
+    async def resize(self, exec: str | Exec, rows: int, columns: int) -> Exec:  # noqa: A002
+        """Give the terminal of an exec another size; whoever steers it goes on.
+
+        Raises:
+            Conflict: it has ended, or has no terminal.
+            UsageError: no terminal has that size.
+        """
+        if not (0 < rows <= _MAX_TERMINAL and 0 < columns <= _MAX_TERMINAL):
+            raise UsageError(
+                f"a terminal has no {rows} rows and {columns} columns", hint=f"1 to {_MAX_TERMINAL} of each"
+            )
+        found = await self.get(exec)
+        if found.ended or not found.terminal:
+            raise Conflict(f"{found.id} {'has ended' if found.ended else 'has no terminal'}")
+        wire = self._client.wire
+        try:
+            await wire.nc.publish(subjects.exec_input(wire.scope, found.id), encode(Resize(rows, columns)))
+            await wire.nc.flush()
+        except (TimeoutError, nats.errors.Error) as error:
+            raise Unavailable(f"the connection to NATS was lost: {error}") from error
+        return found
 
     async def wait(self, exec: str | Exec, *, timeout: Duration | None = None) -> Exec:  # noqa: A002, ASYNC109
         """The exec once it has ended, however it ended.

@@ -381,6 +381,10 @@ class Workspaces:
         """Workspaces, newest first."""
         return self._client.call(self._client.aio.workspaces.list, limit=limit)
 
+    def materialize(self, workspace: str | Workspace) -> Workspace:
+        """Bring a workspace to life without a run."""
+        return self._client.call(self._client.aio.workspaces.materialize, workspace)
+
     def stop(self, workspace: str | Workspace) -> Workspace:
         """End the container of a workspace; its files stay."""
         return self._client.call(self._client.aio.workspaces.stop, workspace)

@@ -95,6 +95,10 @@ class Execs:
         """Send a signal to the main process of an exec; without one, end all of it."""
         return self._client.call(self._client.aio.workspaces.execs.kill, exec, signal=signal, grace=grace)
 
+    def resize(self, exec: str | Exec, rows: int, columns: int) -> Exec:  # noqa: A002
+        """Give the terminal of an exec another size; whoever steers it goes on."""
+        return self._client.call(self._client.aio.workspaces.execs.resize, exec, rows, columns)
+
     def wait(self, exec: str | Exec, *, timeout: Duration | None = None) -> Exec:  # noqa: A002
         """The exec once it has ended, however it ended."""
         return self._client.call(self._client.aio.workspaces.execs.wait, exec, timeout=timeout)

@@ -27,6 +27,9 @@ _READ_TIMEOUT = 60.0
 #: Entries that come at a time; see :data:`bus.services.versions.MAX_LISTED`.
 _PAGE = 2000
 
+#: A program that does nothing, in any image: a container is alive once it could be executed.
+_NOTHING = ("/bin/sh", "-c", ":")
+
 T = TypeVar("T")
 VersionList = list[WorkspaceVersion]
 FileList = list[FileEntry]
@@ -119,6 +122,18 @@ class Workspaces:
         task = {"op": "send", "path": path}
         async with await self.execs.open(workspace, transfer=task, input=False) as process:
             return await copies.download(process, Path(target).absolute(), copies.name_of(path))
+
+    async def materialize(self, workspace: str | Workspace) -> Workspace:
+        """Bring a workspace to life without a run; it stays until it has been idle for a while, or is stopped.
+
+        Raises:
+            NotFound: no such workspace.
+            Conflict: it is deleted.
+            Unavailable: no worker can have it.
+            HelmrError: its container cannot be started.
+        """
+        exit_code_of((await self.exec(workspace, _NOTHING)).exec)
+        return await self.get(workspace)
 
     async def get(self, workspace: str | Workspace) -> Workspace:
         """One workspace, by id, unique prefix or ``@last``."""

@@ -147,8 +147,9 @@ async def test_a_shell_is_a_terminal_and_puts_ours_in_order(environment: dict[st
         assert terminal.settings() == before
 
 
+@pytest.mark.parametrize("back", [["exec", "attach"], ["pty", "connect"]])
 async def test_a_shell_is_left_and_gone_back_to(
-    environment: dict[str, str], helmr: AsyncClient, workspace: str
+    environment: dict[str, str], helmr: AsyncClient, workspace: str, back: list[str]
 ) -> None:
     words = ["shell", workspace, "--env", "PS1=ready> ", "--", "sh"]
     async with helmr_on_terminal(["workspace", *words], environment, _ROOT) as terminal:
@@ -161,9 +162,44 @@ async def test_a_shell_is_left_and_gone_back_to(
         assert await terminal.end() == 0
         assert terminal.settings() == before
     (pty, *_) = await helmr.workspaces.execs.list(workspace=workspace, limit=1)
-    async with helmr_on_terminal(["workspace", "exec", "attach", pty.id], environment, _ROOT) as terminal:
+    async with helmr_on_terminal(["workspace", *back, pty.id], environment, _ROOT) as terminal:
         await terminal.see("here=still")
         await _go_on(terminal, pty.id, helmr)
+
+
+async def test_a_terminal_is_made_resized_and_ended_by_its_id(environment: dict[str, str], workspace: str) -> None:
+    script = 'trap "stty size; exit 3" WINCH; stty size; sleep 600 & wait'
+    size = ["--rows", "30", "--columns", "100"]
+    stdout, _, _ = await _helmr(environment, "workspace", "pty", "create", workspace, *size, "--", "sh", "-c", script)
+    pty_id = stdout.decode().strip()
+    assert pty_id.startswith("pty_")
+    following = await _start(environment, "workspace", "exec", "logs", pty_id, "--follow")
+    assert following.stdout is not None
+    async with asyncio.timeout(60):
+        assert await following.stdout.readline() == b"30 100\r\n"
+    assert pty_id.encode() in (await _helmr(environment, "workspace", "pty", "list"))[0]
+    size = ["--rows", "40", "--columns", "120"]
+    assert (await _helmr(environment, "workspace", "pty", "resize", pty_id, *size))[2] == 0
+    async with asyncio.timeout(60):
+        assert await following.stdout.readline() == b"40 120\r\n"
+        assert await following.wait() == 0
+    assert (await _helmr(environment, "workspace", "exec", "wait", pty_id))[2] == 3
+    assert b"has ended already" in (await _helmr(environment, "workspace", "pty", "close", pty_id))[1]
+    assert (await _helmr(environment, "workspace", "pty", "resize", pty_id, *size))[2] == 6
+
+
+async def test_only_terminals_are_connected_to(environment: dict[str, str], helmr: AsyncClient, workspace: str) -> None:
+    plain = (await helmr.workspaces.exec(workspace, ["true"])).exec
+    _, stderr, code = await _helmr(environment, "workspace", "pty", "connect", plain.id)
+    assert (code, b"has no terminal" in stderr) == (2, True)
+    assert plain.id.encode() not in (await _helmr(environment, "workspace", "pty", "list"))[0]
+
+
+async def test_a_workspace_comes_to_life_without_a_run(environment: dict[str, str], helmr: AsyncClient) -> None:
+    made = await helmr.workspaces.create(task="nothing")
+    stdout, _, code = await _helmr(environment, "workspace", "materialize", made.id)
+    live = await helmr.workspaces.get(made.id)
+    assert (code, stdout.decode().strip(), live.state) == (0, live.worker, "live")
 
 
 async def _go_on(terminal: Terminal, pty_id: str, helmr: AsyncClient) -> None:
