@@ -14,6 +14,7 @@ from nats.aio.client import Client as Nats
 from bus import topology
 from bus.admission import Admission
 from bus.artifacts import open_artifacts
+from bus.continuations import Continuations
 from bus.deployments import Deployments
 from bus.explainer import Explainer
 from bus.half_starts import HalfStarts
@@ -80,7 +81,10 @@ class Control:
         vault = Vault(nc, ring)
         planner = Planner(self.log, self.deployments, self.presence, self.admission.gate, vault, values=values)
         self.secrets = Secrets(self.log, vault)
-        self.sessions = Sessions(self.log, planner, self.runs.cancel_quietly, self.admission.lanes.forget)
+        continuations = Continuations(self.log, self.deployments, self.presence, self.admission.gate)
+        self.sessions = Sessions(
+            self.log, planner, self.runs.cancel_quietly, self.admission.lanes.forget, continuations.check
+        )
         self.streams = Streams(self.log, self.deployments)
         self.live_service = Live(self.live, self.live_follower.ready)
         self.queues = Queues(self.log, self.deployments, self.admission)
@@ -90,7 +94,7 @@ class Control:
         self.execs = Execs(self.log, self.presence)
         self.versions = WorkspaceVersions(self.log, self.workspaces, Versions(versions))
         self.uploads = DeploymentService(self.deployments, open_artifacts(nc, topology.ARTIFACTS, artifacts))
-        self.reactors = Reactors(self.log, self.presence, self.admission.gate, self.deployments, self.sessions)
+        self.reactors = Reactors(self.log, self.presence, self.admission.gate, continuations, self.sessions)
         self.rescue = Rescue(self.log, self.presence, self.live)
         self.half_starts = HalfStarts(self.log, self.live, self.sessions)
         self.janitor = Janitor(self.log, retention=retention)

@@ -15,7 +15,6 @@ import nats.errors
 
 from bus import access, timers, tokens, topology, waits
 from bus.continuations import Continuations
-from bus.deployments import Deployments
 from bus.leases import spec_of
 from bus.log import RUN, Log
 from bus.presence import Presence
@@ -39,14 +38,14 @@ class Reactors:
     """All reactors of one control process."""
 
     def __init__(
-        self, event_log: Log, presence: Presence, gate: Gate, deployments: Deployments, sessions: Sessions
+        self, event_log: Log, presence: Presence, gate: Gate, continuations: Continuations, sessions: Sessions
     ) -> None:
         self.log = event_log
         self.presence = presence
         self._gate = gate
         self._sessions = sessions
-        self.continuations = Continuations(event_log, deployments, presence, gate)
-        self.wakeups = Wakeups(event_log, presence, gate, self.continuations)
+        self.continuations = continuations
+        self.wakeups = Wakeups(event_log, presence, gate, continuations)
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Create the consumers and start following them."""

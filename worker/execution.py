@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Coroutine
@@ -47,6 +48,8 @@ T = TypeVar("T")
 _HURRY = 1.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
+#: Seconds that it may take to have a machine only for the sake of ending an earlier one: somebody waits for the run's end.
+_REPLACE_TIME = 10.0
 #: Events of a run that are read to execute it again: all of them.
 _ALL = 1_000_000_000
 
@@ -184,16 +187,16 @@ class Execution:
             deployment = await self.services.deployments.load(self.scope, spec.deployment_id)
             task = next(t for t in deployment.index["tasks"] if t["id"] == spec.task_id)
             sandbox = next(b for b in deployment.index["sandboxes"] if b["name"] == task["sandbox"])
+            template = task_template(deployment, task, sandbox)
+            needs = Needs(deployment, sandbox, self._progress, template, self._stages.over, self._secret_values)
             if task.get("secrets"):
                 secrets = await self._unless_cancelled(self._fetch_secrets(task["secrets"]), deadline)
                 if secrets is None:
-                    return await self._unprepared(spec)
+                    return await self._unprepared(needs)
                 self.secrets = secrets
                 self._stages.over("secrets")
             if not await self._have_payload(deadline):
-                return await self._unprepared(spec)
-            template = task_template(deployment, task, sandbox)
-            needs = Needs(deployment, sandbox, self._progress, template, self._stages.over, self._secret_values)
+                return await self._unprepared(needs)
             return await self._use_machine(deployment, task, needs, deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
@@ -249,7 +252,7 @@ class Execution:
             use = self.services.machines.use(self.scope, self.spec.workspace_id, needs)
             found = await self._enter(use, deployment, deadline)
             if found is None:
-                return await self._unprepared(self.spec)
+                return await self._unprepared(needs)
             machine = found
         outcome: Outcome | None = None
         try:
@@ -273,11 +276,23 @@ class Execution:
             return await use.__aenter__()  # at once: there is nothing to be cancelled
         return await self._unless_cancelled(use.__aenter__(), deadline)
 
-    async def _unprepared(self, spec: RunSpec) -> Outcome:
+    async def _unprepared(self, needs: Needs) -> Outcome:
+        spec = self.spec
+        if self.state.dispatch_attempt > 1 and self._hot is None and not self._forced.is_set():
+            await self._replace_former(needs)
         if self._cancelled.is_set():
             return Cancelled()
         message = f"ran longer than {spec.max_duration:g} s (the workspace was still being prepared)"
         return Failed(Failure(code="max_duration", message=message, detail={"limit_seconds": spec.max_duration}))
+
+    async def _replace_former(self, needs: Needs) -> None:
+        """Prepare the machine all the same: what an earlier holder left running ends with its own, in whose place it comes."""
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(_REPLACE_TIME),
+                self.services.machines.use(self.scope, self.spec.workspace_id, needs),
+            ):
+                log.debug("run %s: nothing of it is left in its workspace", self.run_id)
 
     async def _unless_cancelled(self, work: Coroutine[Any, Any, T], deadline: float) -> T | None:
         """What is being prepared, or None when a cancel or the deadline came first."""

@@ -7,7 +7,7 @@ that a client's retry completes the same start and never makes a second one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -51,12 +51,21 @@ class Part(msgspec.Struct, kw_only=True):
 class Sessions:
     """The session service."""
 
-    def __init__(self, log: Log, planner: Planner, cancel_run: Any, withdraw: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        planner: Planner,
+        cancel_run: Any,
+        withdraw: Callable[[str], None],
+        go_on: Callable[[Scope, str], Awaitable[None]],
+    ) -> None:
         self.log = log
         self.planner = planner
         self._cancel_run = cancel_run
         #: Told of a run that was let into a lane and is not queued after all: it has been, by an earlier start.
         self._withdraw = withdraw
+        #: Makes the run of a session's turn, unless it is there.
+        self._go_on = go_on
 
     def endpoints(self) -> list[Endpoint]:
         """What this service answers."""
@@ -138,6 +147,9 @@ class Sessions:
                 f"external id {state.external_id!r} belongs to session {state.id}, started differently", hint=hint
             )
         run = await self.log.last(RUN, scope, state.run_id)
+        if run.event is None and existing.kind == "turn":
+            # Whoever appended the turn is about to make its run, or has died before that.
+            await self._go_on(scope, state.id)
         if run.event is not None or existing.kind != "opened":
             return Started(
                 session=await self.get(scope, Ref(id=state.id)), run=await self._run(scope, state.run_id), reused=True

@@ -9,6 +9,7 @@ import pytest
 from bus.continuations import Continuations
 from bus.log import SESSION
 from helmr.client import AsyncClient
+from helmr.events import SessionEvent
 from helmr.subjects import Scope
 from tests.integration.platform import Platform, kinds, until
 
@@ -101,6 +102,29 @@ async def test_a_cancelled_run_leaves_its_session_open(helmr: AsyncClient) -> No
     await _turns(helmr, started.session.id, 1)
     run = await helmr.runs.wait((await helmr.sessions.get(started.session)).run_id, timeout=30)
     assert run.output["note"] == "after"
+
+
+async def test_a_repeated_start_finds_the_run_of_a_turn_that_is_just_being_made(
+    helmr: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making, make_run = asyncio.Event(), Continuations._make_run
+
+    async def hesitates(self: Continuations, scope: Scope, turned: SessionEvent) -> None:
+        if not making.is_set():
+            making.set()
+            await asyncio.Event().wait()
+        await make_run(self, scope, turned)
+
+    started = await helmr.sessions.start("chat", {"greets": True}, external_id="again")
+    await started.run.wait()
+    monkeypatch.setattr(Continuations, "_make_run", hesitates)
+    await helmr.sessions.open(started.session).input("notes").send("a")
+    async with asyncio.timeout(60):
+        await making.wait()
+    again = await helmr.sessions.start("chat", {"greets": True}, external_id="again")
+    assert again.reused
+    assert again.run.id != started.run.id
+    assert (await again.run.wait(timeout=60)).output == {"turn": 1, "note": "a", "before": ""}
 
 
 async def test_a_turn_whose_maker_died_gets_its_run(
