@@ -30,6 +30,8 @@ PROJECT = Path(__file__).parent / "project"
 QUIET = 90.0
 #: Seconds that a backlog may take to end in any case: an overloaded machine is slow, and nothing is wrong with that.
 _BACKLOG = 1200.0
+#: How often the history is compared with the log, until NATS has answered every read of that in time.
+_TRIES = 3
 #: Seconds in which the lanes of dead workers must be gone.
 _LANES = 30.0
 
@@ -159,10 +161,16 @@ async def _lanes_left(running: Installation) -> list[str]:
 
 
 async def _differences(running: Installation) -> list[str]:
-    try:
-        verified = await verify(running.nats.url, running.history)
-    except HelmrError as error:
-        return [f"cannot be compared: {error.message}"]
+    told = ""
+    for _ in range(_TRIES):
+        try:
+            verified = await verify(running.nats.url, running.history)
+        except (HelmrError, ExceptionGroup) as error:
+            told = f"cannot be compared: {error!r}"
+        else:
+            break
+    else:
+        return [told]
     return [
         f"{name}: {table.missing} rows missing, {table.extra} too many, of {table.rows}"
         for name, table in verified.tables.items()

@@ -166,6 +166,9 @@ class Load:
             except (TimedOut, Unavailable) as error:
                 self._failed(error)
                 return
+            except HelmrError as error:
+                self.surprises.append(f"creation of a token: {type(error).__name__}: {error.message}")
+                return
         copies = 2 if "external_id" in options and self._rng.random() < 0.5 else kind.burst
         fate = self._rng.random(), self._rng.uniform(0, 3), self._rng.random() < 0.3
         await asyncio.gather(*(self._start(kind, n, payload, options, fate) for _ in range(copies)))
