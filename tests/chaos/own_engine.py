@@ -1,7 +1,8 @@
 """A Docker engine of the test-bed's own, to be killed and stopped while that of the machine goes on in peace.
 
-It has its own folders and its own containerd, a service beside it, as distributions have it. It does nothing to the network:
-containers of Helmr have none. What speaks to it does so through a proxy, which can hold back and cut that as well.
+It has its own folders and its own containerd, a service beside it, as distributions have it. It has its own network, too, with
+nothing in it (containers of Helmr need none): an engine that is told to have no bridge removes ``docker0``, whosever it is.
+What speaks to it does so through a proxy, which can hold back and cut that as well.
 """
 
 from __future__ import annotations
@@ -52,7 +53,17 @@ class OwnEngine:
         config.write_text(_CONTAINERD.format(root=folder / "containerd", state=run / "containerd", address=address))
         settings.write_text("{}")  # not the machine's
         words = [
-            *("dockerd", "--config-file", settings, "--data-root", folder / "data", "--exec-root", run / "exec"),
+            *(
+                "unshare",
+                "--net",
+                "dockerd",
+                "--config-file",
+                settings,
+                "--data-root",
+                folder / "data",
+                "--exec-root",
+                run / "exec",
+            ),
             *("--pidfile", run / "pid", "--host", f"unix://{self.socket}", "--containerd", address),
             *("--bridge", "none", "--iptables=false", "--ip-masq=false", "--ip-forward=false"),
             *(["--live-restore"] if live_restore else []),
