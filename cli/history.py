@@ -115,7 +115,7 @@ def _tell(manifest: Manifest, done: str) -> None:
         json_value(manifest)
         return
     runs = manifest.rows["runs_closed"] + manifest.rows["runs_live"]
-    note(f"{done}: {runs} runs, {len(manifest.log_days)} days of logs")
+    note(f"{done}: runs: {runs}, days with logs: {len(manifest.log_days)}")
 
 
 async def _verify(url: str, home: Path, token: str | None) -> Verified:
