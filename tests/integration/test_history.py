@@ -247,7 +247,7 @@ async def test_the_lag_counts_from_what_is_waiting_not_from_before_a_pause(nc: N
         began = datetime.now(UTC)
         await publish(nc, Life().queued().published() + Life().queued().published())
         lag = (await ask(nc, "status", {}))["streams"][topology.RUNS]["lag_seconds"]
-        assert 0 <= lag <= (datetime.now(UTC) - began).total_seconds()
+        assert 0 <= lag <= (datetime.now(UTC) - began).total_seconds() + 0.001  # it is rounded
         # Of what has been deleted, nothing is waited for.
         stream = nc.jetstream()
         await stream.delete_msg(topology.RUNS, 2)

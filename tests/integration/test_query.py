@@ -516,6 +516,7 @@ async def test_who_is_content_with_an_older_answer_gets_one(
 ) -> None:
     monkeypatch.setattr(sandboxes, "STALE", 3600.0)
     count = "select count(*) from runs"
+    await projector.fresh()
     assert await table(nc, count, fresh=False) == [[8]]
     await publish(nc, Life().queued().published())
     await projector.fresh()
