@@ -151,10 +151,8 @@ class Sessions:
             # Whoever appended the turn is about to make its run, or has died before that.
             await self._go_on(scope, state.id)
         if run.event is not None or existing.kind != "opened":
-            # A turn whose run is just being made: until then the one before it is the session's latest.
-            run_id = existing.data["previous"] if run.event is None and existing.kind == "turn" else state.run_id
             return Started(
-                session=await self.get(scope, Ref(id=state.id)), run=await self._run(scope, run_id), reused=True
+                session=await self.get(scope, Ref(id=state.id)), run=await self._run(scope, state.run_id), reused=True
             )
         return msgspec.structs.replace(await self.complete(scope, existing), reused=True)
 

@@ -130,7 +130,7 @@ async def test_a_repeated_start_finds_the_run_of_a_turn_that_is_just_being_made(
 async def test_a_turn_whose_maker_died_gets_its_run(
     helmr: AsyncClient, platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = await helmr.sessions.start("chat", {"greets": True}, external_id="x")
+    started = await helmr.sessions.start("chat", {"greets": True})
     await started.run.wait(timeout=30)
 
     async def dies(*_: object) -> None:
@@ -144,8 +144,6 @@ async def test_a_turn_whose_maker_died_gets_its_run(
     scope = Scope(*helmr.scope)
     event = await platform.control.log.present(SESSION, scope, session.id)
     assert (event.kind, event.data["previous"]) == ("turn", started.run.id)
-    again = await helmr.sessions.start("chat", {"greets": True}, external_id="x")
-    assert (again.reused, again.run.id, again.session.turn) == (True, started.run.id, 1), "the latest run that is there"
     continuations = platform.control.reactors.continuations
     await asyncio.gather(*(continuations.check(scope, session.id) for _ in range(4)))
     run = await helmr.runs.wait(session.run_id, timeout=30)
