@@ -119,7 +119,7 @@ async def _collect(running: Installation, load: Load, before: dict[int, str]) ->
     left += [
         f"process {pid}: {command}"
         for pid, command in tasks.items()
-        if engine is None or not engine.is_shim(command)  # what is below one counts
+        if engine is None or not engine.is_own(command)  # what is below one counts
     ]
     left += [f"machine {machine}" for machine in await gone(running.machines)]
     if running.containers is not None:

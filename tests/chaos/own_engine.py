@@ -121,15 +121,20 @@ class OwnEngine:
             for _ in target.load_image(source.get_image(image)):
                 pass  # what it says on the way
 
-    def is_shim(self, command: str) -> bool:
-        """Whether a process watches over a container for this engine; one is left if containerd is killed at the wrong time."""
-        return "containerd-shim" in command and str(self.socket.parent) in command
+    def is_own(self, command: str) -> bool:
+        """Whether a process is the engine's: what watches over a container, or a container that never came to be.
+
+        Such are left when containerd is killed at the wrong time. What runs in a container is not the engine's.
+        """
+        shim = "containerd-shim" in command and str(self.socket.parent) in command
+        return shim or command == "runc init"
 
     def clean_up(self) -> None:
         """Undo what it has mounted, and end what it has left; it has ended."""
         for pid, command in leaks.descendants().items():
-            if self.is_shim(command):
-                os.kill(pid, signal.SIGKILL)
+            if self.is_own(command):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
         for path in reversed(mounts):
             if path.startswith(tuple(f"{folder}/" for folder in self._folders)):
