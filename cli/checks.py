@@ -155,6 +155,7 @@ def walls(facts: dict[str, Any]) -> Finding:
     missing = [what for fact, what in _LIMITS.items() if not facts.get(fact, True)]
     limits = [what for what in _LIMITS.values() if what not in missing]
     standing.append(f"limits of {', '.join(limits)}" if limits else "no limits")
+    standing.append("the disk of workspaces looked at")
     detail = "; ".join(standing)
     if "seccomp" not in options:
         fix = "use an engine and a kernel with seccomp: without it a task may make any system call"

@@ -215,7 +215,7 @@ class Sandbox:
         memory: ``"4GiB"``, or bytes.
         workspace: the folder the workspace is mounted at, and that tasks start in.
         network: ``"internet"`` (what is public), ``"none"``, or the hosts that may be reached, e.g. ``"*.example.com:8443"``.
-        disk: what the workspace may hold; enforced where the machine can.
+        disk: what the workspace's files may take of the disk; a run that is found to exceed it fails with ``disk_full``.
         pids: processes and threads at once.
         preload: modules that are imported ahead of the runs, so that these find them imported: without secrets, environment
             and payload of a run, and in a process that runs are forked from.

@@ -29,7 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cpu: float = 2.0  #: cores
     memory: int = 2 * 1024**3  #: bytes
     pids: int = 512
-    disk: int = 10 * 1024**3  #: bytes; enforced where the host can
+    disk: int = 10 * 1024**3  #: bytes; see :mod:`worker.disk_watch`
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,11 +28,24 @@ from worker import large_values, run_secrets
 from worker.answers import Answers
 from worker.captures import Occasion
 from worker.conversation import Conversation, patient_writer
+from worker.disk_watch import overfull
 from worker.engine import Exited, Machine, Process, ProcessSpec
 from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
 from worker.machines import Misplaced, Needs
-from worker.outcome import Cancelled, Failed, Lost, Outcome, Succeeded, Waits, judge, loss, masked, prevented
+from worker.outcome import (
+    Cancelled,
+    Failed,
+    Lost,
+    Outcome,
+    Succeeded,
+    Waits,
+    judge,
+    loss,
+    masked,
+    overfull_disk,
+    prevented,
+)
 from worker.run_journal import Fenced, RunJournal
 from worker.run_secrets import RunSecrets
 from worker.services import Services
@@ -93,6 +106,8 @@ class Execution:
         self._cancelled = asyncio.Event()
         self._forced = asyncio.Event()
         self._stopping: BaseException | None = None
+        #: Bytes in the workspace when they were found to be too many.
+        self._overfull: int | None = None
         self._stop = asyncio.Event()
 
     @property
@@ -306,6 +321,7 @@ class Execution:
     async def _execute(self, running: HotRun, task: dict[str, Any], sandbox: dict[str, Any]) -> Outcome:
         self._process = running.process
         canceller = asyncio.create_task(self._cancel_when_asked(self.spec.cancel_grace))
+        watcher = asyncio.create_task(self._end_when_overfull(sandbox))
         try:
             exited = await self.conversation.listen(running, self.services.hot, self.secrets.masker)
         except BaseException:
@@ -313,12 +329,15 @@ class Execution:
             raise
         finally:
             canceller.cancel()
+            watcher.cancel()
             self._process = None
         if exited is not None and (lost := loss(exited, asked=self._asked)) is not None:
             raise Unavailable(f"its machine was lost: {lost}")
         await self._capture()
         if exited is None:
             return Waits()
+        if self._overfull is not None and not self._cancelled.is_set():
+            return overfull_disk(self._overfull, sandbox["disk"])
         return await self._judge(exited, task, sandbox)
 
     async def _judge(self, exited: Exited, task: dict[str, Any], sandbox: dict[str, Any]) -> Outcome:
@@ -337,8 +356,9 @@ class Execution:
 
     @property
     def _asked(self) -> bool:
-        """Whether we have the process ended: somebody wants that, we stop, or it has broken the protocol."""
-        return self._cancelled.is_set() or self._stopping is not None or self.conversation.said.broken is not None
+        """Whether we have the process ended: somebody wants that, we stop, its disk is full, or it has broken the protocol."""
+        ended = self._cancelled.is_set() or self._stopping is not None or self._overfull is not None
+        return ended or self.conversation.said.broken is not None
 
     async def _start(self, machine: Machine, needs: Needs, task: dict[str, Any], deadline: float) -> Process:
         """The process that was kept while the run waited, told the answer; or a new one, which knows what is recorded."""
@@ -395,6 +415,13 @@ class Execution:
             await self._end_process(grace)
             await self._forced.wait()
         await self._end_process(0)
+
+    async def _end_when_overfull(self, sandbox: dict[str, Any]) -> None:
+        limit = sandbox.get("disk")
+        if limit:
+            used = await overfull(self.services.machines.files(self.spec.workspace_id), limit)
+            self._overfull = used
+            await self._end_process(0)
 
     async def _conclude(self, spec: RunSpec, outcome: Outcome) -> None:
         if isinstance(outcome, Waits):

@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -358,6 +359,10 @@ class Machines:
             raise Misplaced(self._lane(state)) from error
         claimed: WorkspaceState = position.state
         return claimed
+
+    def files(self, workspace_id: str) -> Path:
+        """The folder of this host that has the workspace's files."""
+        return self._engine.files(workspace_id)
 
     async def _image(self, needs: Needs) -> ImageSpec:
         image = needs.sandbox["image"]

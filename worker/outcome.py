@@ -208,6 +208,13 @@ def _validator(schema: bytes) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(msgspec.json.decode(schema))
 
 
+def overfull_disk(used: int, limit: int) -> Failed:
+    """The failure of a run whose workspace took more of the disk than its sandbox allows (both in bytes)."""
+    message = f"the workspace's files take {used >> 20} MiB of the disk; its sandbox allows {limit >> 20} MiB"
+    hint = "remove some with `helmr workspace exec`, or raise disk= of the sandbox; what is read again belongs in /tmp"
+    return Failed(Failure(code="disk_full", message=message, detail={"used": used, "limit": limit, "hint": hint}))
+
+
 def prevented(error: HelmrError | OSError) -> Failed:
     """The failure of a run that could not be prepared, or not be gone on with, for a reason of its surroundings.
 

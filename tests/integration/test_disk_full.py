@@ -11,15 +11,30 @@ import pytest
 
 from tests.integration.platform import Platform, running
 from tests.patience import eventually
+from worker import disk_watch
 
 pytestmark = pytest.mark.anyio
 
 TASKS = """
-    from helmr import task
+    import os, time
+    from pathlib import Path
+    from helmr import Sandbox, task
 
     @task("hello")
     def hello() -> str:
         return "done"
+
+    SMALL = Sandbox("small", disk="4MiB")
+
+    @task("fill", sandbox=SMALL)
+    def fill(payload: dict) -> str:
+        with Path("filler").open("wb") as filler:
+            for _ in range(payload["mib"]):
+                filler.write(os.urandom(1024**2))
+            filler.flush()
+            os.fsync(filler.fileno())
+        time.sleep(payload.get("sleep", 0))
+        return "filled"
 """
 
 
@@ -48,6 +63,24 @@ async def test_no_run_is_taken_until_there_is_room(free: list[int], tmp_path: Pa
         assert (await client.runs.get(started.run.id)).status == "queued"
         free.append(10 * 1024**3)
         assert (await started.run.wait(timeout="100s")).status == "succeeded"
+
+
+async def test_a_run_whose_workspace_takes_too_much_is_ended(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_watch, "PAUSE", 0.05)
+    client = await platform.project("overfull", TASKS)
+    started = await client.sessions.start("fill", {"mib": 6, "sleep": 600})
+    run = await started.run.wait(timeout="100s")
+    assert run.failure is not None
+    assert (run.status, run.failure.code, run.failure.detail["limit"]) == ("failed", "disk_full", 4 * 1024**2)
+    assert run.failure.detail["used"] > 4 * 1024**2
+    # Nothing is lost: it can be looked at, and some of it be removed.
+    (file,) = await client.workspaces.files(run.workspace_id)
+    assert (file.path, file.size) == ("filler", 6 * 1024**2)
+    await client.workspaces.exec(run.workspace_id, ["truncate", "-s", "0", "filler"])
+    again = await client.sessions.start("fill", {"mib": 1}, workspace=run.workspace_id)
+    assert (await again.run.wait(timeout="100s")).output == "filled"
 
 
 def _full(platform: Platform) -> bool:
