@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 _ROOT = Path(__file__).parents[2]
-#: Set to try every mutation, half a minute each.
+#: Set to try every mutation, half a minute each, and containers.
 _LONG = "HELMR_CHAOS_LONG"
 
 #: For each mutation: what must go wrong for the protection to be needed, and the rule that is then broken.
@@ -39,6 +39,14 @@ def _chaos(tmp_path: Path, *arguments: str) -> tuple[int, str]:
 
 def test_no_rule_is_broken_under_fire(tmp_path: Path) -> None:
     code, said = _chaos(tmp_path, "--seed", "1", "--seconds", "45")
+    assert code == 0, said
+    assert "0 violations" in said
+
+
+@pytest.mark.docker
+@pytest.mark.skipif(_LONG not in os.environ, reason=f"more than a minute, and needs root: set {_LONG}")
+def test_nor_where_containers_and_their_engine_are_broken(tmp_path: Path) -> None:
+    code, said = _chaos(tmp_path, "--engine", "docker", "--seed", "4", "--seconds", "45")
     assert code == 0, said
     assert "0 violations" in said
 
