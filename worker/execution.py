@@ -214,7 +214,7 @@ class Execution:
                 return await self._unprepared(needs)
             return await self._use_machine(deployment, task, needs, deadline)
         except Misplaced as elsewhere:
-            return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}")
+            return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}", orderly=True)
         except Unavailable as error:
             if isinstance(error, EngineUnavailable):
                 self.services.engine_lost(error)
@@ -437,7 +437,7 @@ class Execution:
             case Cancelled():
                 await self.journal.append(lambda s: rules.cancelled(_reason(s), source="worker", logs=logs))
             case Lost():
-                await self._hand_back(outcome.reason)
+                await self._hand_back(outcome.reason, orderly=outcome.orderly)
             case Failed():
                 failure, code = outcome.failure, outcome.exit_code
                 at = events.now()

@@ -83,9 +83,13 @@ class Cancelled(msgspec.Struct, frozen=True):
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """The machine went away under the run: nobody's fault, it is dispatched again."""
+    """The machine went away under the run: nobody's fault, it is dispatched again.
+
+    ``orderly``: it was never to be executed here, which says nothing about the run, and is not counted.
+    """
 
     reason: str
+    orderly: bool = False
 
 
 class Waits(msgspec.Struct, frozen=True):

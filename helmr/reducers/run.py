@@ -114,7 +114,8 @@ def abandon(state: RunState, spec: RunSpec, *, reason: str, began: bool, at: dat
     """The holder does not execute the run any more, and it has not ended.
 
     It goes back to the queue, unless somebody wanted its end anyway, the task's code began and may not begin twice, or it has
-    been dispatched too often. ``orderly``: a worker that was told to stop hands it back, which says nothing about the run.
+    been dispatched too often. ``orderly``: a worker hands it back that was told to stop, or is not where its workspace is; that
+    says nothing about the run.
     """
     if state.cancel is not None:
         return cancelled(state.cancel.reason, source="worker")

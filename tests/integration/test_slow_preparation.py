@@ -91,6 +91,7 @@ async def test_a_machine_whose_workspace_another_worker_has_is_stopped(platform:
     _Gated.go_on.set()
     lost = await until(helmr, run, "lease_lost")
     assert "elsewhere" in lost.message
+    assert lost.data["orderly"], "it does not count against the run"
     assert not list(platform.home.glob("engine/processes/machines/*")), "there is no second machine"
     assert (await helmr.runs.get(run)).attempt == 1
     await started.run.cancel()
