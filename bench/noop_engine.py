@@ -59,6 +59,18 @@ class NoopProcess:
     def feed(self, data: bytes) -> None:
         """It reads nothing."""
 
+    at = 0
+    backlog = 0.0
+
+    def settle_by_hand(self) -> None:
+        """Nothing is kept."""
+
+    def settle_as_taken(self) -> None:
+        """Nothing is kept."""
+
+    def settle(self, sequence: int) -> None:
+        """Nothing is kept."""
+
     def end_input(self) -> None:
         """It has none."""
 

@@ -1,9 +1,13 @@
-"""How long it takes from kill -9 of a worker until the run that it executed is executed again.
+"""How long it takes from kill -9 of a worker until its runs are executed again, or go on.
 
     .venv/bin/python -m bench.worker_loss --kills 50
+    .venv/bin/python -m bench.worker_loss --restart 20 --engine docker
 
 Two workers of one home stand by; the one that holds the run is killed at a random moment between its heartbeats. Measured from
 the signal to the run's next ``started`` event.
+
+With ``--restart``, one worker executes so many runs, is killed, and another one is started at once. Measured from its start to
+the lease under which each run goes on; then every byte that they print is compared, and their code must have begun once.
 """
 
 from __future__ import annotations
@@ -30,13 +34,15 @@ class Workers:
         self._stack = stack
         self._processes: dict[str, asyncio.subprocess.Process] = {}
 
-    async def add(self) -> None:
-        """One more, ready to take runs."""
-        words = ("worker", "--engine", "process", "--slots", "2", "--drain", "0", "--json")
+    async def add(self, engine: str = "process", slots: int = 2) -> str:
+        """One more, ready to take runs; its id."""
+        words = ("worker", "--engine", engine, "--slots", str(slots), "--drain", "0", "--json")
         process = await self._stack.enter_async_context(part(self._environment, *words))
         assert process.stdout is not None
         ready = json.loads(await process.stdout.readline())
-        self._processes[ready["id"]] = process
+        worker_id: str = ready["id"]
+        self._processes[worker_id] = process
+        return worker_id
 
     async def kill(self, worker_id: str) -> datetime:
         """kill -9; when it was."""
@@ -70,11 +76,40 @@ async def one(client: AsyncClient, workers: Workers) -> float:
     return (again - killed).total_seconds()
 
 
+async def going_on(client: AsyncClient, workers: Workers, engine: str, count: int) -> None:
+    """Kill the worker of ``count`` runs, start another one, and say when they went on and whether all is there."""
+    first = await workers.add(engine, count)
+    lines = 600
+    runs = [(await client.sessions.start("prints", {"lines": lines, "pause": 0.1})).run for _ in range(count)]
+    await asyncio.gather(*(nth(run, "started", 1) for run in runs))
+    await workers.kill(first)
+    killed = datetime.now(UTC)
+    await workers.add(engine, count)
+    ready = datetime.now(UTC)
+    leases = [(await nth(run, "leased", 2))[0] for run in runs]
+    since = sorted((at - killed).total_seconds() for at in leases)
+    print(f"{count} runs went on {since[0]:.2f} to {since[-1]:.2f} s after the start of the worker, ", end="")
+    print(f"which said that it is ready after {(ready - killed).total_seconds():.2f} s")
+    wanted = b"".join(b"%08d %s\n" % (number, b"x" * 70) for number in range(lines))
+    whole = 0
+    for run in runs:
+        done = await run.wait()
+        said = b"".join([chunk.data async for chunk in run.logs(stream="stdout")])
+        whole += (done.output, done.attempt, done.dispatch_attempt, said) == (1, 1, 2, wanted)
+    print(f"{whole} of {count} succeeded in dispatch 2, begun once, with every byte as it was printed")
+
+
 async def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--restart", type=int, metavar="RUNS", help="start the worker again, and have its runs go on")
+    parser.add_argument("--engine", choices=["process", "docker"], default="process", help="for --restart")
     options = parser.parse_args()
+    if options.restart:
+        async with server() as (environment, client, _), AsyncExitStack() as stack:
+            await going_on(client, Workers(environment, stack), options.engine, options.restart)
+        return
     began = time.monotonic()
     async with server() as (environment, client, _), AsyncExitStack() as stack:
         workers = Workers(environment, stack)

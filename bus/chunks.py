@@ -11,7 +11,7 @@ from nats.js.api import RawStreamMsg
 from bus import topology
 from bus.log import Log, stored_message
 from helmr import events, subjects
-from helmr.chunks import WORKER_LOST, LogChunk, headers, message_id, parse
+from helmr.chunks import HEADER_MARK, HEADER_OFFSET, WORKER_LOST, LogChunk, Mark, headers, message_id, parse
 from helmr.subjects import Scope
 
 #: What a chunk counts for beside its bytes.
@@ -32,9 +32,19 @@ async def bury(log: Log, scope: Scope, run_id: str, *, attempt: int, dispatch: i
     Raises:
         Unavailable: NATS stayed away.
     """
-    fields = headers(offset=0, dispatch=dispatch, at=events.now(), tombstone=WORKER_LOST)
+    subject = subjects.log(scope, run_id, attempt, "log")
+    last = await stored_message(log.js, topology.LOGS, subject)
+    end, mark = _reached(last) if last is not None else (0, None)
+    fields = headers(offset=end, dispatch=dispatch, at=events.now(), tombstone=WORKER_LOST, mark=mark)
     fields["Nats-Msg-Id"] = message_id(run_id, attempt, dispatch, "lost", 0)
-    await log.store(subjects.log(scope, run_id, attempt, "log"), b"", fields)
+    await log.store(subject, b"", fields)
+
+
+def _reached(last: RawStreamMsg) -> tuple[int, Mark | None]:
+    """Where a stream ends, and its last mark: should the execution go on all the same, it is found at the end."""
+    fields = last.headers or {}
+    end = int(fields[HEADER_OFFSET]) + len(last.data or b"")
+    return end, Mark.parse(fields[HEADER_MARK]) if HEADER_MARK in fields else None
 
 
 async def read_chunks(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Iterable
+from datetime import timedelta
 
 import nats.errors
 import nats.js.errors
@@ -22,7 +23,7 @@ from bus.log import Log
 from bus.presence import Presence, withdraw
 from bus.queueing import DEFAULT_GROUP, lane_of, redispatch
 from bus.requests import api
-from helmr import subjects
+from helmr import events, subjects
 from helmr.errors import Conflict, HelmrError, NotFound
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Rescue:
                 await self._ask_the_silent()
                 if self.presence.settled:
                     await self._look()
+                    await _gather(map(self._move, self._forsaken()))
                     await self._hosts.look()
             except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
                 log.info("rescue: %s: %s", type(error).__name__, error)
@@ -111,6 +113,11 @@ class Rescue:
             if run.state.status == "queued" and run.state.dispatch is not None and (run.state.lane or "")[:1] == "@":
                 found.setdefault((run.state.lane or "")[1:], []).append(run)
         return found
+
+    def _forsaken(self) -> list[LiveRun]:
+        """The runs that somebody has taken from a worker and not queued again: he is gone as well."""
+        horizon = events.now() - timedelta(seconds=2 * topology.ACK_WAIT)
+        return [run for run in self.live if run.kind == "lease_lost" and run.at < horizon]
 
     async def _rescue(self, worker_id: str, held: list[LiveRun], queued: list[LiveRun]) -> None:
         log.info("%s is gone: it held %s runs, and %s wait in its lane", worker_id, len(held), len(queued))

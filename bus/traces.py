@@ -88,7 +88,7 @@ class _Trace:
                 self._close("retry", event)
                 self._begin("held" if event.kind == "held" else "queue", event)
             case "leased":
-                self._close("queue", event)
+                self._leave_lease(event)  # one that goes on at another worker is followed by the next at once
                 self._lease(event)
             case "started":
                 self._start(event)

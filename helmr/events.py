@@ -140,11 +140,15 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Who executes the run: the worker, and the cursor of the ``leased`` event that made it so."""
+    """Who executes the run: the worker, and the cursor of the ``leased`` event that made it so.
+
+    ``execution`` is the cursor of the earlier lease whose process is to go on under this one; 0: there is none.
+    """
 
     worker: str
     cursor: int
     at: datetime
+    execution: int = 0
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -177,11 +181,12 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The fold of a run's events, small enough to travel in each of them.
 
-    ``dispatch`` is the cursor of the ``queued`` event whose message may be leased; None while the run is held, waits
-    for a retry or must be queued again. ``slot`` is the cursor of the ``held`` event that its queue's grant was given for,
-    for as long as the run uses it. ``queued_at`` is when its present time in the queue began, held time included; ``ttl``
-    (seconds) stands until the first lease. ``active_seconds`` is the time spent in ``running`` before the present lease.
-    ``losses`` counts the leases in a row that were lost; ``consumed`` is what of the session's input has been.
+    ``dispatch`` is the cursor of the ``queued`` event whose message may be leased (of the ``leased`` event itself, if that
+    took over a process: then there is no message); None while the run is held, waits for a retry or must be queued again.
+    ``slot`` is the cursor of the ``held`` event that its queue's grant was given for, for as long as the run uses it.
+    ``queued_at`` is when its present time in the queue began, held time included; ``ttl`` (seconds) stands until the first
+    lease. ``active_seconds`` is the time spent in ``running`` before the present lease. ``losses`` counts the leases in a row
+    that were lost; ``consumed`` is what of the session's input has been.
     """
 
     id: str

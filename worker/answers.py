@@ -6,17 +6,21 @@ from datetime import timedelta
 from typing import Any
 
 from bus import timers, tokens, waits
-from bus.log import Log
+from bus.log import RUN, Log
 from bus.records import StreamWriter
 from helmr import events, ids, subjects
 from helmr.errors import Conflict, NotFound
 from helmr.events import Draft, RunSpec, Wait
+from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 from worker import messages
+from worker.engine import Process
 from worker.run_journal import RunJournal
 
 Answer = dict[str, Any]
+#: Events of a run that are read to find one of them: all.
+_ALL = 1_000_000_000
 
 
 class Answers:
@@ -28,13 +32,29 @@ class Answers:
         self.run_id = run_id
         self._spec = spec
         self._journal = journal
+        self._told = False
 
-    async def answer(self, question: messages.Question) -> Answer:
-        """What to tell the task; an error that is the task's to know of is part of the answer, under ``failed``."""
+    async def answer(self, question: messages.Question, *, told: bool = False) -> Answer:
+        """What to tell the task; an error that is the task's to know of is part of the answer, under ``failed``.
+
+        ``told``: what comes of it is in the log already, by a worker that may not have lived to answer.
+        """
+        self._told = told
         return await self._find(question) | {"op": "answer", "id": question.id}
+
+    async def tell(self, process: Process, question: int) -> None:
+        """Tell a task what came of the wait that it asked for with ``question``.
+
+        Raises:
+            Conflict: it has ended.
+        """
+        ended = await waits.outcome(self.log, self.scope, self.run_id)
+        await process.send(journal_rules.outcome(ended) | {"op": "answer", "id": question})
 
     async def _find(self, question: messages.Question) -> Answer:
         match question:
+            case messages.Peek() if self._told:
+                return await self._recorded_peek(question)
             case messages.StepOver():
                 return await self._record(question)
             case messages.Peek():
@@ -46,6 +66,8 @@ class Answers:
 
     async def _append(self, kind: str, data: dict[str, Any], message: str) -> None:
         """Have an event appended, after those put before it, and wait until it is."""
+        if self._told:
+            return
         await self._journal.put(Draft(kind=kind, data=data, message=message, source="task"))
         await self._journal.flush()
 
@@ -65,6 +87,14 @@ class Answers:
         answer = {"found": stored is not None, "result": stored.record.data if stored else None}
         await self._append("step", _key(look) | {"call": "peek", **answer}, f"peek {look.name}")
         return answer
+
+    async def _recorded_peek(self, look: messages.Peek) -> Answer:
+        events_ = await self.log.events(RUN, self.scope, self.run_id, limit=_ALL)
+        entries = journal_rules.recorded(events_, attempt=self._journal.state.attempt or 1).entries
+        found = next(
+            each for each in reversed(entries) if each["kind"] == "peek" and _key(look).items() <= each.items()
+        )
+        return {"found": found["found"], "result": found["result"]}
 
     async def _token(self, wanted: messages.NewToken) -> Answer:
         place = f"{wanted.n}{'' if wanted.main else '-aside'}"
@@ -127,7 +157,9 @@ def _key(message: messages.StepOver | messages.Peek | messages.NewToken) -> dict
 
 async def append_record(message: messages.Record, writer: StreamWriter, journal: RunJournal) -> None:
     """Store a record for an output stream, and say so in the run's log."""
-    number = None if message.n is None else f"{message.n}{'' if message.main else '-aside'}"
+    # Without a number of its own, that of the frame will do: it must be recognised should it be said to another worker again.
+    at = f"frame-{journal.frame.execution}-{journal.frame.number}"
+    number = at if message.n is None else f"{message.n}{'' if message.main else '-aside'}"
     record = await writer.append(message.stream, message.data, message.correlation_id, number=number)
     told: dict[str, Any] = {"stream": record.stream, "sequence": record.sequence, "record_id": record.id}
     if message.n is not None:

@@ -46,6 +46,9 @@ class ChannelProcess:
         self._owed = 0  # bytes taken since the last acknowledgement
         self._handed_out = taken
         self._handed_size = 0
+        #: Frames handed out and not settled, each with its size; None: taking the next one settles the one before.
+        self._unsettled: deque[tuple[int, int]] | None = None
+        self._unsettled_size = 0
         self._finished = False
         self._waiter: asyncio.Future[None] | None = None
         self._sends: deque[asyncio.Future[None]] = deque()
@@ -71,9 +74,51 @@ class ChannelProcess:
         """Everything the tree says; a second call goes on where the first one stopped."""
         return _Frames(self)
 
+    @property
+    def at(self) -> int:
+        """The sequence of the frame that was handed out last."""
+        return self._handed_out
+
+    @property
+    def backlog(self) -> float:
+        """How much of the supervisor's window is taken by frames that were handed out and not settled: 0 to 1, or more."""
+        frames = len(self._unsettled or ())
+        return max(self._unsettled_size / journal.WINDOW_BYTES, frames / journal.WINDOW_FRAMES)
+
+    def settle_by_hand(self) -> None:
+        """From now on a frame is done with when :meth:`settle` says so, and comes again for a successor until then."""
+        if self._unsettled is None:
+            self._unsettled = deque()
+            if self._handed_out > self.taken:
+                self._hold(self._handed_out, self._handed_size)
+
+    def settle_as_taken(self) -> None:
+        """From now on taking a frame is being done with the one before, and with all that have been taken."""
+        self.settle(self._handed_out)
+        self._unsettled = None
+
+    def settle(self, sequence: int) -> None:
+        """Be done with the frames up to ``sequence``."""
+        held = self._unsettled
+        if not held or held[0][0] > sequence:
+            return
+        size = 0
+        last = self.taken
+        while held and held[0][0] <= sequence:
+            last, more = held.popleft()
+            size += more
+        self._unsettled_size -= size
+        self._acknowledge(last, size)
+
+    def _hold(self, sequence: int, size: int) -> None:
+        if self._unsettled is not None:
+            self._unsettled.append((sequence, size))
+            self._unsettled_size += size
+
     async def next_frame(self) -> Frame | None:
-        """Be done with the frame before and wait for the next; None after :class:`Exited`."""
-        self._acknowledge(self._handed_out, self._handed_size)
+        """Be done with the frame before (unless that is settled by hand) and wait for the next; None after :class:`Exited`."""
+        if self._unsettled is None:
+            self._acknowledge(self._handed_out, self._handed_size)
         if self._finished:
             return None
         while not self._frames:
@@ -84,6 +129,7 @@ class ChannelProcess:
                 self._waiter = None
         self._handed_out, frame, self._handed_size = self._frames.popleft()
         self._buffered -= self._handed_size
+        self._hold(self._handed_out, self._handed_size)
         self._finished = isinstance(frame, Exited)
         return frame
 

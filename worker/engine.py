@@ -191,6 +191,28 @@ class Process(Protocol):
         """
         ...
 
+    @property
+    def at(self) -> int:
+        """The number of the frame that was handed out last, counted from 1 over the life of the process."""
+        ...
+
+    @property
+    def backlog(self) -> float:
+        """How much of what may be unacknowledged is: at 1 nothing more comes. Only when frames are settled by hand."""
+        ...
+
+    def settle_by_hand(self) -> None:
+        """Have no frame be acknowledged by the asking for the next, but by :meth:`settle`."""
+        ...
+
+    def settle_as_taken(self) -> None:
+        """Settle what was taken, and from now on by asking for the next."""
+        ...
+
+    def settle(self, sequence: int) -> None:
+        """Acknowledge the frames up to this one: nobody will ever need them again, whoever dies when."""
+        ...
+
     async def send(self, body: dict[str, Any]) -> None:
         """Deliver one JSON object to the task's control channel."""
         ...

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bus import waits
+from bus import bookmark, waits
+from bus.bookmark import Bookmark, Torn
 from bus.leases import bury
 from bus.log import RUN, Position
 from bus.services.secrets import ReleaseRequest
@@ -59,6 +60,8 @@ T = TypeVar("T")
 
 #: Seconds a process gets to end when the run is handed back or the lease is lost.
 _HURRY = 1.0
+#: Seconds that it may take to go on with a process that is there.
+_GO_ON = 15.0
 #: Seconds in which a killed process tree is gone.
 _KILL_TIME = 5.0
 #: Seconds that it may take to have a machine only for the sake of ending an earlier one: somebody waits for the run's end.
@@ -78,17 +81,30 @@ class HandedBack(Exception):
 class Execution:
     """The execution of one dispatch of a run by this worker."""
 
-    def __init__(self, services: Services, scope: Scope, position: Position[RunEvent], spec: RunSpec) -> None:
+    def __init__(
+        self,
+        services: Services,
+        scope: Scope,
+        position: Position[RunEvent],
+        spec: RunSpec,
+        *,
+        left: HotRun | None = None,
+    ) -> None:
         if position.event is None:
             raise Fenced("nothing to execute")
         self.services = services
         self.scope = scope
         self.spec = spec
         self.run_id = position.event.run_id
-        self.journal = RunJournal(services.log, scope, position, self.heed_cancel)
+        self.journal = RunJournal(services.log, scope, position, self.heed_cancel, appended=self._settle)
         state = self.journal.state
         self.pump = LogPump(
-            services.log.js, scope, self.run_id, attempt=state.attempt or 1, dispatch=state.dispatch_attempt
+            services.log.js,
+            scope,
+            self.run_id,
+            attempt=state.attempt or 1,
+            dispatch=state.dispatch_attempt,
+            landed=self._settle,
         )
         answers = Answers(services.log, scope, self.run_id, spec, self.journal)
         writer = patient_writer(answers, spec, self.journal, executed_before=self._executed_before)
@@ -101,10 +117,12 @@ class Execution:
         #: Whether the lease was given up and the run must be queued again.
         self.handed_back = False
         self._process: Process | None = None
-        self._hot = services.hot.take(self.run_id)
+        self._entered = False
+        self._hot = left or services.hot.take(self.run_id)
         self.conversation.began = self._hot is not None
         self._cancelled = asyncio.Event()
         self._forced = asyncio.Event()
+        self.heed_cancel(state)
         self._stopping: BaseException | None = None
         #: Bytes in the workspace when they were found to be too many.
         self._overfull: int | None = None
@@ -119,6 +137,9 @@ class Execution:
     def waits(self) -> bool:
         """Whether the run waits, and its lease has ended here."""
         return self.journal.released
+
+    def _settle(self) -> None:
+        self.conversation.settle()
 
     def stop(self, reason: BaseException) -> None:
         """End the execution for a reason of the worker's own: it is fenced, or it hands the run back."""
@@ -156,6 +177,8 @@ class Execution:
             try:
                 await self._lead()
             finally:
+                if not self.waits:
+                    self.conversation.forget()
                 await self.pump.close()
                 writer.cancel()
                 if isinstance(self._stopping, Fenced):
@@ -191,8 +214,12 @@ class Execution:
     async def _work(self) -> None:
         started = asyncio.get_running_loop().time()
         spec = self.spec
-        limit = max(spec.max_duration - self.state.active_seconds, 0.0)
-        outcome = masked(await self._attempt(spec, started + limit), self.secrets.masker)
+        # The deadline of a process that is there is in force already; what is to be done here may take a moment.
+        limit = max(spec.max_duration - self.state.active_seconds, 0.0 if self._hot is None else _GO_ON)
+        try:
+            outcome = masked(await self._attempt(spec, started + limit), self.secrets.masker)
+        finally:
+            await self._leave_unused()
         if self._stopping is None or isinstance(outcome, Succeeded):  # what was done just in time is done
             await self._conclude(spec, outcome)
 
@@ -215,12 +242,20 @@ class Execution:
             return await self._use_machine(deployment, task, needs, deadline)
         except Misplaced as elsewhere:
             return Lost(f"the workspace is elsewhere: lane {elsewhere.lane}", orderly=True)
+        except Torn as torn:
+            return Lost(f"its process cannot go on here: {torn}")
         except Unavailable as error:
             if isinstance(error, EngineUnavailable):
                 self.services.engine_lost(error)
             return Lost(f"the workspace could not be used: {error.message}")
         except (HelmrError, OSError) as error:
             return prevented(error)
+
+    async def _leave_unused(self) -> None:
+        """End a process that was kept for us, if we never got to it."""
+        if self._hot is not None and not self._entered:
+            await asyncio.shield(discard(self._hot.process))
+            await self._hot.use.__aexit__(None, None, None)
 
     async def _capture(self) -> None:
         """Have what the attempt left become a version, before its end is announced."""
@@ -261,6 +296,7 @@ class Execution:
         self, deployment: Deployment, task: dict[str, Any], needs: Needs, deadline: float
     ) -> Outcome:
         """Execute in the machine of the workspace, and leave it after that; unless the run waits and is kept there."""
+        self._entered = True
         if self._hot is not None:
             use, machine = self._hot.use, self._hot.machine
         else:
@@ -371,18 +407,40 @@ class Execution:
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         if self._hot is not None and await self._go_on(self._hot, left):
             return self._hot.process
+        if self.spec.payload_artifact is not None:
+            self._payload = msgspec.Raw(await large_values.fetch(self.services.values, self.spec.payload_artifact))
         return await machine.start(await self._process_spec(needs, task, left))
 
     async def _go_on(self, hot: HotRun, left: float) -> bool:
-        """Tell a process that was kept what came of its wait; whether it lives to hear it."""
-        ended = await waits.outcome(self.services.log, self.scope, self.run_id)
+        """Tell a process that was kept what came of its wait; whether it lives to hear it.
+
+        Raises:
+            Torn: it was not waiting, but left by a worker that died, and nobody can tell how far it had got.
+        """
         try:
             await hot.process.limit(left, self.spec.cancel_grace)
-            await hot.process.send(journal_rules.outcome(ended) | {"op": "answer", "id": hot.question})
+            if hot.question:
+                await self.conversation.answers.tell(hot.process, hot.question)
+            else:
+                self.conversation.bookmark = await self._find_bookmark(hot)
+                self.conversation.began = self.conversation.bookmark.began
         except Conflict:
             await discard(hot.process)
             return False
+        except BaseException:
+            await asyncio.shield(discard(hot.process))
+            raise
         return True
+
+    async def _find_bookmark(self, hot: HotRun) -> Bookmark:
+        """Where the dead worker got to whose process this is."""
+        attempt, dispatch = self.state.attempt or 1, self.state.dispatch_attempt
+        if hot.dispatches + 1 != dispatch:
+            raise Torn("it was executed elsewhere meanwhile")
+        await bookmark.silence(self.services.log.nc, hot.former)
+        return await bookmark.find(
+            self.services.log.js, self.scope, self.run_id, execution=hot.execution, attempt=attempt, dispatch=dispatch
+        )
 
     @property
     def _executed_before(self) -> bool:

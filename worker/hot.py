@@ -35,7 +35,9 @@ _LOOK = 2.0
 class HotRun:
     """A run's process, and where it is. While the run waits: the question it waits for the answer of, and how long it is kept.
 
-    ``use`` has been entered; whoever has the process leaves it.
+    ``use`` has been entered; whoever has the process leaves it. ``landed`` is up to where LOGS has everything it wrote. Without
+    a question the run does not wait: its worker died, and the next lease, if it is the very next one (that after so many
+    dispatches of the attempt), goes on with the process.
     """
 
     scope: Scope
@@ -46,6 +48,14 @@ class HotRun:
     use: AbstractAsyncContextManager[Machine]
     question: int = 0
     park_at: float = 0.0
+    landed: int = 0
+    dispatches: int = 0
+    former: str = ""  #: the dead worker, as long as nobody has gone on with what it left
+
+    @property
+    def execution(self) -> int:
+        """The cursor of the lease under which the process was started."""
+        return execution_of(self.process.id)
 
 
 class HotRuns:
@@ -81,6 +91,11 @@ class HotRuns:
     def take(self, run_id: str) -> HotRun | None:
         """The process of a run that goes on, if it is here."""
         return self._runs.pop(run_id, None)
+
+    def execution(self, run_id: str) -> int:
+        """The execution that a kept process belongs to; 0: none is kept."""
+        run = self._runs.get(run_id)
+        return run.execution if run is not None else 0
 
     def spec(self, run_id: str) -> RunSpec | None:
         """What a run was started with, if its process is here."""
@@ -140,8 +155,14 @@ class HotRuns:
         await asyncio.gather(*(self.park(run.run_id) for run in self.each()))
 
 
+def execution_of(process_id: str) -> int:
+    """The cursor of the lease under which the process of a run was started: it is a part of its id."""
+    return int(process_id.rpartition("-")[2])
+
+
 async def discard(process: Process) -> None:
     """End a process whose frames nobody wants any more, and see to its end."""
+    process.settle_as_taken()
     try:
         async with asyncio.timeout(_KILL_TIME):
             await process.cancel(0)

@@ -41,6 +41,11 @@ class Slots:
         """Claim a slot for a message that has arrived."""
         self.claimed += 1
 
+    def occupy(self) -> None:
+        """Claim and take a slot for a run that is being executed already, whether one is free or not."""
+        self.claimed += 1
+        self.active += 1
+
     async def enter(self) -> None:
         """Wait for the claimed slot to be really free."""
         while self.active >= self.total:

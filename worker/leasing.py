@@ -8,7 +8,7 @@ from bus.log import RUN, Log, Position, Superseded
 from bus.pull import Delivery
 from bus.timers import cancel_header
 from helmr.errors import Conflict
-from helmr.events import RunEvent
+from helmr.events import Draft, RunEvent, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
 from worker.liveness import Liveness
@@ -27,9 +27,18 @@ class Held(Exception):
 
 
 async def take_lease(
-    log: Log, liveness: Liveness, scope: Scope, item: Delivery, dispatched: RunEvent, *, worker: str
+    log: Log,
+    liveness: Liveness,
+    scope: Scope,
+    item: Delivery,
+    dispatched: RunEvent,
+    *,
+    worker: str,
+    execution: int = 0,
 ) -> Position[RunEvent]:
     """Lease the run of a dispatch message for ``worker``; returns the position of the ``leased`` event.
+
+    ``execution``: whose process the worker has kept for the run; see :func:`helmr.reducers.run.lease`.
 
     Raises:
         Stale: the run has moved on, or has been dispatched too often (and has failed now).
@@ -48,7 +57,8 @@ async def take_lease(
             await _outlive(log, liveness, scope, run_id, state.lease.worker, worker=worker)
         else:
             try:
-                return await _append(log, scope, position, dispatched, worker)
+                draft = rules.lease(state, worker=worker, dispatch=dispatched.cursor, execution=execution)
+                return await _append(log, scope, position, draft)
             except Superseded:
                 pass
             except Conflict as error:
@@ -56,12 +66,10 @@ async def take_lease(
         position = await log.last(RUN, scope, run_id)
 
 
-async def _append(
-    log: Log, scope: Scope, position: Position[RunEvent], dispatched: RunEvent, worker: str
-) -> Position[RunEvent]:
-    draft = rules.lease(position.state, worker=worker, dispatch=dispatched.cursor)
-    headers = cancel_header(scope, dispatched.run_id, "ttl") if position.state.ttl is not None else None
-    return await log.append(RUN, scope, dispatched.run_id, position, draft, headers=headers)
+async def _append(log: Log, scope: Scope, position: Position[RunEvent], draft: Draft) -> Position[RunEvent]:
+    state: RunState = position.state
+    headers = cancel_header(scope, state.id, "ttl") if state.ttl is not None else None
+    return await log.append(RUN, scope, state.id, position, draft, headers=headers)
 
 
 async def _outlive(log: Log, liveness: Liveness, scope: Scope, run_id: str, holder: str, *, worker: str) -> None:

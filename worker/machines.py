@@ -151,15 +151,27 @@ class Machines:
                     needs.over("source")
             yield machine
         finally:
-            entry.users -= 1
-            entry.idle_since = asyncio.get_running_loop().time()
-            self._idle_changed.set()
+            self._leave(entry)
 
-    async def inherit(self, found: Inheritance) -> Scope | None:
+    def _leave(self, entry: _Entry) -> None:
+        entry.users -= 1
+        entry.idle_since = asyncio.get_running_loop().time()
+        self._idle_changed.set()
+
+    @asynccontextmanager
+    async def inherit(self, found: Inheritance) -> AsyncIterator[Scope | None]:
         """Keep a machine that a dead worker has left, if the log says that its workspace is live there; else it is ended.
 
-        Returns the scope of the workspace; None: the machine is gone.
+        For the length of the block, which gets the scope of the workspace, it is in use. None: the machine is gone.
         """
+        scope = await self._try_inherit(found)
+        try:
+            yield scope
+        finally:
+            if scope is not None:
+                self._leave(self._entries[scope, found.machine.workspace_id])
+
+    async def _try_inherit(self, found: Inheritance) -> Scope | None:
         machine = found.machine
         try:
             located = await self._log.find(WORKSPACE, "ws", machine.workspace_id)
@@ -189,9 +201,9 @@ class Machines:
             entry.record = await self._checkouts.ready(state, lambda _: None)
             entry.sources = machine.sources()
             entry.machine = machine
-            entry.confirmed = entry.idle_since = asyncio.get_running_loop().time()
+            entry.users += 1
+            entry.confirmed = asyncio.get_running_loop().time()
             entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, machine))
-        self._idle_changed.set()
 
     @contextlib.contextmanager
     def foreseen(self, scope: Scope, workspace_id: str) -> Iterator[None]:

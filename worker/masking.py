@@ -58,6 +58,11 @@ class MaskedStream:
         self._pattern = re.compile(b"|".join(map(re.escape, self._values))) if values else None
         self._held = b""
 
+    @property
+    def held(self) -> int:
+        """How many bytes are held back."""
+        return len(self._held)
+
     def feed(self, data: bytes) -> bytes:
         """The next piece, masked as far as it can be told."""
         if self._pattern is None:

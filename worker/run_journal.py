@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 from bus import topology
+from bus.bookmark import Frame
 from bus.log import RUN, Log, Position, Superseded
 from helmr.errors import Unavailable
 from helmr.events import Draft, Lease, RunEvent, RunState
@@ -34,7 +35,13 @@ class RunJournal:
     """The writer of one leased run; run :meth:`run` in a task of its own."""
 
     def __init__(
-        self, log: Log, scope: Scope, position: Position[RunEvent], on_state: Callable[[RunState], None]
+        self,
+        log: Log,
+        scope: Scope,
+        position: Position[RunEvent],
+        on_state: Callable[[RunState], None],
+        *,
+        appended: Callable[[], None] = lambda: None,
     ) -> None:
         if position.event is None or position.event.state.lease is None:
             raise Fenced("there is no lease to write under")
@@ -43,10 +50,14 @@ class RunJournal:
         self._position = position
         self._lease = position.event.state.lease
         self._on_state = on_state
-        self._waiting: deque[Draft] = deque()
+        self._tell = appended
+        #: What is put from now on comes from this frame of the process that was started under that lease.
+        self.frame = Frame(0, 0)
+        self._waiting: deque[tuple[Draft, Frame]] = deque()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._appending: Frame | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._lock = asyncio.Lock()
@@ -65,11 +76,18 @@ class RunJournal:
         """The lease that we write under."""
         return self._lease
 
+    @property
+    def oldest(self) -> int | None:
+        """The first frame of the process of which something is not appended yet; None: there is none."""
+        if self._appending is not None:
+            return self._appending.number
+        return self._waiting[0][1].number if self._waiting else None
+
     async def put(self, draft: Draft) -> None:
         """Have an event appended soon, after those put before it; waits while too many are waiting."""
-        if draft.kind == "metadata" and self._waiting and self._waiting[-1].kind == "metadata":
+        if draft.kind == "metadata" and self._waiting and self._waiting[-1][0].kind == "metadata":
             self._waiting.pop()  # each holds the whole document: the later one says it all
-        self._waiting.append(draft)
+        self._waiting.append((draft, self.frame))
         self._idle.clear()
         self._changed.set()
         if len(self._waiting) >= _MAX_WAITING:
@@ -86,9 +104,11 @@ class RunJournal:
             await self._changed.wait()
             self._changed.clear()
             while self._waiting:
-                draft = self._waiting.popleft()
-                await self.append(lambda _, draft=draft: draft)  # type: ignore[misc]
+                draft, self._appending = self._waiting.popleft()
+                await self._append(lambda _, draft=draft: draft, self._appending)  # type: ignore[misc]
                 self._room.set()
+                self._appending = None
+                self._tell()
             self._idle.set()
 
     async def flush(self) -> None:
@@ -101,11 +121,14 @@ class RunJournal:
         Raises:
             Fenced: the lease is lost.
         """
+        return await self._append(decide, self.frame)
+
+    async def _append(self, decide: Callable[[RunState], Draft], frame: Frame) -> RunState:
         async with self._lock:
             while True:
                 try:
                     self._position = await self._log.append(
-                        RUN, self._scope, self.state.id, self._position, decide(self.state)
+                        RUN, self._scope, self.state.id, self._position, decide(self.state), headers=frame.headers()
                     )
                 except Superseded:
                     await self._reread()

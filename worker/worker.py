@@ -42,8 +42,9 @@ from worker.cut_off import CutOff
 from worker.engine import Engine, EngineInfo, Inheritance
 from worker.execs import Execs
 from worker.execution import Execution, HandedBack
+from worker.heir import Carried, Heir
 from worker.host import disk_is_full
-from worker.hot import HotRun, HotRuns, discard
+from worker.hot import HotRun, HotRuns
 from worker.lanes import Lane, Slots, remove_lane
 from worker.leasing import LOOK_AGAIN, Held, Stale, take_lease
 from worker.liveness import BootLock, Liveness
@@ -132,6 +133,7 @@ class Worker:
             group=group,
         )
         self._hot = HotRuns(self.machines, limit=max(HOT_PER_SLOT * slots, MIN_HOT))
+        self._heir = Heir(self._log, self._deployments, self.machines, self._hot, worker_id=self.id)
         self.execs = Execs(self._log, self._deployments, self.machines, worker_id=self.id, ended=self._progress.set)
         self._services = Services(
             log=self._log,
@@ -178,21 +180,20 @@ class Worker:
         await asyncio.gather(self._presence.ready.wait(), self._deployments.ready.wait())
         await self._mind_disk()
         await announce(self.nc, self._about())
-        await self._inherit()
-        await self._remove_leftovers()
+        await self.nc.subscribe(subjects.worker(self.id, "ping"), cb=self._on_ping)
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancel_requested"), cb=self._on_cancel)
         await self.nc.subscribe(subjects.live(_EVERYWHERE, "run", "*", "cancelled"), cb=self._on_ended)
+        background.append(tasks.create_task(self._beat()))
+        await self._inherit()
+        await self._remove_leftovers()
         await self.nc.subscribe(subjects.worker(self.id, "stop"), cb=self._on_stop_order)
         await self.nc.subscribe(subjects.worker(self.id, "delete"), cb=self._on_delete_order)
         await self.nc.subscribe(subjects.worker(self.id, "exec"), cb=self._on_exec_order)
         await self.nc.subscribe(subjects.worker(self.id, "exec-kill"), cb=self._on_kill_order)
-        await self.nc.subscribe(subjects.worker(self.id, "ping"), cb=self._on_ping)
         for lane in self._lanes:
             await lane.create()
         self._pulls = [tasks.create_task(lane.run()) for lane in self._lanes]
-        background += [
-            tasks.create_task(work()) for work in (self._beat, self._mind_engine, self._sweep, self._watch_cut_off)
-        ]
+        background += [tasks.create_task(work()) for work in (self._mind_engine, self._sweep, self._watch_cut_off)]
         self._open_gate()
         return background
 
@@ -276,10 +277,14 @@ class Worker:
         await asyncio.gather(*map(self._inherit_one, left))
 
     async def _inherit_one(self, found: Inheritance) -> None:
-        if await self.machines.inherit(found) is None:
-            return
-        log.info("workspace %s is taken over from %s", found.machine.workspace_id, found.former)
-        await asyncio.gather(*map(discard, found.processes.values()))
+        async with self.machines.inherit(found) as scope:
+            if scope is None:
+                return
+            log.info("workspace %s is taken over from %s", found.machine.workspace_id, found.former)
+            for carried in await self._heir.take(scope, found):
+                task = asyncio.create_task(self._carry_on(carried))
+                self._handlers.add(task)
+                task.add_done_callback(self._forget)
 
     async def _remove_leftovers(self, *, spare_running: bool = False) -> None:
         """Remove what dead workers of this home left running."""
@@ -348,25 +353,49 @@ class Worker:
             await self._lease_and_execute(scope, item, dispatched)
 
     async def _lease_and_execute(self, scope: Scope, item: Delivery, dispatched: RunEvent) -> None:
-        position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id)
+        kept = self._hot.execution(dispatched.run_id)
+        position = await take_lease(self._log, self._liveness, scope, item, dispatched, worker=self.id, execution=kept)
         # Only the first dispatch of a run carries what it was started with; the log keeps it for the others.
         spec = self._hot.spec(dispatched.run_id)
         if spec is None:
             first = dispatched if "spec" in dispatched.data else await self._log.first(RUN, scope, dispatched.run_id)
             spec = spec_of(first)
         await self._end_former(dispatched.run_id)
-        execution = Execution(self._services, scope, position, spec)
-        self._executions[dispatched.run_id] = execution
+        await self._execute(Execution(self._services, scope, position, spec), dispatched.cursor)
+
+    async def _execute(self, execution: Execution, dispatch: int | None) -> None:
+        run_id = execution.run_id
+        self._executions[run_id] = execution
         try:
             if self._stopping.is_set():
                 execution.stop(HandedBack("the worker was stopped"))
             await execution.run()
         finally:
-            if self._executions.get(dispatched.run_id) is execution:  # else we were fenced, and have leased it again
-                del self._executions[dispatched.run_id]
+            if self._executions.get(run_id) is execution:  # else we were fenced, and have leased it again
+                del self._executions[run_id]
             self._progress.set()
         if execution.handed_back:
-            await self._requeue(scope, dispatched)
+            await self._requeue(execution.scope, run_id, dispatch)
+
+    async def _carry_on(self, carried: Carried) -> None:
+        """See a run to its end that another worker has begun. There is no message of it: it was that worker's."""
+        self.slots.occupy()
+        result = "failed"
+        try:
+            execution = Execution(self._services, carried.scope, carried.position, carried.run.spec, left=carried.run)
+            await self._execute(execution, execution.state.dispatch)
+        except Fenced as fenced:
+            result = "fenced"
+            log.info("%s", fenced)
+        except (HelmrError, nats.errors.Error) as error:
+            log.warning("run %s: %s; control queues it again", carried.run.run_id, error)
+        except Exception:
+            log.exception("run %s: control queues it again when this worker is gone", carried.run.run_id)
+        else:
+            result = "executed"
+        finally:
+            self.dispatches[result] += 1
+            self.slots.leave(entered=True)
 
     async def _end_former(self, run_id: str) -> None:
         """End what we executed of a run until it was taken from us; it may be back before we have noticed."""
@@ -377,14 +406,14 @@ class Worker:
             former.stop(Fenced(f"run {run_id} was taken from us, and has come back"))
             await self._until(lambda: run_id not in self._executions)
 
-    async def _requeue(self, scope: Scope, dispatched: RunEvent) -> None:
+    async def _requeue(self, scope: Scope, run_id: str, dispatch: int | None) -> None:
         """Queue a run again that was handed back; when we take nothing any more, only once our machines are gone."""
         alive = self._liveness.alive()
         if self._draining.is_set():
             await self._machines_gone.wait()
             alive.discard(self.id)
-        lane = await lane_of(self._log, scope, dispatched.run_id, group=self.group, alive=alive)
-        await redispatch(self._log, scope, dispatched.run_id, dispatch=dispatched.cursor, lane=lane)
+        lane = await lane_of(self._log, scope, run_id, group=self.group, alive=alive)
+        await redispatch(self._log, scope, run_id, dispatch=dispatch, lane=lane)
 
     async def _on_cancel(self, msg: Msg) -> None:
         execution = self._executions.get(subjects.parse_event(msg.subject).id)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from helmr import Queue, step, streams, task
 
@@ -28,6 +29,18 @@ def sleep() -> None:
     """Never end by itself; SIGTERM ends it."""
     print(os.getpid(), flush=True)
     time.sleep(3600)
+
+
+@task("prints")
+def prints(payload: dict[str, float]) -> int:
+    """Print numbered lines, ten at a time with a pause after them; returns how often this was begun in the workspace."""
+    with Path("begun").open("a") as file:
+        file.write("x")
+    for number in range(int(payload["lines"])):
+        print(f"{number:08d} {'x' * 70}")
+        if number % 10 == 0:
+            time.sleep(payload["pause"])
+    return Path("begun").stat().st_size
 
 
 @task("deaf", cancel_grace="1s")

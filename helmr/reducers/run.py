@@ -87,14 +87,37 @@ def has_left(run: Occupant, *, held: int) -> bool:
     return run.cursor > held and run.slot != held
 
 
-def lease(state: RunState, *, worker: str, dispatch: int) -> Draft:
-    """Take the run for ``worker``, on the strength of the dispatch message with cursor ``dispatch``."""
+def lease(state: RunState, *, worker: str, dispatch: int, execution: int = 0) -> Draft:
+    """Take the run for ``worker``, on the strength of the dispatch message with cursor ``dispatch``.
+
+    ``execution`` is the cursor of the lease that the process was started under which this worker has kept for it, if it has.
+    """
     _require(state, "queued")
     if state.dispatch != dispatch:
         raise Conflict(f"run {state.id}: this dispatch message is stale", details={"dispatch": state.dispatch})
+    return _lease(state, worker, execution, f"leased by {worker}")
+
+
+def inherit(state: RunState, *, worker: str, former: str, execution: int) -> Draft:
+    """Take the run over from ``former``, which is known to be gone, together with its live process.
+
+    Raises:
+        Conflict: it is not executed by ``former`` (any more), or not in this process; or it has lost its worker too often.
+    """
+    _require(state, "running")
+    lease = state.lease
+    if lease is None or lease.worker != former or execution not in {lease.cursor, lease.execution or lease.cursor}:
+        raise Conflict(f"run {state.id} is not executed by {former} in a process of its lease {execution}")
+    if state.losses + 1 >= MAX_DISPATCH_ATTEMPTS:
+        raise Conflict(f"run {state.id} has lost its worker {state.losses + 1} times in a row")
+    return _lease(state, worker, execution, f"taken over by {worker} from {former}")
+
+
+def _lease(state: RunState, worker: str, execution: int, message: str) -> Draft:
     attempt, again = state.next_attempt, state.dispatch_attempt + 1
-    data = {"worker": worker, "attempt": attempt, "dispatch_attempt": again}
-    return Draft(kind="leased", data=data, message=f"leased by {worker}", source="worker")
+    data: dict[str, Any] = {"worker": worker, "attempt": attempt, "dispatch_attempt": again}
+    data |= {"execution": execution} if execution else {}
+    return Draft(kind="leased", data=data, message=message, source="worker")
 
 
 def holds(state: RunState, *, worker: str, cursor: int) -> bool:

@@ -30,7 +30,7 @@ _ACTIVE: tuple[Status, ...] = ("queued", "running", "waiting")
 _ALLOWED: dict[str, tuple[Status, ...]] = {
     "held": ("queued",),
     "queued": ("queued",),
-    "leased": ("queued",),
+    "leased": ("queued", "running"),  # running: its process goes on at the next worker of its host
     "started": ("running",),
     "waiting": ("running",),
     "wait_completed": ("waiting",),
@@ -119,10 +119,16 @@ def _queued(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
 
 
 def _leased(state: RunState, data: dict[str, Any], at: datetime) -> RunState:
+    execution = data.get("execution", 0)
+    if state.status == "running":
+        if not execution:
+            raise Conflict(f"run {state.id} is running: leased cannot follow", details={"status": state.status})
+        # The dispatch message that led here is worth nothing any more: this lease is as good as one, should it be lost.
+        state = msgspec.structs.replace(_released(state, at), dispatch=state.cursor + 1, losses=state.losses + 1)
     return msgspec.structs.replace(
         state,
         status="running",
-        lease=Lease(worker=data["worker"], cursor=state.cursor + 1, at=at),
+        lease=Lease(worker=data["worker"], cursor=state.cursor + 1, at=at, execution=execution),
         attempt=state.next_attempt,
         dispatch_attempt=state.dispatch_attempt + 1,
         started_at=state.started_at or at,

@@ -176,6 +176,7 @@ def attempts_rise_by_retry_alone(case: Case) -> Found:
     """
     for run_id, entries in case.runs.items():
         attempt, dispatch, losses, retried = 0, 0, 0, True
+        running = False
         for event in (entry.event for entry in entries):
             match event.kind:
                 case "retry_scheduled":
@@ -185,17 +186,22 @@ def attempts_rise_by_retry_alone(case: Case) -> Found:
                 case "lease_lost":
                     losses += not event.data.get("orderly")
                 case "leased":
+                    losses += running  # it goes on in its process, taken over from a worker that was lost
                     attempt, dispatch, retried = attempt + retried, dispatch + 1, False
                     told = event.data["attempt"], event.data["dispatch_attempt"]
                     if told != (attempt, dispatch) or losses >= rules.MAX_DISPATCH_ATTEMPTS:
                         text = f"leased as {told} after {losses} losses, not as {attempt, dispatch}: {_story(entries)}"
                         yield _violation(attempts_rise_by_retry_alone, run_id, text)
                         break
+            running = event.state.status == "running"
 
 
 @rule
 def only_the_holder_writes(case: Case) -> Found:
-    """At most one live lease, and whatever is appended under a lease is appended while it holds."""
+    """At most one live lease, and whatever is appended under a lease is appended while it holds.
+
+    A lease may follow another one at once if it goes on with what that one executes, as a successor of its worker.
+    """
     for run_id, entries in case.runs.items():
         holder: str | None = None
         for entry in entries:
@@ -204,12 +210,17 @@ def only_the_holder_writes(case: Case) -> Found:
                 text = f"{event.kind} (event {event.cursor}) by {entry.writer}, while {holder or 'nobody'} held it"
                 yield _violation(only_the_holder_writes, run_id, f"{text}: {_story(entries)}")
             if event.kind == "leased":
-                if holder is not None:
+                if holder is not None and not _goes_on(event, holder):
                     text = f"leased to {event.data['worker']} while {holder} held it: {_story(entries)}"
                     yield _violation(only_the_holder_writes, run_id, text)
                 holder = f"{event.data['worker']}@{event.cursor}"
             elif event.kind in {"lease_lost", "retry_scheduled", "waiting", *TERMINAL}:
                 holder = None
+
+
+def _goes_on(event: RunEvent, holder: str) -> bool:
+    worker, _, cursor = holder.partition("@")
+    return bool(worker != event.data["worker"] and 0 < event.data.get("execution", 0) <= int(cursor))
 
 
 @rule
@@ -235,7 +246,11 @@ def _excused(case: Case, run_id: str, start: Start) -> set[str]:
     excuses = {"cancelled"} if run_id in case.evidence.cancels else set()
     excuses |= start.midway if kinds["cancel_requested"] else set()
     excuses |= {"expired"} if start.ttl is not None and not kinds["leased"] else set()
-    excuses |= {"dispatch_exhausted"} if kinds["lease_lost"] >= rules.MAX_DISPATCH_ATTEMPTS - 1 else set()
+    taken_over = sum(
+        1 for entry in case.runs[run_id] if entry.event.kind == "leased" and "execution" in entry.event.data
+    )
+    losses = kinds["lease_lost"] + taken_over
+    excuses |= {"dispatch_exhausted"} if losses >= rules.MAX_DISPATCH_ATTEMPTS - 1 else set()
     return excuses
 
 
@@ -399,7 +414,7 @@ class _Written:
         """Take one chunk into account."""
         if chunk.tombstone is not None:
             self.tombstones.add(chunk.tombstone)
-        elif self.chunks[chunk.stream].setdefault(chunk.offset, chunk.data) != chunk.data:
+        elif chunk.data and self.chunks[chunk.stream].setdefault(chunk.offset, chunk.data) != chunk.data:
             self.faults.append(f"{chunk.stream}: two different chunks at offset {chunk.offset}")
 
     def joined(self, stream: str) -> bytes:
@@ -425,44 +440,55 @@ def _written(case: Case) -> dict[tuple[str, int, int], _Written]:
 
 @rule
 def logs_are_whole(case: Case) -> Found:
-    """Of each dispatch: what the task wrote, from its first byte on, to its end or to a tombstone that says why."""
+    """Of each execution: what the task wrote, from its first byte on, to its end or to a tombstone that says why.
+
+    The log of an execution that a successor of its worker went on with is that of several dispatches, one after the other.
+    """
     written = _written(case)
     for run_id, entries in case.runs.items():
-        for key, totals in _dispatches(run_id, entries):
-            log = written.get(key) or _Written()
+        for attempt, dispatches, totals in _dispatches(entries):
+            logs = [written.get((run_id, attempt, dispatch)) or _Written() for dispatch in dispatches]
             width = case.starts[run_id].width if run_id in case.starts else None
-            for fault in _faults(log, key, totals, width):
-                yield _violation(logs_are_whole, f"{run_id}, attempt {key[1]}, dispatch {key[2]}", fault)
+            for fault in _faults(logs, (run_id, attempt), totals, width):
+                about = f"{run_id}, attempt {attempt}, dispatch {', '.join(map(str, dispatches))}"
+                yield _violation(logs_are_whole, about, fault)
 
 
-def _dispatches(run_id: str, entries: list[Entry]) -> Iterator[tuple[tuple[str, int, int], dict[str, Any] | None]]:
-    """Each lease that ended other than by waiting, and the bytes its holder said it had stored; None if it said nothing."""
-    lease: RunEvent | None = None
-    for entry in entries:
-        event = entry.event
+def _dispatches(entries: list[Entry]) -> Iterator[tuple[int, tuple[int, ...], dict[str, Any] | None]]:
+    """Each lease that ended other than by waiting, after those that it went on from, and the bytes its holder said it stored.
+
+    None if it said nothing.
+    """
+    chain: tuple[int, ...] = ()
+    attempt, held, waited = 0, False, False
+    for event in (entry.event for entry in entries):
         if event.kind == "leased":
-            lease = event
-        elif lease is not None and event.kind in {"lease_lost", "retry_scheduled", *TERMINAL}:
-            yield (run_id, lease.data["attempt"], lease.data["dispatch_attempt"]), event.data.get("logs")
-            lease = None
+            goes_on = "execution" in event.data and not waited
+            chain = (*(chain if goes_on else ()), event.data["dispatch_attempt"])
+            attempt, held, waited = event.data["attempt"], True, False
         elif event.kind == "waiting":
-            lease = None
+            held, waited = False, True
+        elif held and event.kind in {"lease_lost", "retry_scheduled", *TERMINAL}:
+            yield attempt, chain, event.data.get("logs")
+            held = False
 
 
 def _faults(
-    log: _Written, key: tuple[str, int, int], totals: dict[str, Any] | None, width: int | None
+    logs: list[_Written], about: tuple[str, int], totals: dict[str, Any] | None, width: int | None
 ) -> Iterator[str]:
-    stored = {stream: log.joined(stream) for stream in ("stdout", "stderr", "log")}
-    yield from log.faults
-    if width is not None and stored["stdout"] != expected(key[0], key[1], len(stored["stdout"]), width):
-        yield f"stdout is not what the task wrote: {stored['stdout'][:200]!r}"
+    stored = {stream: [log.joined(stream) for log in logs] for stream in ("stdout", "stderr", "log")}
+    for log in logs:
+        yield from log.faults
+    stdout = b"".join(stored["stdout"])
+    if width is not None and stdout != expected(*about, len(stdout), width):
+        yield f"stdout is not what the task wrote: {stdout[:200]!r}"
     if totals is None:
-        if not log.tombstones:
+        if not logs[-1].tombstones:
             yield "it ends early, and no tombstone says why"
         return
-    for stream, data in stored.items():
-        if len(data) != totals[stream] and not totals["truncated"]:
-            yield f"{stream}: {len(data)} bytes are stored, {totals[stream]} were written"
+    for stream, parts in stored.items():
+        if len(parts[-1]) != totals[stream] and not totals["truncated"]:
+            yield f"{stream}: {len(parts[-1])} bytes are stored, {totals[stream]} were written"
 
 
 @rule

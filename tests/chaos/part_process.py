@@ -32,12 +32,12 @@ _lease: ContextVar[str | None] = ContextVar("lease", default=None)
 
 def sign() -> None:
     """Have every event that is appended under a lease say so."""
-    append, publish = RunJournal.append, Log._publish
+    append, publish = RunJournal._append, Log._publish
 
-    async def signed(self: RunJournal, decide: Any) -> Any:
+    async def signed(self: RunJournal, decide: Any, frame: Any) -> Any:
         token = _lease.set(f"{self._lease.worker}@{self._lease.cursor}")
         try:
-            return await append(self, decide)
+            return await append(self, decide, frame)
         finally:
             _lease.reset(token)
 
@@ -45,7 +45,7 @@ def sign() -> None:
         writer = _lease.get()
         return await publish(self, subject, body, headers | ({WRITER: writer} if writer else {}))
 
-    RunJournal.append = signed  # type: ignore[method-assign]
+    RunJournal._append = signed  # type: ignore[method-assign]
     Log._publish = publish_signed  # type: ignore[method-assign]
 
 
@@ -82,10 +82,10 @@ def lost_chunks() -> None:
     """One log chunk in twenty is taken for stored when it is not."""
     publish, count = LogPump._publish, 0
 
-    async def careless(self: LogPump, chunk: Any) -> bool:
+    async def careless(self: LogPump, chunk: Any) -> int:
         nonlocal count
         count += 1
-        return count % 20 == 0 or await publish(self, chunk)
+        return 1 if count % 20 == 0 else await publish(self, chunk)
 
     LogPump._publish = careless  # type: ignore[method-assign]
 

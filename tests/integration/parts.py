@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bus.server import EmbeddedServer
 from tests.integration import worker_process
 
 
@@ -35,7 +37,7 @@ class Part:
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
 
@@ -54,7 +56,7 @@ async def part(folder: Path, *words: str, environment: Mapping[str, str] | None 
         )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             name = (await process.stdout.readline()).decode().strip()
         assert name, log.read_text()
         yield Part(process, name, log)
@@ -65,7 +67,26 @@ async def part(folder: Path, *words: str, environment: Mapping[str, str] | None 
 
 
 @asynccontextmanager
-async def worker(url: str, home: Path, *, environment: Mapping[str, str] | None = None) -> AsyncIterator[Part]:
+async def worker(
+    url: str, home: Path, *, engine: str = "process", environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Part]:
     """A worker over ``home``."""
-    async with part(home / "parts", "worker", url, str(home), environment=environment) as running:
+    async with part(home / "parts", "worker", url, str(home), engine, environment=environment) as running:
         yield running
+
+
+#: Deadlines so long that no part is ever taken for dead, however slow the machine is; and a key for secrets.
+PATIENT = {"HELMR_TEST_PACE": "8", "HELMR_SECRET_KEY": base64.b64encode(bytes(32)).decode()}
+
+
+@asynccontextmanager
+async def patient(home: Path) -> AsyncIterator[str]:
+    """A server and a control process over an empty store in ``home``, for workers that are given :data:`PATIENT` as well."""
+    server = EmbeddedServer(home, durability="relaxed")
+    await server.start()
+    try:
+        async with part(home / "parts", "control", server.url, environment=PATIENT) as control:
+            yield server.url
+            assert await control.end() == 0
+    finally:
+        await server.stop()

@@ -18,6 +18,7 @@ from helmr.client import AsyncClient
 from helmr.errors import Conflict, Unavailable
 from helmr.models import StreamRecord
 from helmr.subjects import Scope
+from tests.chaos.machines import Processes
 from tests.integration.parts import worker
 from tests.integration.platform import Platform, control_of, history, kinds, running, until, write_project
 from worker.execution import Execution
@@ -49,8 +50,8 @@ TASKS = """
         if notes.wait() != "go":
             return "?"
         step("two", effect, "two")
-        if Path("hang").exists():
-            time.sleep(120)
+        while Path("hang").exists():
+            time.sleep(0.02)
         notes.wait()
         return Path("effects").read_text().split()
 """
@@ -158,6 +159,9 @@ async def test_a_worker_that_is_killed_in_the_middle_of_a_replay(tmp_path: Path)
             await notes.send("go")
             await until(client, started.run, "step", count=2)  # it has replayed, and hangs
             await first.kill()
+        machines = Processes([tmp_path / "engine"])
+        for machine in await machines.living():
+            await machines.kill(machine)
         (folder / "hang").unlink()
         async with worker(platform.server.url, tmp_path):
             await until(client, started.run, "waiting", count=2)

@@ -1,4 +1,4 @@
-"""One part of Helmr as a process of its own, for tests that kill it: ``control URL [APPENDS]`` or ``worker URL HOME``.
+"""One part of Helmr as a process of its own, for tests that kill it: ``control URL [APPENDS]`` or ``worker URL HOME [ENGINE]``.
 
 Prints one line when it is ready: the worker's id, or ``control``. SIGTERM stops it in good order.
 """
@@ -18,13 +18,14 @@ from bus.control import Control
 from bus.keyring import KeyRing
 from bus.server import die_with_parent
 from helmr.connection import connect
+from worker.docker_engine import DockerEngine
 from worker.process_engine import ProcessEngine
 from worker.worker import Worker
 
 
-async def _worker(url: str, home: Path, stop: asyncio.Event) -> None:
+async def _worker(url: str, home: Path, stop: asyncio.Event, engine_name: str = "process") -> None:
     nc = await connect(url, name="worker")
-    engine = ProcessEngine(home / "engine")
+    engine = DockerEngine(home) if engine_name == "docker" else ProcessEngine(home / "engine")
     worker = Worker(nc, engine, await engine.check(), home=home, slots=4)
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
@@ -36,7 +37,7 @@ async def _worker(url: str, home: Path, stop: asyncio.Event) -> None:
 
 async def _control(url: str, stop: asyncio.Event, appends: str = "") -> None:
     nc = await connect(url, name="control")
-    control = Control(nc, KeyRing())
+    control = Control(nc, KeyRing(text=os.environ.get("HELMR_SECRET_KEY")))
     if appends:
         _die_after(control, int(appends))
     async with asyncio.TaskGroup() as tasks:
@@ -74,7 +75,7 @@ async def main(part: str, url: str, *rest: str) -> None:
     if part == "control":
         await _control(url, stop, *rest)
     else:
-        await _worker(url, Path(rest[0]), stop)
+        await _worker(url, Path(rest[0]), stop, *rest[1:])
 
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ class _Process:
         assert grace == 0
         self.ended.set()
 
+    def settle_as_taken(self) -> None:
+        pass
+
     async def frames(self) -> AsyncIterator[Frame]:
         await self.ended.wait()
         yield Exited(cause="cancel")

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 from nats.errors import ConnectionClosedError
+from nats.js.api import PubAck
 
 from helmr.chunks import LogChunk, parse
 from helmr.subjects import Scope
@@ -29,7 +30,7 @@ class _Stream:
         self._failures = failures
         self._random = random.Random(seed)  # noqa: S311
 
-    async def publish(self, subject: str, data: bytes, *, timeout: float, headers: dict[str, str]) -> None:  # noqa: ARG002, ASYNC109
+    async def publish(self, subject: str, data: bytes, *, timeout: float, headers: dict[str, str]) -> PubAck:  # noqa: ARG002, ASYNC109
         self.pending += 1
         self.most = max(self.most, self.pending)
         await asyncio.sleep(0)
@@ -40,6 +41,7 @@ class _Stream:
             self.stored.append(parse(subject, headers, data, seq=len(self.stored) + 1))
         if lost:
             raise ConnectionClosedError
+        return PubAck("LOGS", len(self.stored))
 
     def text(self, stream: str) -> bytes:
         found = sorted((c for c in self.stored if c.stream == stream and not c.tombstone), key=lambda c: c.offset)

@@ -45,7 +45,7 @@ class RunMachine(RuleBasedStateMachine):
             return
         before = self.state if self.events else None
         after = run_fold.apply(before, draft.kind, draft.data, self.now, run_id="run_1")
-        if before is not None and before.lease is not None and after.lease is None:
+        if before is not None and before.lease is not None and before.lease != after.lease:
             self.spent += self.now - before.lease.at
         if before is not None:
             self._compare(before, after)
@@ -87,6 +87,16 @@ class RunMachine(RuleBasedStateMachine):
         self._try(rules.lease, worker=worker, dispatch=wanted)
         if self.events[-1].kind == "leased" and self.state.status == "running":
             assert fits or self.state.lease is not None
+
+    @rule(worker=_WORKERS, former=_WORKERS, execution=st.integers(1, 12) | st.none())
+    def inherit(self, worker: str, former: str, execution: int | None) -> None:
+        before, lease = self.state, self.state.lease
+        wanted = execution if execution is not None or lease is None else lease.execution or lease.cursor
+        self._try(rules.inherit, worker=worker, former=former, execution=wanted or 0)
+        if self.state != before:
+            assert lease is not None
+            assert (lease.worker, self.state.lease and self.state.lease.worker) == (former, worker)
+            assert wanted in {lease.cursor, lease.execution}, "nobody goes on with what is over"
 
     @precondition(lambda self: self.state.status == "running")
     @rule(began=st.booleans())

@@ -158,6 +158,58 @@ class TestLease:
         assert rules.abandon(state, spec(), reason="gone", began=True, at=START).kind == "lease_lost"
 
 
+class TestInherit:
+    """A worker that came after the holder goes on with the very process."""
+
+    def test_the_lease_passes_on_at_once(self) -> None:
+        state = after(running(), rules.inherit(running(), worker="wrk_b", former="wrk_a", execution=2), 7)
+        assert (state.status, state.attempt, state.dispatch_attempt, state.losses) == ("running", 1, 2, 1)
+        assert (state.active_seconds, state.dispatch) == (7, 3)
+        lost = after(state, rules.lose_lease(state, reason="gone"))
+        assert rules.requeue(lost, cause="redispatch", lane="other") is not None
+        with pytest.raises(Conflict, match="stale"):
+            rules.lease(lost, worker="wrk_c", dispatch=1)
+        assert not rules.holds(state, worker="wrk_a", cursor=2)
+        assert rules.holds(state, worker="wrk_b", cursor=3)
+        third = after(state, rules.inherit(state, worker="wrk_c", former="wrk_b", execution=2), 9)
+        assert (third.active_seconds, third.dispatch_attempt) == (9, 3)
+        ended = after(third, Draft(kind="succeeded", data={}), 12)
+        assert ended.active_seconds == 12
+
+    @pytest.mark.parametrize(("former", "execution"), [("wrk_b", 2), ("wrk_a", 1), ("wrk_a", 0)])
+    def test_only_from_the_holder_and_in_its_process(self, former: str, execution: int) -> None:
+        with pytest.raises(Conflict, match="not executed"):
+            rules.inherit(running(), worker="wrk_c", former=former, execution=execution)
+
+    def test_a_process_that_was_kept_for_a_wait_counts_as_well(self) -> None:
+        state = after(queued(), rules.lease(queued(), worker="wrk_a", dispatch=1, execution=1))
+        assert rules.inherit(state, worker="wrk_b", former="wrk_a", execution=1).data["execution"] == 1
+
+    @pytest.mark.parametrize("state", [queued(), waiting(), ended()])
+    def test_only_while_it_runs(self, state: RunState) -> None:
+        with pytest.raises(Conflict):
+            rules.inherit(state, worker="wrk_b", former="wrk_a", execution=2)
+
+    def test_a_lease_without_a_process_does_not_follow_another(self) -> None:
+        with pytest.raises(Conflict):
+            run_fold.apply(running(), "leased", {"worker": "wrk_b"}, START)
+
+    def test_a_run_that_costs_every_worker_its_life_is_given_up(self) -> None:
+        state = running()
+        for number in range(1, rules.MAX_DISPATCH_ATTEMPTS):
+            holder = state.lease.worker if state.lease else ""
+            state = after(state, rules.inherit(state, worker=f"wrk_{number}", former=holder, execution=2))
+        holder = state.lease.worker if state.lease else ""
+        with pytest.raises(Conflict, match="5 times"):
+            rules.inherit(state, worker="wrk_z", former=holder, execution=2)
+        assert rules.abandon(state, spec(), reason="gone", began=True, at=START).kind == "failed"
+
+    def test_a_cancel_that_was_asked_for_stays_so(self) -> None:
+        state = after(running(), rules.cancel(running(), reason="enough", force=False, holder_alive=False))
+        passed = after(state, rules.inherit(state, worker="wrk_b", former="wrk_a", execution=2))
+        assert passed.cancel is not None
+
+
 class TestCancel:
     """Somebody wants it to end."""
 
