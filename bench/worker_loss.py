@@ -79,8 +79,8 @@ async def one(client: AsyncClient, workers: Workers) -> float:
 async def going_on(client: AsyncClient, workers: Workers, engine: str, count: int) -> None:
     """Kill the worker of ``count`` runs, start another one, and say when they went on and whether all is there."""
     first = await workers.add(engine, count)
-    lines = 600
-    runs = [(await client.sessions.start("prints", {"lines": lines, "pause": 0.1})).run for _ in range(count)]
+    lines, pause = 600, 1.0  # a minute: so long the slowest container of twenty may take to start
+    runs = [(await client.sessions.start("prints", {"lines": lines, "pause": pause})).run for _ in range(count)]
     await asyncio.gather(*(nth(run, "started", 1) for run in runs))
     await workers.kill(first)
     killed = datetime.now(UTC)
