@@ -50,7 +50,7 @@ async def test_runs_go_on_in_their_containers(tmp_path: Path) -> None:
                 (folder / "gate").touch()
             async with worker(url, tmp_path, engine="docker", environment=PATIENT) as second:
                 for run in runs:
-                    done = await run.wait(timeout=60)
+                    done = await run.wait(timeout=120)
                     assert (done.status, done.output, done.dispatch_attempt) == ("succeeded", 1, 2)
                     leases = [e.data["worker"] for e in await history(helmr, run) if e.kind == "leased"]
                     assert leases == [first.name, second.name]

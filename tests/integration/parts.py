@@ -56,7 +56,7 @@ async def part(folder: Path, *words: str, environment: Mapping[str, str] | None 
         )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             name = (await process.stdout.readline()).decode().strip()
         assert name, log.read_text()
         yield Part(process, name, log)
@@ -76,7 +76,7 @@ async def worker(
 
 
 #: Deadlines so long that no part is ever taken for dead, however slow the machine is; and a key for secrets.
-PATIENT = {"HELMR_TEST_PACE": "8", "HELMR_SECRET_KEY": base64.b64encode(bytes(32)).decode()}
+PATIENT = {"HELMR_TEST_PACE": "30", "HELMR_SECRET_KEY": base64.b64encode(bytes(32)).decode()}
 
 
 @asynccontextmanager

@@ -139,7 +139,7 @@ class Scene:
 
     async def end(self, name: str) -> Run:
         """A run's end, which has to be that of the execution that the killed worker began."""
-        run = await self.runs[name].wait(timeout=60)
+        run = await self.runs[name].wait(timeout=120)
         events = await history(self.helmr, run)
         leases = [(event.data["worker"], event.dispatch_attempt) for event in events if event.kind == "leased"]
         assert leases[0] == (self.first, 1)
@@ -219,7 +219,7 @@ async def test_an_idle_workspace_stays_alive(tmp_path: Path) -> None:
     async with patient(tmp_path) as url, AsyncClient(url, project="acme", env="test", home=tmp_path) as helmr:
         await helmr.deployments.deploy(write_project(tmp_path / "project", "acme", TASKS))
         async with worker(url, tmp_path, environment=PATIENT) as first:
-            kept, given = [await (await helmr.sessions.start("where")).run.wait(timeout=60) for _ in range(2)]
+            kept, given = [await (await helmr.sessions.start("where")).run.wait(timeout=120) for _ in range(2)]
             await first.kill()
         left = _machines(tmp_path)
         await _stop_in_log(url, helmr, given.workspace_id, first.name)
@@ -228,7 +228,7 @@ async def test_an_idle_workspace_stays_alive(tmp_path: Path) -> None:
             assert (live.state, live.worker) == ("live", second.name)
             (machine,) = _machines(tmp_path)
             assert machine in left, "it is one that was there; what is not live by the log was ended"
-            after = await (await helmr.sessions.start("where", workspace=kept.workspace_id)).run.wait(timeout=60)
+            after = await (await helmr.sessions.start("where", workspace=kept.workspace_id)).run.wait(timeout=120)
             assert (after.status, after.dispatch_attempt) == ("succeeded", 1)
             assert _machines(tmp_path) == [machine]
             assert (await helmr.workspaces.stop(kept.workspace_id)).state == "stopped"
