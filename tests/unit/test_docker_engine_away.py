@@ -11,7 +11,7 @@ import pytest
 
 from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable
 from worker.channel import Channel
-from worker.container_spec import WORKER
+from worker.container_spec import KIND, WORKER
 from worker.docker_engine import DockerEngine, DockerMachine
 from worker.engine import MachineSpec
 from worker.machine_folder import MachineFolder
@@ -39,8 +39,8 @@ class Api:
         self.there[name] = {"Id": name, "Names": [f"/{name}"], "Labels": {WORKER: worker}}
         return name
 
-    def containers(self, **_: Any) -> list[dict[str, Any]]:
-        return list(self.there.values())
+    def containers(self, *, filters: dict[str, list[str]], **_: Any) -> list[dict[str, Any]]:
+        return list(self.there.values()) if f"{KIND}=machine" in filters["label"] else []
 
     def remove_container(self, ref: str, **_: Any) -> None:
         del self.there[ref]
@@ -73,7 +73,7 @@ def api() -> Api:
 async def engine(tmp_path: Path, api: Api) -> DockerEngine:
     engine = DockerEngine(tmp_path)
     await engine._api.close()
-    engine._api = cast("Any", api)
+    engine._api = engine._images._api = cast("Any", api)
     return engine
 
 

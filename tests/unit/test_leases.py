@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
-from nats.js.api import PubAck
 
 from bus.leases import lose_lease
 from bus.log import RUN, Log, Position
@@ -14,7 +13,7 @@ from bus.services.runs import CancelRequest, Runs
 from helmr.events import Draft, RunEvent, Wait
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
-from tests.unit.memory_log import MemoryLog, NoLogs
+from tests.unit.memory_log import MemoryLog
 from tests.unit.runs import spec
 
 pytestmark = pytest.mark.anyio
@@ -22,22 +21,11 @@ pytestmark = pytest.mark.anyio
 _SCOPE, _RUN, _WORKER = Scope("acme", "dev"), "run_1", "wrk_a"
 
 
-class _Ends(NoLogs):
-    """Counts the chunks that end a log."""
-
-    count = 0
-
-    async def publish(self, *_: Any, **__: Any) -> PubAck:
-        self.count += 1
-        return await super().publish()
-
-
 class _Raced(MemoryLog):
     """A log to which the worker appends just before somebody else does, once."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.js = self.ends = _Ends()
         self.sooner: Draft | None = None
 
     async def append(self, kind: Any, scope: Scope, entity_id: str, position: Any, draft: Draft, **more: Any) -> Any:
@@ -73,27 +61,27 @@ def _runs(log: Log) -> Runs:
 
 async def test_the_log_of_an_execution_that_is_lost_is_ended(log: _Raced) -> None:
     lost = await lose_lease(log, _SCOPE, _RUN, _WORKER)
-    assert (lost.state.status, lost.state.lease, log.ends.count) == ("queued", None, 1)
+    assert (lost.state.status, lost.state.lease, len(log.beside)) == ("queued", None, 1)
 
 
 async def test_an_execution_that_ends_before_it_is_lost_is_left_alone(log: _Raced) -> None:
     log.sooner = Draft(kind="succeeded", data={"output": 1}, source="worker")
     lost = await lose_lease(log, _SCOPE, _RUN, _WORKER)
-    assert (lost.state.status, log.ends.count) == ("succeeded", 0)
+    assert (lost.state.status, len(log.beside)) == ("succeeded", 0)
 
 
 async def test_what_another_worker_holds_is_not_lost(log: _Raced) -> None:
     await lose_lease(log, _SCOPE, _RUN, "wrk_b")
-    assert ((await log.present(RUN, _SCOPE, _RUN)).state.status, log.ends.count) == ("running", 0)
+    assert ((await log.present(RUN, _SCOPE, _RUN)).state.status, len(log.beside)) == ("running", 0)
 
 
 async def test_a_forced_cancel_ends_the_log_of_a_worker_that_is_gone(log: _Raced) -> None:
     run = await _runs(log).cancel(_SCOPE, CancelRequest(id=_RUN, force=True))
-    assert (run.status, log.ends.count) == ("cancelled", 1)
+    assert (run.status, len(log.beside)) == ("cancelled", 1)
 
 
 async def test_a_forced_cancel_of_a_run_that_has_just_begun_to_wait_leaves_its_log_alone(log: _Raced) -> None:
     state = (await log.present(RUN, _SCOPE, _RUN)).state
     log.sooner = rules.wait(state, Wait(kind="timer", name="rest"))
     run = await _runs(log).cancel(_SCOPE, CancelRequest(id=_RUN, force=True))
-    assert (run.status, log.ends.count) == ("cancelled", 0)
+    assert (run.status, len(log.beside)) == ("cancelled", 0)

@@ -43,7 +43,7 @@ def _deployment() -> Deployment:
         archive="a",
         archive_bytes=1,
         created_at=events.now(),
-        index={"tasks": _TASKS, "sandboxes": [{"name": "default"}]},
+        index={"tasks": _TASKS, "sandboxes": [{"name": "default", "image": {"base": "debian", "steps": []}}]},
     )
 
 
