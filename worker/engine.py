@@ -36,7 +36,8 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An image as a task project defines it: a base and build steps, in order.
 
     A step is ``[kind, arguments…]`` with kind one of ``run, secret-run, apt, pip, copy, env, workdir, user``, as
-    ``helmr.Image`` records it. ``context`` is the folder ``copy`` steps are relative to (the unpacked deployment).
+    ``helmr.Image`` records it. ``context`` is the folder ``copy`` steps are relative to (the unpacked deployment);
+    other content is in another folder.
     """
 
     base: str = "python:3.12-slim"

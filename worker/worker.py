@@ -193,7 +193,8 @@ class Worker:
         for lane in self._lanes:
             await lane.create()
         self._pulls = [tasks.create_task(lane.run()) for lane in self._lanes]
-        background += [tasks.create_task(work()) for work in (self._mind_engine, self._sweep, self._watch_cut_off)]
+        works = (self._mind_leases, self._mind_engine, self._sweep, self._watch_cut_off)
+        background += [tasks.create_task(work()) for work in works]
         self._open_gate()
         return background
 
@@ -445,11 +446,16 @@ class Worker:
         await _answer(msg, self.execs.kill(msgspec.json.decode(msg.data, type=KillRequest)))
 
     async def _beat(self) -> None:
-        """Say that we are alive and at work, and make sure that our leases are still ours."""
+        """Say that we are alive and at work: whatever else the server leaves without an answer must not keep us from that."""
         while True:
             await asyncio.sleep(topology.HEARTBEAT)
             await self._mind_disk()
             await self._announce()
+
+    async def _mind_leases(self) -> None:
+        """Keep our messages from being delivered again, and make sure that our leases are still ours."""
+        while True:
+            await asyncio.sleep(topology.HEARTBEAT)
             try:
                 for msg in list(self._messages.values()):
                     await msg.in_progress()
@@ -459,9 +465,11 @@ class Worker:
                 log.warning("heartbeat: %s: %s", type(error).__name__, error)
 
     async def _announce(self) -> None:
+        """Announce ourselves; an announcement that was lost with the server is given up in time for the next one."""
         said = self._cut_off.now()
         try:
-            await announce(self.nc, self._about())
+            async with asyncio.timeout(topology.HEARTBEAT):
+                await announce(self.nc, self._about())
             self._cut_off.heard(said)
         except (HelmrError, nats.errors.Error, nats.js.errors.Error, TimeoutError) as error:
             log.warning("presence: %s: %s", type(error).__name__, error)

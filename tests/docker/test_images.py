@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -72,12 +73,12 @@ async def test_one_image_is_built_once_however_many_ask(engine: DockerEngine, bu
 
 
 async def test_changed_files_make_another_image(engine: DockerEngine, project: Path, built: list[str]) -> None:
-    spec = ImageSpec(steps=(("copy", "main.py", "/opt/"),), context=project)
-    first = await engine.ensure_image(spec, _quiet)
-    (project / "main.py").write_text("print('changed')\n")
-    second = await engine.ensure_image(spec, _quiet)
-    built += [first, second]
-    assert first != second
+    changed = project.with_name("changed")
+    shutil.copytree(project, changed)
+    (changed / "main.py").write_text("print('changed')\n")
+    steps = (("copy", "main.py", "/opt/"),)
+    built += [await engine.ensure_image(ImageSpec(steps=steps, context=tree), _quiet) for tree in (project, changed)]
+    assert built[-2] != built[-1]
 
 
 async def test_a_failed_step_shows_its_output_and_leaves_no_container(engine: DockerEngine, api: DockerApi) -> None:

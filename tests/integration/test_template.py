@@ -301,7 +301,9 @@ async def test_a_run_that_leaves_processes_behind_costs_its_template(make: Make)
     site = await make()
     left = (await site.run("leave")).output["born"]
     assert (await site.run("leave")).output["born"] != left
-    assert _alive(site) <= 4
+    async with asyncio.timeout(30):
+        while _alive(site) > 4:  # noqa: ASYNC110  nothing tells when what was left behind has been cleared away
+            await asyncio.sleep(0.01)
 
 
 async def test_a_cancelled_run_costs_its_template(make: Make) -> None:
