@@ -407,7 +407,7 @@ class Execution:
         left = max(deadline - asyncio.get_running_loop().time(), 0.1)
         if self._hot is not None and await self._go_on(self._hot, left):
             return self._hot.process
-        if self.spec.payload_artifact is not None:
+        if self._hot is not None and self.spec.payload_artifact is not None:  # it was not to be needed
             self._payload = msgspec.Raw(await large_values.fetch(self.services.values, self.spec.payload_artifact))
         return await machine.start(await self._process_spec(needs, task, left))
 
