@@ -217,6 +217,15 @@ def _translated(work: Callable[[], T]) -> T:
         raise translate(error) from error
 
 
+async def remove_container(api: DockerApi, ref: str) -> None:
+    """Kill and remove a container, with the anonymous volumes of its image; return when it is gone."""
+    with contextlib.suppress(NotFound):
+        try:
+            await api.call(lambda client: client.remove_container(ref, v=True, force=True))
+        except Conflict:  # somebody else is removing it
+            await api.call(lambda client: client.wait(ref, condition="removed"))
+
+
 def translate(error: Exception) -> HelmrError:
     """The Helmr error for what the SDK, requests or the engine raised."""
     text = str(getattr(error, "explanation", None) or error)

@@ -21,11 +21,11 @@ from docker import APIClient
 from docker.types import Mount
 
 from helmr import ids
-from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError, NotFound, Unavailable
+from helmr.errors import EngineUnavailable, HelmrError, ImageError, NotFound, Unavailable
 from worker import machine_record
 from worker.channel import Channel, ChannelProcess
 from worker.container_spec import CLAIM, INSTALL, KIND, WORKER, WORKSPACE, HostSide, container, task_owner
-from worker.docker_api import DockerApi, connection
+from worker.docker_api import DockerApi, connection, remove_container
 from worker.egress import Egress
 from worker.egress_rules import Neighbourhood, Rules
 from worker.engine import (
@@ -385,12 +385,8 @@ class DockerEngine:
             del self._machines[machine.workspace_id]
 
     async def remove(self, ref: str) -> None:
-        """Kill and remove a container, with the anonymous volumes of its image; return when it is gone."""
-        with contextlib.suppress(NotFound):
-            try:
-                await self._api.call(lambda client: client.remove_container(ref, v=True, force=True))
-            except Conflict:  # somebody else is removing it
-                await self._api.call(lambda client: client.wait(ref, condition="removed"))
+        """Kill and remove a container; return when it is gone."""
+        await remove_container(self._api, ref)
 
     async def explain(self, ref: str) -> str:
         """How a container ended, in a few words; empty if it is running, or gone for good."""

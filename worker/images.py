@@ -23,12 +23,12 @@ from helmr.errors import Conflict, EngineUnavailable, HelmrError, ImageError
 from helmr.sandbox import SECRET_RUN
 from worker import base_image
 from worker.container_spec import INSTALL, KIND
-from worker.docker_api import DockerApi, EngineSilent
+from worker.docker_api import DockerApi, EngineSilent, remove_container
 from worker.docker_build import BuildLog, build
 from worker.dockerfile import content_hash, context, context_files, dockerfile, parts
 from worker.engine import BuildSecrets, ImageSpec, Progress
 from worker.host import writing
-from worker.secret_step import BUILD, Made, SecretStep, execute, remove
+from worker.secret_step import BUILD, Made, SecretStep, execute
 
 #: Seconds a registry may take to say whether it has an image. Without a route this is what the first start waits.
 REGISTRY_TIMEOUT = 20.0
@@ -86,7 +86,7 @@ class Images:
                 descriptor = self._lock_file(key)
                 try:
                     if _locked(descriptor):
-                        await remove(self._api, item["Id"])
+                        await remove_container(self._api, item["Id"])
                 finally:
                     os.close(descriptor)
 

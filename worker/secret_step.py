@@ -19,11 +19,11 @@ from docker import APIClient
 from docker.types import LogConfig
 from docker.utils.socket import frames_iter
 
-from helmr.errors import ImageError, NotFound
+from helmr.errors import ImageError
 from helmr.sandbox import SECRET_RUN
 from helmr.secret_targets import env_problem
 from worker.container_spec import INSTALL, KIND
-from worker.docker_api import DockerApi
+from worker.docker_api import DockerApi, remove_container
 from worker.docker_build import BuildLog
 from worker.masking import Masker
 
@@ -124,13 +124,7 @@ async def _container(api: DockerApi, step: SecretStep, image: str, labels: dict[
     try:
         yield ref
     finally:
-        await asyncio.shield(remove(api, ref))
-
-
-async def remove(api: DockerApi, ref: str) -> None:
-    """Remove a container, whatever it is doing."""
-    with contextlib.suppress(NotFound):
-        await api.call(lambda client: client.remove_container(ref, force=True))
+        await asyncio.shield(remove_container(api, ref))
 
 
 async def _converse(api: DockerApi, ref: str, given: bytes, masker: Masker, log: BuildLog) -> None:
@@ -152,7 +146,7 @@ async def _converse(api: DockerApi, ref: str, given: bytes, masker: Masker, log:
     try:
         await asyncio.shield(talking)
     except asyncio.CancelledError:
-        await remove(api, ref)  # which ends the conversation
+        await remove_container(api, ref)  # which ends the conversation
         await asyncio.wait({talking})
         raise
 
