@@ -13,13 +13,14 @@ from helmr.errors import Conflict, NotFound
 from helmr.events import Draft, RunSpec, Wait
 from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
+from helmr.reducers.journal import Recorded
 from helmr.subjects import Scope
 from worker import messages
 from worker.engine import Process
 from worker.run_journal import RunJournal
 
 Answer = dict[str, Any]
-#: Events of a run that are read to find one of them: all.
+#: Events of a run that are read to know what is recorded: all.
 _ALL = 1_000_000_000
 
 
@@ -88,9 +89,13 @@ class Answers:
         await self._append("step", _key(look) | {"call": "peek", **answer}, f"peek {look.name}")
         return answer
 
+    async def recorded(self) -> Recorded:
+        """What is in the log of the executions of this attempt so far."""
+        found = await self.log.events(RUN, self.scope, self.run_id, limit=_ALL)
+        return journal_rules.recorded(found, attempt=self._journal.state.attempt or 1)
+
     async def _recorded_peek(self, look: messages.Peek) -> Answer:
-        events_ = await self.log.events(RUN, self.scope, self.run_id, limit=_ALL)
-        entries = journal_rules.recorded(events_, attempt=self._journal.state.attempt or 1).entries
+        entries = (await self.recorded()).entries
         found = next(
             each for each in reversed(entries) if each["kind"] == "peek" and _key(look).items() <= each.items()
         )

@@ -15,13 +15,12 @@ import msgspec
 from bus import bookmark, waits
 from bus.bookmark import Bookmark, Torn
 from bus.leases import bury
-from bus.log import RUN, Position
+from bus.log import Position
 from bus.services.secrets import ReleaseRequest
 from helmr import chunks, events
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, Unavailable
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
 from helmr.models import Deployment
-from helmr.reducers import journal as journal_rules
 from helmr.reducers import run as rules
 from helmr.reducers.journal import Recorded
 from helmr.subjects import Scope
@@ -66,8 +65,6 @@ _GO_ON = 15.0
 _KILL_TIME = 5.0
 #: Seconds that it may take to have a machine only for the sake of ending an earlier one: somebody waits for the run's end.
 _REPLACE_TIME = 10.0
-#: Events of a run that are read to execute it again: all of them.
-_ALL = 1_000_000_000
 
 
 class HandedBack(Exception):
@@ -450,8 +447,7 @@ class Execution:
         """What is recorded of earlier executions."""
         if not self._executed_before:
             return Recorded(entries=[])
-        events = await self.services.log.events(RUN, self.scope, self.run_id, limit=_ALL)
-        return journal_rules.recorded(events, attempt=self.state.attempt or 1)
+        return await self.conversation.answers.recorded()
 
     async def _process_spec(self, needs: Needs, task: dict[str, Any], left: float) -> ProcessSpec:
         return task_process(
