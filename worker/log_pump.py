@@ -231,7 +231,8 @@ class LogPump:
         headers = chunks.headers(
             offset=chunk.offset, dispatch=self._dispatch, at=chunk.at, tombstone=chunk.tombstone, mark=mark
         )
-        name = f"{chunk.stream}{'!' if chunk.tombstone else '' if chunk.data else '?'}"
+        # Chunks of nothing carry a mark alone: several may stand at one place.
+        name = f"{chunk.stream}{'!' if chunk.tombstone else '' if chunk.data else f'?{chunk.number}'}"
         headers["Nats-Msg-Id"] = chunks.message_id(self._run_id, self._attempt, self._dispatch, name, chunk.offset)
         try:
             ack = await self._js.publish(subject, bytes(chunk.data), timeout=_TIMEOUT, headers=headers)

@@ -11,7 +11,7 @@ import pytest
 from nats.errors import ConnectionClosedError
 from nats.js.api import PubAck
 
-from helmr.chunks import LogChunk, parse
+from helmr.chunks import HEADER_MARK, LogChunk, LogEnd, Mark, parse
 from helmr.subjects import Scope
 from worker import log_pump
 from worker.log_pump import LogPump
@@ -24,6 +24,7 @@ class _Stream:
 
     def __init__(self, failures: float = 0.0, seed: int = 0) -> None:
         self.stored: list[LogChunk] = []
+        self.marks: list[Mark] = []
         self.pending = 0
         self.most = 0
         self._ids: set[str] = set()
@@ -38,6 +39,7 @@ class _Stream:
         lost = self._random.random() < self._failures
         if (not lost or self._random.random() < 0.5) and headers["Nats-Msg-Id"] not in self._ids:
             self._ids.add(headers["Nats-Msg-Id"])
+            self.marks.append(Mark.parse(headers[HEADER_MARK]))
             self.stored.append(parse(subject, headers, data, seq=len(self.stored) + 1))
         if lost:
             raise ConnectionClosedError
@@ -103,3 +105,16 @@ async def test_a_writer_waits_while_too_much_is_pending() -> None:
     await first
     await pump.close()
     await running
+
+
+async def test_that_nobody_can_go_on_is_stored_where_another_mark_stands_already() -> None:
+    stream = _Stream()
+    pump = _pump(stream, execution=2)
+    pump.begin({"log": LogEnd(7)})
+    async with asyncio.TaskGroup() as group:
+        group.create_task(pump.run())
+        await pump.drain()
+        pump.spoil()
+        await pump.drain()
+        await pump.close()
+    assert [mark.whole for mark in stream.marks] == [True, False]
