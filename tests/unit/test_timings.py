@@ -83,6 +83,24 @@ def test_a_process_that_was_kept_runs_however_it_ends(end: str, worker: str, att
     assert [each.stage for each in timings(events)] == ["preparing", "running", "waiting", "woken", "queued", stage]
 
 
+def test_a_process_that_another_worker_takes_over_goes_on_running() -> None:
+    events = [
+        _event("queued", 0, attempt=None),
+        _event("leased", 1, worker="wrk_a"),
+        _event("started", 2),
+        _event("leased", 5, worker="wrk_b", execution=2),
+        _event("succeeded", 7),
+    ]
+    assert [(each.stage, each.seconds) for each in timings(events)] == [
+        ("queued", 1.0),
+        ("preparing", 1.0),
+        ("running", 3.0),
+        ("running", 2.0),
+    ]
+    anew = [*events[:4], _event("started", 6), events[4]]  # it could not go on there: its code has begun anew
+    assert [each.stage for each in timings(anew)][3:] == ["preparing", "running"]
+
+
 def test_a_lease_that_ends_before_the_code_begins_has_only_prepared() -> None:
     assert [each.stage for each in timings([_event("leased", 0), _event("cancelled", 1)])] == ["preparing"]
 
