@@ -36,7 +36,7 @@ from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
-from helmr.sandbox import SECRET_RUN
+from helmr.sandbox import SECRET_RUN, step_variables
 from helmr.subjects import Scope
 
 #: Limits of DESIGN, "The run": bytes of JSON, numbers, seconds.
@@ -349,7 +349,7 @@ def secret_names(deployment: Deployment, task: dict[str, Any]) -> tuple[str, ...
     sandboxes = (each for each in deployment.index.get("sandboxes", ()) if each["name"] == task.get("sandbox"))
     for kind, *arguments in (step for sandbox in sandboxes for step in sandbox["image"]["steps"]):
         if kind == SECRET_RUN:
-            names += [word.rpartition("=")[2] for word in arguments[1:]]
+            names += step_variables(arguments[1:]).values()
     return tuple(dict.fromkeys(names))
 
 

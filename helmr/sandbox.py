@@ -180,6 +180,11 @@ def _variable(secret: object) -> str:
     return f"{secret.env}={secret.name}"
 
 
+def step_variables(arguments: Sequence[str]) -> dict[str, str]:
+    """Which secret goes into which variable in a :data:`SECRET_RUN` step; ``arguments``: what follows its command."""
+    return dict(word.split("=", 1) for word in arguments if "=" in word)
+
+
 def _some(kind: str, values: tuple[str, ...]) -> tuple[str, ...]:
     if not values:
         raise ProjectError(f"{caller_location()}: Image.{kind}() was given nothing")

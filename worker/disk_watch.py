@@ -39,9 +39,8 @@ def usage(root: Path, limit: int) -> int:
     used = 0
     linked: set[tuple[int, int]] = set()
     try:
-        for _, _, names, folder in os.fwalk(
-            root, follow_symlinks=False
-        ):  # by descriptors: nothing outside is ever looked at
+        # By descriptors: nothing outside is ever looked at.
+        for _, _, names, folder in os.fwalk(root, follow_symlinks=False):
             for name in names:
                 used += _size(name, folder, linked)
             if used > limit:

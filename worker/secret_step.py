@@ -20,7 +20,7 @@ from docker.types import LogConfig
 from docker.utils.socket import frames_iter
 
 from helmr.errors import ImageError
-from helmr.sandbox import SECRET_RUN
+from helmr.sandbox import SECRET_RUN, step_variables
 from helmr.secret_targets import env_problem
 from worker.container_spec import INSTALL, KIND
 from worker.docker_api import DockerApi, remove_container
@@ -48,7 +48,7 @@ class SecretStep(msgspec.Struct, frozen=True, kw_only=True):
             ImageError: it is none.
         """
         _, *arguments = step
-        variables = dict(word.split("=", 1) for word in arguments[1:] if "=" in word)
+        variables = step_variables(arguments[1:])
         problems = [problem for name in variables if (problem := env_problem(name))]
         if len(variables) != len(arguments) - 1 or not variables or problems:
             raise ImageError(f"an image step is not understood: {problems[0] if problems else list(step)!r}")

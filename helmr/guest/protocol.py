@@ -69,9 +69,8 @@ INPUT = 8  #: bytes for the standard input, or the terminal, of a process that w
 INPUT_END = 9  #: no body; the input ends after what was sent
 RESIZE = 10  #: {rows, columns}; of the terminal
 SIGNAL = 11  #: {signal}; its number, for the main process and its group
-TEMPLATE = (
-    12  #: {source, module, private, preload, patience}; have such a template ready, in so many seconds or not at all
-)
+#: {source, module, private, preload, patience}; have such a template ready, in so many seconds or not at all
+TEMPLATE = 12
 PING = 13  #: no body; answered at once
 
 # From the supervisor.
