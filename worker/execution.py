@@ -17,6 +17,7 @@ from bus.bookmark import Bookmark, Torn
 from bus.leases import bury
 from bus.log import Position
 from bus.services.secrets import ReleaseRequest
+from bus.starts import find_sandbox, find_task
 from helmr import chunks, events
 from helmr.errors import Conflict, EngineUnavailable, HelmrError, Unavailable
 from helmr.events import Draft, Failure, RunEvent, RunSpec, RunState
@@ -224,8 +225,8 @@ class Execution:
         """Prepare and execute; errors on the way are outcomes, too."""
         try:
             deployment = await self.services.deployments.load(self.scope, spec.deployment_id)
-            task = next(t for t in deployment.index["tasks"] if t["id"] == spec.task_id)
-            sandbox = next(b for b in deployment.index["sandboxes"] if b["name"] == task["sandbox"])
+            task = find_task(deployment, spec.task_id)
+            sandbox = find_sandbox(deployment, task)
             template = task_template(deployment, task, sandbox)
             needs = Needs(deployment, sandbox, self._progress, template, self._stages.over, self._secret_values)
             if task.get("secrets"):

@@ -18,6 +18,7 @@ from bus.deployments import Deployments
 from bus.leases import spec_of
 from bus.log import RUN, Log, Position, get_message
 from bus.queueing import redispatch
+from bus.starts import find_sandbox, find_task
 from helmr import events, ids, subjects
 from helmr.errors import Conflict, HelmrError
 from helmr.events import RunEvent, RunSpec, RunState
@@ -90,8 +91,7 @@ class Heir:
         """The process, in a machine that is in use because of it."""
         spec = spec_of(await self._log.first(RUN, scope, state.id))
         deployment = await self._deployments.load(scope, spec.deployment_id)
-        task = next(task for task in deployment.index["tasks"] if task["id"] == spec.task_id)
-        sandbox = next(box for box in deployment.index["sandboxes"] if box["name"] == task["sandbox"])
+        sandbox = find_sandbox(deployment, find_task(deployment, spec.task_id))
         use = self._machines.use(scope, spec.workspace_id, Needs(deployment, sandbox, lambda _: None))
         machine = await use.__aenter__()
         return HotRun(
