@@ -340,8 +340,8 @@ class DockerEngine:
         dead = [
             item
             for item in found
-            if _worker_of(item, known) not in live_workers
-            and not (spare_running and item["State"] == "running" and _workspace_of(item, known))
+            if _record_of(item, known).worker not in live_workers
+            and not (spare_running and item["State"] == "running" and _record_of(item, known).workspace_id)
         ]
         given_up = [item for item in found if self._gave_up(item, known)]
         gone = await asyncio.gather(*(self._remove_dead(item, live_workers) for item in dead))
@@ -364,7 +364,7 @@ class DockerEngine:
 
     def _gave_up(self, item: dict[str, Any], known: _Records) -> bool:
         """Whether a container is ours and nobody's: the engine was away when it had to go, or made it after we had left."""
-        return _worker_of(item, known) in self._workers and _folder_name(item) not in self._folders
+        return _record_of(item, known).worker in self._workers and _folder_name(item) not in self._folders
 
     async def close(self) -> None:
         """Stop every machine of this engine, then let go of the engine itself."""
@@ -433,8 +433,10 @@ class DockerEngine:
             await machine.stop(0)
         known = await asyncio.to_thread(machine_record.records, self._home / "machines")
         listed = await self._list({INSTALL: self.install, KIND: "machine"})
-        found = {item["Id"]: _claim_of(item, known) for item in listed if _workspace_of(item, known) == workspace_id}
-        if any(theirs > claim for theirs in found.values()):
+        found = {
+            item["Id"]: record for item in listed if (record := _record_of(item, known)).workspace_id == workspace_id
+        }
+        if any(record.claim > claim for record in found.values()):
             raise superseded(workspace_id)
         for ref in found:
             await self.remove(ref)
@@ -532,20 +534,15 @@ def _folder_name(item: dict[str, Any]) -> str:
 _Records = Mapping[str, MachineRecord]
 
 
-def _worker_of(item: dict[str, Any], known: _Records) -> str:
-    """Whose a container is: what its record says counts, because labels cannot be changed."""
-    record = known.get(_folder_name(item))
-    return record.worker if record is not None else str(item["Labels"].get(WORKER, ""))
-
-
-def _workspace_of(item: dict[str, Any], known: _Records) -> str:
-    record = known.get(_folder_name(item))
-    return record.workspace_id if record is not None else str(item["Labels"].get(WORKSPACE, ""))
-
-
-def _claim_of(item: dict[str, Any], known: _Records) -> int:
-    record = known.get(_folder_name(item))
-    return record.claim if record is not None else int(item["Labels"].get(CLAIM, 0))
+def _record_of(item: dict[str, Any], known: _Records) -> MachineRecord:
+    """Whose a container is: what its record says counts, because labels cannot be changed; they do not tell its network."""
+    labels = item["Labels"]
+    return known.get(_folder_name(item)) or MachineRecord(
+        worker=str(labels.get(WORKER, "")),
+        workspace_id=str(labels.get(WORKSPACE, "")),
+        claim=int(labels.get(CLAIM, 0)),
+        network="none",
+    )
 
 
 def _start_error(image: str, error: HelmrError) -> HelmrError:
