@@ -10,8 +10,9 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nats.errors
@@ -283,9 +284,7 @@ class Worker:
                 return
             log.info("workspace %s is taken over from %s", found.machine.workspace_id, found.former)
             for carried in await self._heir.take(scope, found):
-                task = asyncio.create_task(self._carry_on(carried))
-                self._handlers.add(task)
-                task.add_done_callback(self._forget)
+                self._see_to(self._carry_on(carried))
 
     async def _remove_leftovers(self, *, spare_running: bool = False) -> None:
         """Remove what dead workers of this home left running."""
@@ -294,7 +293,10 @@ class Worker:
 
     def _take(self, item: Delivery) -> None:
         self.slots.claim()
-        task = asyncio.create_task(self._handle(item))
+        self._see_to(self._handle(item))
+
+    def _see_to(self, handling: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(handling)
         self._handlers.add(task)
         task.add_done_callback(self._forget)
 
