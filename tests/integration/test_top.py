@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from helmr.client import AsyncClient
 from helmr.errors import UsageError
+from helmr.models import LiveRun
 from tests.integration.platform import Platform, until
 from tests.terminal import helmr_on_terminal
 
@@ -39,12 +41,22 @@ def env(platform: Platform, helmr: AsyncClient, tmp_path: Path) -> dict[str, str
     return names | {"HELMR_PROJECT": helmr.scope.project, "HELMR_ENV": helmr.scope.environment}
 
 
+async def _leased(helmr: AsyncClient, number: int) -> Sequence[LiveRun]:
+    """The live runs, once so many are leased: control knows of that a moment after it is stored."""
+    async with asyncio.timeout(30):
+        while True:
+            listed = await helmr.runs.live()
+            if sum(run.worker is not None for run in listed) >= number:
+                return listed
+            await asyncio.sleep(0.02)
+
+
 async def test_live_runs_are_listed_in_pages(helmr: AsyncClient) -> None:
     runs = [(await helmr.sessions.start("slow")).run for _ in range(3)]
     for run in runs:
         await until(helmr, run, "leased")
     ids = sorted(run.id for run in runs)
-    listed = await helmr.runs.live()
+    listed = await _leased(helmr, len(runs))
     assert [run.id for run in listed] == ids
     assert {(run.status, run.task_id, run.worker is not None) for run in listed} == {("running", "slow", True)}
     page = await helmr.wire.call("run", "live", {"limit": 2}, dict[str, Any])
