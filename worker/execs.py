@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 
 import nats.errors
 from nats.aio.subscription import Subscription
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Execs:
-    """What is executed in workspaces beside runs; ``ended`` is called whenever one of them has."""
+    """What is executed in workspaces beside runs."""
 
     def __init__(
         self,
@@ -32,7 +31,6 @@ class Execs:
         machines: Machines,
         *,
         worker_id: str,
-        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = event_log
         self._deployments = deployments
@@ -41,7 +39,6 @@ class Execs:
         self._runs: dict[str, ExecRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._ended = ended
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -99,7 +96,11 @@ class Execs:
         self.refuse()
         for run in list(self._runs.values()):
             run.end("its worker was stopped", HURRY)
-        if self._tasks:
+        await self.wait_none()
+
+    async def wait_none(self) -> None:
+        """Return when nothing is being executed."""
+        while self._tasks:
             await asyncio.wait(self._tasks)
 
     async def _see(self, run: ExecRun, subscription: Subscription) -> None:
@@ -111,7 +112,6 @@ class Execs:
             await self._log.transact(EXEC, run.scope, run.id, lambda state: rules.lose(state, reason=reason))
         finally:
             del self._runs[run.id]
-            self._ended()
             try:
                 await subscription.unsubscribe()
             except nats.errors.Error as error:

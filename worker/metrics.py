@@ -26,6 +26,6 @@ class WorkerMetrics:
         return [
             (SLOTS, {(): worker.slots.total}),
             (SLOTS_USED, {(): worker.slots.active}),
-            (EXECUTING, dict(worker.executing())),
-            (DISPATCHES, {(result,): count for result, count in worker.dispatches.items()}),
+            (EXECUTING, dict(worker.executions.count())),
+            (DISPATCHES, {(result,): count for result, count in worker.dispatches.results.items()}),
         ]

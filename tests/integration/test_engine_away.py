@@ -15,7 +15,7 @@ from cli.status import parts_of
 from helmr.errors import EngineUnavailable
 from tests.integration.platform import running
 from tests.patience import eventually
-from worker import silence, worker
+from worker import intake, silence
 from worker.process_engine import ProcessEngine
 
 pytestmark = pytest.mark.anyio
@@ -51,7 +51,7 @@ async def test_runs_wait_for_the_engine_and_say_so(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(ProcessEngine, "materialize", lambda *given: failing(materialize, *given))
     monkeypatch.setattr(ProcessEngine, "check", lambda *given: failing(check, *given))
-    monkeypatch.setattr(worker, "_ENGINE_RETRY", 0.05)
+    monkeypatch.setattr(intake, "_ENGINE_RETRY", 0.05)
     async with running(tmp_path) as platform:
         client = await platform.project("acme", TASKS)
         away.set()

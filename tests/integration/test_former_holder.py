@@ -14,8 +14,8 @@ from helmr.subjects import Scope
 from tests.integration.platform import running
 from tests.patience import eventually
 from worker.execution import Execution
+from worker.lease_watch import LeaseWatch
 from worker.liveness import Liveness
-from worker.worker import Worker
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ async def _nothing(*_: Any) -> None:
 async def test_nothing_of_a_run_is_alive_when_its_time_was_up_before_it_was_prepared_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Worker, "_check_leases", _nothing)
+    monkeypatch.setattr(LeaseWatch, "_check_leases", _nothing)
     async with running(tmp_path) as platform:
         helmr = await platform.project("acme", TASKS)
         started = await helmr.sessions.start("goes-on")

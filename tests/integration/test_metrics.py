@@ -80,10 +80,10 @@ async def test_the_server_tells_of_runs_workers_streams_and_requests(platform: P
 
 async def test_a_worker_tells_of_its_slots_and_dispatches(platform: Platform, helmr: AsyncClient) -> None:
     worker = platform.workers[0].worker
-    before = worker.dispatches["executed"]
+    before = worker.dispatches.results["executed"]
     await (await helmr.sessions.start("fine")).run.wait()
     async with asyncio.timeout(10):
-        while worker.dispatches["executed"] == before:  # noqa: ASYNC110  # settled a moment after the end is told
+        while worker.dispatches.results["executed"] == before:  # noqa: ASYNC110  # settled a moment after the end is told
             await asyncio.sleep(0.01)
     found = await scrape(WorkerMetrics(worker).read)
     assert found["helmr_worker_slots"][()] == worker.slots.total

@@ -74,7 +74,7 @@ async def test_a_run_that_was_lost_meanwhile_is_not_begun(platform: Platform) ->
     before = await history(helmr, started.run)
     assert [event.kind for event in before] == ["queued", "leased", "lease_lost", "cancelled"]
     _Gated.go_on.set()
-    await _until(lambda: not worker._executions)
+    await _until(lambda: not worker.executions)
     assert await history(helmr, started.run) == before
     workspace = (await helmr.runs.get(started.run)).workspace_id
     assert not list(platform.home.glob(f"engine/workspaces/{workspace}/trace")), "its code did not begin"

@@ -83,7 +83,7 @@ async def test_a_worker_that_cannot_look_leaves_that_to_control(
     started = await helmr.sessions.start("waits")
     await helmr.sessions.open(started.session).input("notes").send("early")
     assert (await started.run.result(timeout=60))["note"] == "early"
-    assert [each.worker.dispatches["failed"] for each in platform.workers] == [0]
+    assert [each.worker.dispatches.results["failed"] for each in platform.workers] == [0]
 
 
 async def test_a_run_that_is_parked_before_its_files_are_looked_at(
