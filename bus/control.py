@@ -6,6 +6,7 @@ It keeps nothing of its own: several may run side by side, and one may die at an
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from bus.continuations import Continuations
 from bus.deployments import Deployments
 from bus.explainer import Explainer
 from bus.half_starts import HalfStarts
+from bus.insistence import insist
 from bus.janitor import RETENTION, Janitor
 from bus.keyring import KeyRing
 from bus.live import LiveRuns
@@ -101,7 +103,7 @@ class Control:
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Set up the streams, catch up with the buckets, start the reactors, and answer."""
-        await ensure_topology(self.nc)
+        await insist(partial(ensure_topology, self.nc))
         tasks.create_task(self.presence.watch())
         tasks.create_task(self.live_follower.run())
         tasks.create_task(self.deployments.watch())

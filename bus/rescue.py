@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Iterable
 from datetime import timedelta
+from typing import Literal
 
 import nats.errors
 import nats.js.errors
@@ -27,6 +28,8 @@ from helmr import events, subjects
 from helmr.errors import Conflict, HelmrError, NotFound
 
 log = logging.getLogger(__name__)
+
+Pinged = Literal["there", "silent", "cut off"]
 
 #: Runs that are rescued at the same time: living ones must not wait behind a thousand of them.
 _AT_ONCE = 16
@@ -77,28 +80,41 @@ class Rescue:
     async def _ask_the_silent(self) -> None:
         """A worker whose connection is gone as well need not be waited for any longer."""
         for worker_id, silence in self.presence.silences().items():
-            if topology.SUSPECT_AFTER < silence <= topology.PRESENCE_TTL and await self._is_cut_off(worker_id):
+            suspect = topology.SUSPECT_AFTER < silence <= topology.PRESENCE_TTL
+            if suspect and await self._ping(worker_id) == "cut off":
                 log.info("%s was silent for %.1f s and has no connection any more", worker_id, silence)
                 self.presence.give_up(worker_id)
 
-    async def _is_cut_off(self, worker_id: str) -> bool:
-        """Whether the server knows of nobody who listens to what is said to this worker."""
+    async def _ping(self, worker_id: str) -> Pinged:
+        """What comes of asking a worker whether it is there; ``cut off``: the server knows of nobody who listens to that."""
         try:
             await self.nc.request(subjects.worker(worker_id, "ping"), timeout=_PATIENCE)
         except nats.errors.NoRespondersError:
-            return True
+            return "cut off"
         except TimeoutError:
-            return False  # it is there, and busy
-        return False
+            return "silent"
+        return "there"
 
     async def _look(self) -> None:
         """Rescue what is held by workers that are gone, or queued for them."""
         lanes = await self._worker_lanes()
         held = self.live.leased()
         queued = self._queued_for_workers()
-        for worker_id in (held.keys() | queued.keys() | lanes) - self.presence.alive().keys():
-            if await self.presence.confirm_gone(worker_id):
-                await self._rescue(worker_id, held.get(worker_id, []), queued.get(worker_id, []))
+        unheard = (held.keys() | queued.keys() | lanes) - self.presence.alive().keys()
+        await _gather(self._look_at(each, held.get(each, []), queued.get(each, [])) for each in unheard)
+
+    async def _look_at(self, worker_id: str, held: list[LiveRun], queued: list[LiveRun]) -> None:
+        """Rescue what is with a worker that was not heard of for too long, unless it is there after all.
+
+        One whose announcements are held up goes on leasing: it would lease what was taken from it at once, and lose it again,
+        until the dispatches of the run are used up.
+        """
+        if not await self.presence.confirm_gone(worker_id):
+            return
+        if await self._ping(worker_id) == "there":
+            log.info("%s announces itself no longer, and answers: its runs stay with it", worker_id)
+        else:
+            await self._rescue(worker_id, held, queued)
 
     async def _worker_lanes(self) -> set[str]:
         """The workers for which there are lanes."""

@@ -39,6 +39,9 @@ _STOP_TIMEOUT = 15.0
 #: How much garbage the server's collector lets pile up, in percent of what is in use, unless the environment says otherwise.
 #: Go's own 100 holds 16 MB more for ten thousand waiting runs, and saves no processor time that could be measured.
 _COLLECTOR = {"GOGC": "50"}
+#: Starts in a row that may fail before the server is given up, and seconds before the second of them; then twice as many.
+_RESTARTS = 6
+_RESTART_DELAY = 0.1
 _PR_SET_PDEATHSIG = 1
 
 Durability = Literal["strict", "relaxed"]
@@ -126,7 +129,11 @@ class EmbeddedServer:
             raise
 
     async def supervise(self) -> None:
-        """Start the server again whenever it ends, until :meth:`stop`; returns then."""
+        """Start the server again whenever it ends, until :meth:`stop`; returns then.
+
+        Raises:
+            Unavailable: it ended at each of several starts in a row, before it answered.
+        """
         while not self._stopping.is_set() and self._process is not None:
             code = await self._process.wait()
             if self._stopping.is_set():
@@ -134,7 +141,21 @@ class EmbeddedServer:
             log.warning(
                 "nats-server (pid %s) ended with %s; starting it again on port %s", self._process.pid, code, self.port
             )
-            await self._spawn()
+            await self._respawn()
+
+    async def _respawn(self) -> None:
+        """Start the server; what kills it while it reads its store may have been as passing as what killed it before."""
+        for delay in (_RESTART_DELAY * 2**n for n in range(_RESTARTS - 1)):
+            try:
+                await self._spawn()
+            except Unavailable as error:
+                if self._stopping.is_set():
+                    return
+                log.warning("%s; starting it again in %.1f s", error, delay)
+                await asyncio.sleep(delay)
+            else:
+                return
+        await self._spawn()
 
     async def stop(self) -> None:
         """Stop the server and give up the lock. Stopping twice is fine."""

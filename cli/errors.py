@@ -13,9 +13,10 @@ import traceback
 import click
 
 from cli.controls import printable
-from helmr.errors import HelmrError
+from helmr.errors import HelmrError, Unavailable
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+_NATS_HINT = "it may be restarting, overloaded or out of disk: see `helmr doctor`, then try again"
 
 #: What each exit code means, for the reference page.
 EXIT_CODES = {
@@ -34,7 +35,7 @@ EXIT_CODES = {
 
 def report(error: BaseException, *, debug: bool) -> int:
     """Say on stderr what happened, and return the exit code for it."""
-    cause = _cause(error)
+    cause = _translated(_cause(error))
     if isinstance(cause, BrokenPipeError):
         return _silence()
     if debug and not isinstance(cause, click.exceptions.Exit | KeyboardInterrupt):
@@ -62,6 +63,13 @@ def _cause(error: BaseException) -> BaseException:
     """The error behind a group of them: Helmr's own first, because the others are mostly its consequences."""
     leaves = list(_leaves(error))
     return next((leaf for leaf in leaves if isinstance(leaf, HelmrError)), leaves[0])
+
+
+def _translated(error: BaseException) -> BaseException:
+    """What nats-py raises in Helmr's own terms; told by its module, which is not imported for a command that needs none."""
+    if type(error).__module__.partition(".")[0] != "nats":
+        return error
+    return Unavailable(f"NATS did not do what was asked: {error}", hint=_NATS_HINT)
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

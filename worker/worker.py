@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import nats.errors
@@ -18,6 +19,7 @@ from nats.aio.client import Client as Nats
 from bus import topology
 from bus.artifacts import open_artifacts
 from bus.deployments import Deployments
+from bus.insistence import insist
 from bus.log import Log
 from bus.presence import Presence, WorkerInfo
 from bus.queueing import DEFAULT_GROUP
@@ -155,7 +157,7 @@ class Worker:
             await self._say_goodbye()
 
     async def _start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
-        await ensure_topology(self.nc)
+        await insist(partial(ensure_topology, self.nc))
         background = [
             tasks.create_task(self._presence.watch()),
             tasks.create_task(self._deployments.watch()),
@@ -163,14 +165,14 @@ class Worker:
             tasks.create_task(self._hot.watch()),
         ]
         await asyncio.gather(self._presence.ready.wait(), self._deployments.ready.wait())
-        await self._announcements.open()
+        await insist(self._announcements.open)
         await self._orders.hear_news()
         background.append(tasks.create_task(self._announcements.beat()))
         await self._leftovers.inherit(self._heir, self.dispatches.carry_on)
         await self._leftovers.remove()
         await self._orders.hear_orders()
         for lane in self._lanes:
-            await lane.create()
+            await insist(lane.create)
         self._pulls = [tasks.create_task(lane.run()) for lane in self._lanes]
         background.append(tasks.create_task(self._lease_watch.watch()))
         background.append(tasks.create_task(self._leftovers.sweep()))

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from nats.aio.msg import Msg
 
 from bus import topology
 from bus.log import RUN
 from bus.queueing import redispatch
-from helmr import ids
+from helmr import events, ids, subjects
 from helmr.client import AsyncClient, RunHandle
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
@@ -103,3 +104,22 @@ async def test_a_run_in_the_lane_of_a_worker_that_is_gone_is_moved(platform: Pla
     await redispatch(platform.control.log, scope, started.run.id, dispatch=1, lane=f"@{phantom}")
     await until(helmr, started.run, "queued", count=3)
     assert (await state_of(platform, helmr, started.run)).lane == "default"
+
+
+async def test_a_worker_that_answers_keeps_its_runs_though_nobody_hears_its_announcements(
+    platform: Platform, helmr: AsyncClient
+) -> None:
+    theirs, lost = [await helmr.sessions.start("sleep") for _ in range(2)]
+    there = await _lease(platform, helmr, theirs.run)
+
+    async def answer(msg: Msg) -> None:
+        await msg.respond(b"")
+
+    listening = await platform.nc.subscribe(subjects.worker(there, "ping"), cb=answer)
+    await _lease(platform, helmr, lost.run)
+    await until(helmr, lost.run, "queued", count=2)
+    assert await kinds(helmr, theirs.run) == ["queued", "leased"]
+    silent_since = events.now()
+    await listening.unsubscribe()
+    taken = await until(helmr, theirs.run, "lease_lost")
+    assert taken.at > silent_since

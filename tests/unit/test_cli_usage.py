@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import click
+import nats.errors
 import pytest
 
 from cli import main as cli_main
@@ -97,6 +98,7 @@ def test_without_a_server_commands_say_so(line: str, code: int, error: str, caps
         (ExceptionGroup("several", [ValueError("y"), ExceptionGroup("more", [NotFound("x")])]), 5),
         (PermissionError(13, "Permission denied", "file"), 1),
         (ZeroDivisionError("x"), 1),
+        (ExceptionGroup("several", [nats.errors.TimeoutError()]), 4),
     ],
 )
 def test_every_error_has_its_exit_code(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
