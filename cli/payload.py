@@ -59,9 +59,8 @@ def _from_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         path = key.split(".")
         if not equals or not all(path):
-            raise UsageError(
-                f"{option} {pair!r} is not KEY=VALUE", hint="e.g. --payload name=Ada --payload user.age=36"
-            )
+            hint = f'e.g. {option} name=Ada {option} user.age=36, or as JSON: {option}-json \'{{"name": "Ada"}}\''
+            raise UsageError(f"{option} {pair!r} is not KEY=VALUE", hint=hint)
         place = result
         for part in path[:-1]:
             place = place.setdefault(part, {})
