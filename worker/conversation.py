@@ -215,7 +215,7 @@ class Conversation:
         await self._pump.write("log", line[skipped:], position=frame, lag=self._skip, frame=frame)
 
 
-def patient_writer(answers: Answers, spec: RunSpec, journal: RunJournal, *, executed_before: bool) -> StreamWriter:
+def patient_writer(answers: Answers, spec: RunSpec, journal: RunJournal) -> StreamWriter:
     """The writer of a run's output streams; it waits for the server for as long as it takes."""
     return StreamWriter(
         answers.log.js,
@@ -223,6 +223,6 @@ def patient_writer(answers: Answers, spec: RunSpec, journal: RunJournal, *, exec
         spec.session_id,
         answers.run_id,
         patience=math.inf,
-        look_back=executed_before,
+        look_back=journal.executed_before,
         confirm=journal.check,
     )

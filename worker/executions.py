@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from bus.queueing import lane_of, redispatch
 from helmr.subjects import Scope
-from worker.execution import Execution, HandedBack
+from worker.ending import HandedBack
+from worker.execution import Execution
 from worker.intake import Intake
 from worker.liveness import Liveness
 from worker.run_journal import Fenced

@@ -77,6 +77,11 @@ class RunJournal:
         return self._lease
 
     @property
+    def executed_before(self) -> bool:
+        """Whether an earlier lease may have had something of the run executed."""
+        return self.state.dispatch_attempt > 1 or (self.state.attempt or 1) > 1
+
+    @property
     def oldest(self) -> int | None:
         """The first frame of the process of which something is not appended yet; None: there is none."""
         if self._appending is not None:

@@ -13,9 +13,9 @@ from bus.queueing import redispatch
 from helmr.subjects import Scope
 from tests.integration.platform import running
 from tests.patience import eventually
-from worker.execution import Execution
 from worker.lease_watch import LeaseWatch
 from worker.liveness import Liveness
+from worker.preparation import BrokenOff, Preparation
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +34,12 @@ TASKS = """
 
 
 async def _nothing(*_: Any) -> None:
-    """A worker that looks at nothing, and time that is up before the workspace is there."""
+    """A worker that looks at nothing."""
+
+
+async def _too_late(*_: Any) -> None:
+    """Time that is up before the workspace is there."""
+    raise BrokenOff
 
 
 async def test_nothing_of_a_run_is_alive_when_its_time_was_up_before_it_was_prepared_anew(
@@ -49,7 +54,7 @@ async def test_nothing_of_a_run_is_alive_when_its_time_was_up_before_it_was_prep
         process = Path("/proc", note.read_text())
         former, successor = platform.workers[0], await platform.add_worker()
         monkeypatch.setattr(Liveness, "is_alive", lambda _, worker: worker == successor.id)
-        monkeypatch.setattr(Execution, "_enter", _nothing)
+        monkeypatch.setattr(Preparation, "enter", _too_late)
         log, scope = platform.control.log, Scope(*helmr.scope)
         await lose_lease(log, scope, started.run.id, former.id)
         await redispatch(log, scope, started.run.id, dispatch=1, lane=f"@{successor.id}")

@@ -70,7 +70,7 @@ async def test_a_worker_that_dies_before_it_looks_loses_no_wake_up(
 ) -> None:
     """The record was there before the wait: only the look after ``waiting`` finds it, and control looks, too."""
     blind = SimpleNamespace(settle=_nobody_settles, outcome=waits.outcome)
-    monkeypatch.setattr("worker.execution.waits", blind)
+    monkeypatch.setattr("worker.conclusion.waits", blind)
     started = await helmr.sessions.start("waits")
     await helmr.sessions.open(started.session).input("notes").send("early")
     assert (await started.run.result(timeout=30))["note"] == "early"
@@ -79,7 +79,7 @@ async def test_a_worker_that_dies_before_it_looks_loses_no_wake_up(
 async def test_a_worker_that_cannot_look_leaves_that_to_control(
     helmr: AsyncClient, platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.execution.waits", SimpleNamespace(settle=_no_answer, outcome=waits.outcome))
+    monkeypatch.setattr("worker.conclusion.waits", SimpleNamespace(settle=_no_answer, outcome=waits.outcome))
     started = await helmr.sessions.start("waits")
     await helmr.sessions.open(started.session).input("notes").send("early")
     assert (await started.run.result(timeout=60))["note"] == "early"
