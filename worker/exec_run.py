@@ -21,10 +21,12 @@ from helmr.exec_frames import Ack, Attach, Data, End, Leave, Resize, Signal
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
 from worker.captures import Occasion
+from worker.claims import Misplaced
 from worker.engine import Exited, Output, Process, ProcessSpec, Terminal
 from worker.exec_client import ExecClient, InputBuffer
 from worker.exec_output import ExecOutput
-from worker.machines import Machines, Misplaced, Needs
+from worker.machine_maker import Needs
+from worker.machines import Machines
 from worker.unless import unless
 
 log = logging.getLogger(__name__)

@@ -20,13 +20,14 @@ from helmr.models import Deployment
 from helmr.subjects import Scope
 from worker.answers import Answers
 from worker.captures import Occasion
+from worker.claims import Misplaced
 from worker.conclusion import Conclusion
 from worker.conversation import Conversation, patient_writer
 from worker.ending import HURRY, Ending, HandedBack
 from worker.engine import Exited
 from worker.hot import HotRun, discard
 from worker.log_pump import LogPump
-from worker.machines import Misplaced, Needs
+from worker.machine_maker import Needs
 from worker.outcome import (
     Cancelled,
     Failed,

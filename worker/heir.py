@@ -24,9 +24,11 @@ from helmr.errors import Conflict, HelmrError
 from helmr.events import RunEvent, RunSpec, RunState
 from helmr.reducers import run as rules
 from helmr.subjects import Scope
+from worker.claims import Misplaced
 from worker.engine import Inheritance, Message, Process
 from worker.hot import MAX_PARK_AFTER, HotRun, HotRuns, discard, execution_of
-from worker.machines import Machines, Misplaced, Needs
+from worker.machine_maker import Needs
+from worker.machines import Machines
 
 log = logging.getLogger(__name__)
 

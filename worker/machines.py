@@ -1,45 +1,27 @@
-"""The live workspaces of one worker: each claimed in the log before its container exists, and given up in the log after.
-
-The claim is what keeps two workers from bringing one workspace to life twice: the loser of the compare-and-set learns where
-the workspace is, and sends the run there.
-"""
+"""The live workspaces of one worker: brought to life when they are needed, kept while they are used and a while longer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import msgspec
-
-from bus.log import WORKSPACE, Log, Position
+from bus.log import WORKSPACE, Log
 from bus.packs import Snapshot
 from bus.versions import Versions
 from helmr.errors import Conflict, HelmrError
-from helmr.events import Draft, WorkspaceEvent, WorkspaceState
+from helmr.events import WorkspaceState
 from helmr.models import Deployment
-from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.captures import Captures, Occasion
 from worker.checkouts import Checkouts, Record
-from worker.engine import (
-    BuildSecrets,
-    Engine,
-    ImageGone,
-    ImageSpec,
-    Inheritance,
-    Limits,
-    Machine,
-    MachineSpec,
-    Network,
-    Provision,
-    Template,
-)
+from worker.claims import Claims
+from worker.engine import Engine, Inheritance, Machine
 from worker.liveness import Liveness
+from worker.machine_maker import MachineMaker, Needs
 from worker.run_journal import STALE
 from worker.sources import Sources
 
@@ -51,28 +33,6 @@ IDLE_STOP = 300.0
 _LAST_CAPTURE = 20.0
 #: Idle machines beyond this number are stopped, least recently used first.
 MAX_IDLE = 16
-
-
-class Misplaced(Exception):
-    """The workspace is, or its files are, somewhere this worker cannot use them; ``lane`` is where the run belongs."""
-
-    def __init__(self, lane: str) -> None:
-        super().__init__(f"the run belongs in lane {lane}")
-        self.lane = lane
-
-
-class Needs(NamedTuple):
-    """What a run needs of its workspace: the deployment's source, the sandbox, and somebody to tell how it is going."""
-
-    deployment: Deployment
-    sandbox: dict[str, Any]
-    progress: Callable[[str], None]
-    #: What the first process in it can be forked from.
-    template: Template | None = None
-    #: Told the name of each step of the preparation when it is over.
-    over: Callable[[str], None] = lambda _: None
-    #: Asked for what an image is built with; None: there is nobody to ask.
-    secrets: BuildSecrets | None = None
 
 
 class _Entry:
@@ -92,7 +52,7 @@ class _Entry:
 
 
 class Machines:
-    """Brings workspaces to life, keeps them while they are used and a while longer, and stops them."""
+    """Has each workspace claimed before its machine is made, and given up when it is stopped."""
 
     def __init__(
         self,
@@ -111,19 +71,14 @@ class Machines:
     ) -> None:
         self._log = log
         self._engine = engine
-        self._sources = sources
-        self._liveness = liveness
-        self._worker_id = worker_id
-        self._host = host
-        self._isolated = isolated
+        self._maker = MachineMaker(engine, sources, worker_id=worker_id)
+        self._claims = Claims(log, liveness, worker_id=worker_id, host=host, isolated=isolated, group=group)
         self._checkouts = Checkouts(engine, versions)
         self._captures = Captures(log, self._checkouts, worker_id)
-        self._group = group
         self._idle_stop = idle_stop
         self._max_idle = max_idle
         self._entries: dict[tuple[Scope, str], _Entry] = {}
         self._idle_changed = asyncio.Event()
-        self._foreseen: dict[tuple[Scope, str], asyncio.Task[Position[WorkspaceEvent]]] = {}
 
     @asynccontextmanager
     async def use(self, scope: Scope, workspace_id: str, needs: Needs) -> AsyncIterator[Machine]:
@@ -144,10 +99,9 @@ class Machines:
                 machine = entry.machine
                 if machine is None:
                     raise HelmrError(f"workspace {workspace_id} did not come up")
-                digest = needs.deployment.content_hash
-                if digest not in entry.sources:
-                    await machine.put_source(digest, await self._sources.tree(needs.deployment))
-                    entry.sources.add(digest)
+                if needs.deployment.content_hash not in entry.sources:
+                    await self._maker.deliver(machine, needs.deployment)
+                    entry.sources.add(needs.deployment.content_hash)
                     needs.over("source")
             yield machine
         finally:
@@ -187,16 +141,7 @@ class Machines:
         machine, workspace_id = found.machine, found.machine.workspace_id
         entry = self._entries.setdefault((scope, workspace_id), _Entry())
         async with entry.lock:
-            state: WorkspaceState = (
-                await self._log.transact(
-                    WORKSPACE,
-                    scope,
-                    workspace_id,
-                    lambda state: rules.inherit(
-                        state, worker=self._worker_id, former=found.former, host=self._host, ref=machine.ref
-                    ),
-                )
-            ).state
+            state = await self._claims.inherit(scope, workspace_id, former=found.former, ref=machine.ref)
             machine.claimed(state.cursor)
             entry.record = await self._checkouts.ready(state, lambda _: None)
             entry.sources = machine.sources()
@@ -209,18 +154,11 @@ class Machines:
     def foreseen(self, scope: Scope, workspace_id: str) -> Iterator[None]:
         """For the length of a block: :meth:`use` will be called, and what it has to know can be read in the meantime."""
         entry = self._entries.get((scope, workspace_id))
-        if (entry is not None and entry.machine is not None) or (scope, workspace_id) in self._foreseen:
+        if entry is not None and entry.machine is not None:
             yield
-            return
-        reading = asyncio.create_task(self._log.last(WORKSPACE, scope, workspace_id))
-        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._foreseen[scope, workspace_id] = reading
-        try:
-            yield
-        finally:
-            if self._foreseen.get((scope, workspace_id)) is reading:
-                del self._foreseen[scope, workspace_id]
-            reading.cancel()
+        else:
+            with self._claims.foreseen(scope, workspace_id):
+                yield
 
     def at_hand(self, scope: Scope, workspace_id: str, deployment: Deployment) -> bool:
         """Whether :meth:`use` would not have to wait for anything."""
@@ -308,26 +246,22 @@ class Machines:
         return idle[0][0] + self._idle_stop if idle else None
 
     async def _bring_up(self, scope: Scope, workspace_id: str, needs: Needs, entry: _Entry) -> None:
-        state = await self._claim(scope, workspace_id)
-        claim = state.cursor
+        state = await self._claims.claim(scope, workspace_id)
         entry.confirmed = asyncio.get_running_loop().time()
         needs.over("claim")
         try:
             entry.record = await self._checkouts.ready(state, needs.progress)
             needs.over("files")
             entry.sources.clear()
-            try:
-                entry.machine = await self._make(scope, workspace_id, claim, needs)
-            except ImageGone:
-                entry.machine = await self._make(scope, workspace_id, claim, needs)
+            entry.machine = await self._maker.make(scope, workspace_id, state.cursor, needs)
             needs.over("adoption" if entry.machine.adopted else "container")
         except BaseException as error:
-            await asyncio.shield(self._give_up(scope, workspace_id, f"could not be brought to life: {error}"))
+            await asyncio.shield(self._claims.give_up(scope, workspace_id, f"could not be brought to life: {error}"))
             raise
         entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, entry.machine))
         taken = await self._confirm_claim(scope, workspace_id, entry)
         if taken is not None:
-            raise Misplaced(self._lane(taken))
+            raise self._claims.misplaced(taken)
 
     async def _confirm_claim(self, scope: Scope, workspace_id: str, entry: _Entry) -> WorkspaceState | None:
         """End our machine if the workspace has been claimed by another worker meanwhile, and return how it is then.
@@ -338,75 +272,17 @@ class Machines:
         if _is_fresh(entry):
             return None
         now = asyncio.get_running_loop().time()
-        state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
-        if state.materialization is not None and state.materialization.worker == self._worker_id:
+        taken = await self._claims.look(scope, workspace_id)
+        if taken is None:
             entry.confirmed = now
             return None
         log.warning("workspace %s: another worker has it", workspace_id)
         await _end_machine(entry)
-        return state
-
-    def _lane(self, state: WorkspaceState) -> str:
-        return rules.lane(state, group=self._group, alive=self._liveness.alive())
-
-    async def _claim(self, scope: Scope, workspace_id: str) -> WorkspaceState:
-        def decide(state: WorkspaceState) -> Draft:
-            live = state.materialization
-            gone = live.worker if live and not self._liveness.is_alive(live.worker) else None
-            return rules.materialize(
-                state, worker=self._worker_id, host=self._host, ref="", evict=gone, isolated=self._isolated
-            )
-
-        foreseen = self._foreseen.pop((scope, workspace_id), None)
-        read = await foreseen if foreseen is not None else None
-        known = read if read is not None and read.event is not None else None
-        try:
-            position = await self._log.transact(WORKSPACE, scope, workspace_id, decide, known=known)
-        except Conflict as error:
-            if known is not None:  # what was read ahead may be old
-                return await self._claim(scope, workspace_id)
-            state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
-            if state.status == "deleted":
-                raise
-            raise Misplaced(self._lane(state)) from error
-        claimed: WorkspaceState = position.state
-        return claimed
+        return taken
 
     def files(self, workspace_id: str) -> Path:
         """The folder of this host that has the workspace's files."""
         return self._engine.files(workspace_id)
-
-    async def _image(self, needs: Needs) -> ImageSpec:
-        image = needs.sandbox["image"]
-        steps = tuple(tuple(str(part) for part in step) for step in image["steps"])
-        needs_context = any(step[0] == "copy" for step in steps)
-        context = await self._sources.tree(needs.deployment) if needs_context else None
-        return ImageSpec(base=image["base"], steps=steps, context=context)
-
-    async def _make(self, scope: Scope, workspace_id: str, claim: int, needs: Needs) -> Machine:
-        image = await self._engine.ensure_image(await self._image(needs), needs.progress, needs.secrets)
-        needs.over("image")
-        provision = await self._provision(scope, needs)
-        return await self._engine.materialize(self._spec(workspace_id, claim, image, needs.sandbox, provision))
-
-    async def _provision(self, scope: Scope, needs: Needs) -> Provision:
-        tree = await self._sources.tree(needs.deployment)
-        return Provision(owner=str(scope), source=needs.deployment.content_hash, tree=tree, template=needs.template)
-
-    def _spec(
-        self, workspace_id: str, claim: int, image: str, sandbox: dict[str, Any], provision: Provision
-    ) -> MachineSpec:
-        limits = {key: sandbox[key] for key in ("cpu", "memory", "pids", "disk") if sandbox.get(key) is not None}
-        return MachineSpec(
-            workspace_id=workspace_id,
-            worker_id=self._worker_id,
-            claim=claim,
-            image=image,
-            mount_path=sandbox["mount_path"],
-            limits=msgspec.convert(limits, Limits, strict=False),
-            network=_policy(sandbox.get("network", "none")),
-            provision=provision,
-        )
 
     async def _watch(self, scope: Scope, workspace_id: str, machine: Machine) -> None:
         """Forget a machine that ended by itself."""
@@ -421,12 +297,12 @@ class Machines:
             if entry.machine is machine:
                 log.warning("workspace %s lost its machine: %s", workspace_id, reason)
                 entry.machine = None
-                await self._give_up(scope, workspace_id, f"machine lost: {reason}")
+                await self._claims.give_up(scope, workspace_id, f"machine lost: {reason}")
 
     async def _shut_down(self, scope: Scope, workspace_id: str, entry: _Entry, reason: str) -> None:
         if await _end_machine(entry):
             await self._capture_at_last(scope, workspace_id, entry, reason)
-            await self._give_up(scope, workspace_id, reason)
+            await self._claims.give_up(scope, workspace_id, reason)
 
     async def _capture_at_last(self, scope: Scope, workspace_id: str, entry: _Entry, reason: str) -> None:
         """What was changed since the end of the last run; without it the files are still here, for the next worker."""
@@ -436,15 +312,6 @@ class Machines:
                 await self._checkouts.save(workspace_id, entry.record)
         except (TimeoutError, HelmrError) as error:
             log.warning("workspace %s: no version was made at its stop: %s", workspace_id, error)
-
-    async def _give_up(self, scope: Scope, workspace_id: str, reason: str) -> None:
-        try:
-            await self._log.transact(
-                WORKSPACE, scope, workspace_id, lambda state: rules.stop(state, worker=self._worker_id, reason=reason)
-            )
-        except HelmrError as error:
-            # Presence will tell the others that we are gone; the claim can then be evicted.
-            log.warning("workspace %s: cannot say that it is stopped: %s", workspace_id, error)
 
 
 def _is_fresh(entry: _Entry) -> bool:
@@ -460,10 +327,3 @@ async def _end_machine(entry: _Entry) -> bool:
     if machine is not None:
         await machine.stop()
     return machine is not None
-
-
-def _policy(network: str | list[str]) -> Network:
-    """The network policy of an index; what is not understood is no network."""
-    if isinstance(network, str):
-        return "internet" if network == "internet" else "none"
-    return tuple(network)

@@ -21,7 +21,7 @@ from helmr.subjects import Scope
 from worker import large_values, run_secrets
 from worker.ending import Ending
 from worker.engine import Machine
-from worker.machines import Needs
+from worker.machine_maker import Needs
 from worker.run_journal import RunJournal
 from worker.run_secrets import RunSecrets
 from worker.services import Services

@@ -14,7 +14,7 @@ from helmr.subjects import Scope
 from worker.conversation import Conversation
 from worker.engine import Machine, Process
 from worker.hot import HotRun, discard
-from worker.machines import Needs
+from worker.machine_maker import Needs
 from worker.preparation import Preparation
 from worker.run_journal import Fenced, RunJournal
 from worker.services import Services
