@@ -239,7 +239,15 @@ class Installation:
 def _environment(home: Path, url: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HELMR_")}
     mutation = os.environ.get(part_process.MUTATION)
-    own = {"HELMR_URL": url, "HELMR_HOME": str(home), "HELMR_TEST_PACE": PACE, "PYTHONPATH": str(_ROOT)}
+    scratch = home / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)  # what a killed part has left goes with the rest
+    own = {
+        "TMPDIR": str(scratch),
+        "HELMR_URL": url,
+        "HELMR_HOME": str(home),
+        "HELMR_TEST_PACE": PACE,
+        "PYTHONPATH": str(_ROOT),
+    }
     return kept | own | ({part_process.MUTATION: mutation} if mutation else {})
 
 
