@@ -1,7 +1,7 @@
 """Whether a run may use a workspace that exists already: checked before anything of the run is created.
 
-A workspace keeps the walls it was made with: its machine may be live, with processes in it, when the run arrives. So the
-sandbox of the task must be the same in everything that makes up the walls.
+A workspace keeps its walls until it is given another sandbox: its machine may be live, with processes in it, when the run
+arrives. So the sandbox of the task must be the same in everything that makes up the walls.
 """
 
 from __future__ import annotations
@@ -10,8 +10,15 @@ from typing import Any
 
 from helmr.errors import Conflict
 from helmr.events import WorkspaceState
+from helmr.models import Deployment
 
-_HINT = "leave out --workspace for a new one, or choose one that was made from this sandbox as it is now"
+_HINT = "give it that sandbox with `helmr workspace update ID --task TASK`, or leave out --workspace for a new one"
+
+
+def sandbox_of(state: WorkspaceState, deployment: Deployment) -> dict[str, Any]:
+    """The sandbox of a workspace, in the deployment that it has it of."""
+    found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
+    return found
 
 
 def differences(made: dict[str, Any], needed: dict[str, Any]) -> list[str]:

@@ -237,12 +237,10 @@ class Planner:
         return None, lane
 
     async def _made_from(self, scope: Scope, state: WorkspaceState, sandbox: dict[str, Any]) -> dict[str, Any]:
-        """The sandbox that a workspace was made from, as it was deployed then."""
+        """The sandbox of a workspace, as it was deployed when it was given to it."""
         if state.fingerprint == sandbox["fingerprint"] and state.sandbox == sandbox["name"]:
             return sandbox
-        deployment = await self.deployments.load(scope, state.deployment_id)
-        found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
-        return found
+        return attachment.sandbox_of(state, await self.deployments.load(scope, state.deployment_id))
 
 
 def find_task(deployment: Deployment, task_id: str) -> dict[str, Any]:

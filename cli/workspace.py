@@ -1,30 +1,34 @@
-"""``helmr workspace``: list, get, start, stop; versions, and the files in them; restore and fork; programs in it."""
+"""``helmr workspace``: list, get, change, start, stop; versions, and the files in them; restore and fork; programs in it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 from cli.options import Group, ask, flags
-from cli.output import age, json_value, line, moment, note, show, size, table, working
+from cli.output import age, compact, json_value, line, moment, note, show, size, table, working
+from cli.payload import json_of
 from cli.references import SANDBOX, TASK, WORKSPACE
 from cli.workspace_cp import cp
 from cli.workspace_exec import exec_, shell
 from cli.workspace_files import files, version_option
 from cli.workspace_pty import pty
-from helmr.errors import Conflict
+from helmr.errors import Conflict, UsageError
 from helmr.models import Workspace
 
 
 @click.group(cls=Group)
 def workspace() -> None:
-    """Make, list and stop workspaces; copy files, run programs in them; look into versions, go back to one, or fork one."""
+    """Make, list, change, stop workspaces; copy files, run programs in them; look into versions, go back to one, fork one."""
 
 
 @workspace.command("list")
+@click.option("--tag", metavar="TAG", help="With this tag only.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
-def list_(limit: int) -> None:
+def list_(tag: str | None, limit: int) -> None:
     """List workspaces, newest first."""
-    found = ask(lambda client: client.workspaces.list(limit=limit))
+    found = ask(lambda client: client.workspaces.list(tag=tag, limit=limit))
     if flags().json:
         json_value(found)
         return
@@ -53,6 +57,36 @@ def create(task: str | None, sandbox: str | None) -> None:
 def get(workspace_id: str) -> None:
     """Show a workspace."""
     _show(ask(lambda client: client.workspaces.get(workspace_id)))
+
+
+@workspace.command()
+@click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
+@click.option("--tag", "tag", multiple=True, metavar="TAG", help="Add it. Can be given several times.")
+@click.option("--untag", "untag", multiple=True, metavar="TAG", help="Remove it. Can be given several times.")
+@click.option("--metadata-json", metavar="JSON", help="Entries to set, as an object; null removes one; others stay.")
+@click.option("--task", type=TASK, help="Have it go on in the sandbox of this task, as it is deployed now.")
+@click.option("--sandbox", type=SANDBOX, help="Have it go on in this sandbox, as it is deployed now.")
+def update(workspace_id: str, *, metadata_json: str | None, **given: Any) -> None:
+    """Change tags and metadata of a workspace, or the sandbox it goes on in.
+
+    A workspace keeps the sandbox it was made from, and a task that needs another one (more memory, say, or another network)
+    cannot use it. With --sandbox or --task its files go on in that of the current deployment: the container is stopped, and
+    the next one is made from it. Refused while a run or an exec is in it.
+
+    \b
+    Examples:
+        helmr workspace update @last --tag customer-7 --metadata-json '{"owner": "ada"}'
+        helmr workspace update @last --untag customer-7 --metadata-json '{"owner": null}'
+        helmr workspace update @last --task review
+    """
+    metadata = json_of(metadata_json.encode(), "--metadata-json") if metadata_json else {}
+    if not isinstance(metadata, dict):
+        raise UsageError("--metadata-json is not an object", hint='e.g. \'{"owner": "ada"}\'')
+    if not metadata and not any(given.values()):
+        raise UsageError("say what to change", hint="--tag, --untag, --metadata-json, --task or --sandbox")
+    with working(f"updating {workspace_id}"):
+        updated = ask(lambda client: client.workspaces.update(workspace_id, metadata=metadata, **given))
+    _show(updated)
 
 
 @workspace.command()
@@ -185,6 +219,9 @@ def _show(shown: Workspace) -> None:
             "worker": shown.worker,
             "host": shown.host,
             "version": shown.version,
+            "deployment": shown.deployment_id,
+            "tags": ", ".join(shown.tags) or None,
+            "metadata": compact(shown.metadata) if shown.metadata else None,
             "created": moment(shown.created_at),
             "changed": moment(shown.updated_at),
         },

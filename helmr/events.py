@@ -322,6 +322,8 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     epoch: int = 0
     unsaved: bool = False
     isolated: bool | None = None  #: whether it has lived between walls
+    tags: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
     created_at: datetime
     updated_at: datetime
 
@@ -329,7 +331,7 @@ class WorkspaceState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class WorkspaceEvent(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that happened to a workspace.
 
-    ``created, materialized, captured, uncaptured, stopped, unbound, restored, deleted``.
+    ``created, materialized, captured, uncaptured, stopped, unbound, restored, updated, deleted``.
     """
 
     cursor: int

@@ -224,6 +224,9 @@ class Workspace(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     updated_at: datetime
     cursor: int
+    deployment_id: str | None = None
+    tags: tuple[str, ...] = ()
+    metadata: Any = {}
 
 
 def workspace_record(project: str, environment: str, state: WorkspaceState) -> Workspace:
@@ -242,6 +245,9 @@ def workspace_record(project: str, environment: str, state: WorkspaceState) -> W
         created_at=state.created_at,
         updated_at=state.updated_at,
         cursor=state.cursor,
+        deployment_id=state.deployment_id or None,
+        tags=state.tags,
+        metadata=state.metadata,
     )
 
 

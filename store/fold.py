@@ -293,7 +293,8 @@ class Fold:
         event = decode_workspace(message.body)
         w = workspace_record(*scope, event.state)
         row = (
-            *(w.id, w.state, w.sandbox, *scope, w.mount_path, w.worker, w.host, w.version, event.state.deployment_id),
+            *(w.id, w.state, w.sandbox, *scope, w.mount_path, w.worker, w.host, w.version, w.deployment_id),
+            *(list(w.tags), msgspec.json.encode(w.metadata).decode()),
             *(w.created_at.isoformat(), w.updated_at.isoformat(), w.cursor, message.seq),
         )
         self._keep("workspaces", row, w.cursor)

@@ -64,6 +64,7 @@ class WorkspacesRequest(Request, kw_only=True):
     """Workspaces, newest first; ``state``: live, stopped or deleted."""
 
     state: str | list[str] | None = None
+    tag: str | list[str] | None = None
     since: str | float | None = None
     limit: int = 50
     before: str | None = None
@@ -278,7 +279,8 @@ class History:
 
     async def workspaces(self, scope: Scope, request: WorkspacesRequest) -> WorkspacesPage:
         """A page of workspaces."""
-        found = await self._page("workspace", scope, request, {"state": request.state}, since=request.since)
+        filters = {"state": request.state, "tags": request.tag}
+        found = await self._page("workspace", scope, request, filters, since=request.since)
         return WorkspacesPage(workspaces=found.records, next=found.next)
 
     async def tokens(self, scope: Scope, request: TokensRequest) -> TokensPage:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow.lib as pa
 
 #: Raised whenever the columns of a table change: files of an earlier version are carried over, those of a later one refused.
-VERSION = 2
+VERSION = 3
 
 #: Row groups of 30,720 rows: the smallest that DuckDB still shreds VARIANT columns in.
 HISTORY_ROW_GROUP = 30720
@@ -273,7 +273,9 @@ WORKSPACES = _table(
     worker VARCHAR the worker it is live on
     host VARCHAR the host that has its files
     version VARCHAR its latest version
-    deployment_id VARCHAR the deployment it was created under
+    deployment_id VARCHAR the deployment whose sandbox it has
+    tags VARCHAR[] tags
+    metadata JSON metadata
     created_at TIMESTAMPTZ when it was created
     updated_at TIMESTAMPTZ when it last changed
     cursor BIGINT how many events it has

@@ -11,6 +11,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
+from bus.attachment import sandbox_of
 from bus.deployments import Deployments
 from bus.log import EXEC, WORKSPACE, Log, Position
 from bus.services.execs import ExecOrder
@@ -212,8 +213,9 @@ class ExecRun:
     async def _needs(self) -> Needs:
         state = (await self._log.present(WORKSPACE, self.scope, self._order.workspace)).state
         deployment = await self._deployments.load(self.scope, state.deployment_id)
-        sandbox = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
-        return Needs(deployment, sandbox, lambda message: log.info("exec %s: %s", self.id, message))
+        return Needs(
+            deployment, sandbox_of(state, deployment), lambda message: log.info("exec %s: %s", self.id, message)
+        )
 
     async def _converse(self, process: Process) -> Exited:
         """Pass on what goes in and out until nothing of it is left."""

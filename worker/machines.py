@@ -20,6 +20,7 @@ from worker.captures import Captures, Occasion
 from worker.checkouts import Checkouts, Record
 from worker.claims import Claims
 from worker.engine import Engine, Inheritance, Machine
+from worker.fitting import Fitting
 from worker.liveness import Liveness
 from worker.machine_maker import MachineMaker, Needs
 from worker.run_journal import STALE
@@ -43,6 +44,7 @@ class _Entry:
         self.machine: Machine | None = None
         self.confirmed = 0.0  #: when the claim was last known to be ours
         self.sources: set[str] = set()  #: what was put into the machine
+        self.fitting: set[str] = set()  #: fingerprints of sandboxes it may be used for, being as it is
         self.users = 0
         self.idle_since = 0.0
         self.watcher: asyncio.Task[None] | None = None
@@ -62,6 +64,7 @@ class Machines:
         liveness: Liveness,
         versions: Versions,
         *,
+        fitting: Fitting,
         worker_id: str,
         host: str,
         isolated: bool,
@@ -71,6 +74,7 @@ class Machines:
     ) -> None:
         self._log = log
         self._engine = engine
+        self._fitting = fitting
         self._maker = MachineMaker(engine, sources, worker_id=worker_id)
         self._claims = Claims(log, liveness, worker_id=worker_id, host=host, isolated=isolated, group=group)
         self._checkouts = Checkouts(engine, versions)
@@ -96,6 +100,9 @@ class Machines:
                     await self._confirm_claim(scope, workspace_id, entry)
                 if entry.machine is None:
                     await self._bring_up(scope, workspace_id, needs, entry)
+                elif needs.sandbox["fingerprint"] not in entry.fitting:
+                    state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
+                    await self._check_fit(scope, state, needs, entry)
                 machine = entry.machine
                 if machine is None:
                     raise HelmrError(f"workspace {workspace_id} did not come up")
@@ -145,6 +152,7 @@ class Machines:
             machine.claimed(state.cursor)
             entry.record = await self._checkouts.ready(state, lambda _: None)
             entry.sources = machine.sources()
+            entry.fitting = {state.fingerprint}
             entry.machine = machine
             entry.users += 1
             entry.confirmed = asyncio.get_running_loop().time()
@@ -250,6 +258,8 @@ class Machines:
         entry.confirmed = asyncio.get_running_loop().time()
         needs.over("claim")
         try:
+            entry.fitting.clear()
+            await self._check_fit(scope, state, needs, entry)
             entry.record = await self._checkouts.ready(state, needs.progress)
             needs.over("files")
             entry.sources.clear()
@@ -262,6 +272,10 @@ class Machines:
         taken = await self._confirm_claim(scope, workspace_id, entry)
         if taken is not None:
             raise self._claims.misplaced(taken)
+
+    async def _check_fit(self, scope: Scope, state: WorkspaceState, needs: Needs, entry: _Entry) -> None:
+        await self._fitting.check(scope, state, needs.sandbox)
+        entry.fitting |= {state.fingerprint, needs.sandbox["fingerprint"]}
 
     async def _confirm_claim(self, scope: Scope, workspace_id: str, entry: _Entry) -> WorkspaceState | None:
         """End our machine if the workspace has been claimed by another worker meanwhile, and return how it is then.

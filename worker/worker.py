@@ -35,6 +35,7 @@ from worker.dispatches import Dispatches
 from worker.engine import Engine, EngineInfo
 from worker.execs import Execs
 from worker.executions import Executions
+from worker.fitting import Fitting
 from worker.heir import Heir
 from worker.hot import HotRuns
 from worker.intake import Intake
@@ -88,6 +89,7 @@ class Worker:
             Sources(open_artifacts(nc, topology.ARTIFACTS, artifacts), home / "sources"),
             liveness,
             Versions(versions),
+            fitting=Fitting(self._deployments),
             worker_id=self.id,
             host=info.host,
             isolated=info.isolated,

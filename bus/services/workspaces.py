@@ -37,6 +37,16 @@ class CreateRequest(msgspec.Struct, kw_only=True):
     sandbox: str | None = None
 
 
+class UpdateRequest(WorkspaceRef, kw_only=True):
+    """What is to be different: see :class:`helmr.reducers.workspace.Changes`; the sandbox is named as in a create."""
+
+    tag: list[str] = []
+    untag: list[str] = []
+    metadata: dict[str, Any] = {}
+    task: str | None = None
+    sandbox: str | None = None
+
+
 class StopOrder(msgspec.Struct, kw_only=True):
     """What control asks of the worker a workspace is live on."""
 
@@ -58,6 +68,7 @@ class Workspaces:
         return [
             Endpoint("workspace", "create", CreateRequest, self.create),
             Endpoint("workspace", "get", WorkspaceRef, self.get),
+            Endpoint("workspace", "update", UpdateRequest, self.update),
             Endpoint("workspace", "stop", WorkspaceRef, self.stop),
             Endpoint("workspace", "delete", WorkspaceRef, self.delete),
         ]
@@ -68,18 +79,9 @@ class Workspaces:
         Raises:
             NotFound: nothing is deployed, or no such task or sandbox.
         """
-        if (request.task is None) == (request.sandbox is None):
-            raise UsageError("say which sandbox to make it from", hint="by its name, or by a task that uses it")
         if not ids.is_id(request.request_id, "req"):
             raise UsageError(f"{request.request_id[:80]!r} is no request id", hint="use helmr.ids.new('req')")
-        deployment = self.deployments.current(scope)
-        sandbox = _sandbox(deployment, request)
-        draft = rules.create(
-            sandbox=sandbox["name"],
-            fingerprint=sandbox["fingerprint"],
-            deployment_id=deployment.id,
-            mount_path=sandbox["mount_path"],
-        )
+        draft = rules.create(**self._sandbox(scope, request.task, request.sandbox))
         at_ms = ids.time_ms(request.request_id)
         workspace_id = ids.derive("ws", *scope, "create", request.request_id, at_ms=at_ms)
         with contextlib.suppress(Superseded):  # a retry: it stands already
@@ -90,6 +92,39 @@ class Workspaces:
         """One workspace."""
         event = await self.log.present(WORKSPACE, scope, request.id)
         return workspace_record(*scope, event.state)
+
+    async def update(self, scope: Scope, request: UpdateRequest) -> Workspace:
+        """Change tags, metadata, or the sandbox: for another one it is stopped first, and has it from its next start on.
+
+        Raises:
+            Conflict: it is deleted; or a run or an exec is in it, and it would change its sandbox.
+            NotFound: no such task or sandbox in the current deployment.
+            TooLarge: too many tags, or too much metadata.
+        """
+        sandbox = None
+        if request.task is not None or request.sandbox is not None:
+            sandbox = self._sandbox(scope, request.task, request.sandbox)
+        changes = rules.Changes(
+            tag=tuple(request.tag), untag=tuple(request.untag), metadata=request.metadata, sandbox=sandbox
+        )
+        state = (await self.log.present(WORKSPACE, scope, request.id)).state
+        if sandbox is not None and state.status == "active" and rules.needs_stop(state, sandbox):
+            await self.stop(scope, request)
+        position = await self.log.transact(WORKSPACE, scope, request.id, lambda state: rules.update(state, changes))
+        return workspace_record(*scope, position.state)
+
+    def _sandbox(self, scope: Scope, task: str | None, name: str | None) -> dict[str, str]:
+        """A sandbox of the current deployment, as the log has it of a workspace."""
+        if (task is None) == (name is None):
+            raise UsageError("say which sandbox to make it from", hint="by its name, or by a task that uses it")
+        deployment = self.deployments.current(scope)
+        found = _named(deployment, name) if task is None else find_sandbox(deployment, find_task(deployment, task))
+        return {
+            "sandbox": found["name"],
+            "fingerprint": found["fingerprint"],
+            "deployment_id": deployment.id,
+            "mount_path": found["mount_path"],
+        }
 
     async def stop(self, scope: Scope, request: WorkspaceRef) -> Workspace:
         """End the container of a workspace; its files stay. Stopping a stopped one is fine.
@@ -135,11 +170,9 @@ class Workspaces:
             raise errors.from_dict(answer["error"])
 
 
-def _sandbox(deployment: Deployment, request: CreateRequest) -> dict[str, Any]:
-    if request.task is not None:
-        return find_sandbox(deployment, find_task(deployment, request.task))
-    sandboxes: dict[str, dict[str, Any]] = {box["name"]: box for box in deployment.index["sandboxes"]}
-    if request.sandbox not in sandboxes:
-        hint = f"there are: {', '.join(sorted(sandboxes))}"
-        raise NotFound(f"no sandbox {request.sandbox!r} in deployment {deployment.version}", hint=hint)
-    return sandboxes[request.sandbox]
+def _named(deployment: Deployment, name: str | None) -> dict[str, Any]:
+    sandboxes: dict[str | None, dict[str, Any]] = {box["name"]: box for box in deployment.index["sandboxes"]}
+    if name not in sandboxes:
+        hint = f"there are: {', '.join(sorted(map(str, sandboxes)))}"
+        raise NotFound(f"no sandbox {name!r} in deployment {deployment.version}", hint=hint)
+    return sandboxes[name]

@@ -377,9 +377,13 @@ class Workspaces:
         """One workspace."""
         return self._client.call(self._client.aio.workspaces.get, workspace)
 
-    def list(self, *, limit: int = 50) -> list[Workspace]:
+    def list(self, *, tag: str | None = None, limit: int = 50) -> list[Workspace]:
         """Workspaces, newest first."""
-        return self._client.call(self._client.aio.workspaces.list, limit=limit)
+        return self._client.call(self._client.aio.workspaces.list, tag=tag, limit=limit)
+
+    def update(self, workspace: str | Workspace, **changes: Any) -> Workspace:
+        """Change tags, metadata or sandbox; see :meth:`helmr.client.workspaces.Workspaces.update` for what can be given."""
+        return self._client.call(self._client.aio.workspaces.update, workspace, **changes)
 
     def materialize(self, workspace: str | Workspace) -> Workspace:
         """Bring a workspace to life without a run."""

@@ -139,9 +139,34 @@ class Workspaces:
         """One workspace, by id, unique prefix or ``@last``."""
         return await self._client.wire.call("workspace", "get", {"id": await self._id(workspace)}, Workspace)
 
-    async def list(self, *, limit: int = 50) -> list[Workspace]:
-        """Workspaces, newest first."""
-        return await newest(self._client.wire, "workspaces", {}, Workspace, limit)
+    async def list(self, *, tag: str | None = None, limit: int = 50) -> list[Workspace]:
+        """Workspaces, newest first; those with a tag only, if one is given."""
+        return await newest(self._client.wire, "workspaces", {"tag": tag}, Workspace, limit)
+
+    async def update(
+        self,
+        workspace: str | Workspace,
+        *,
+        tag: Sequence[str] = (),
+        untag: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        task: str | None = None,
+        sandbox: str | None = None,
+    ) -> Workspace:
+        """Change what is said of a workspace, or what it is made from; what is not named stays as it is.
+
+        ``tag`` and ``untag`` add and remove tags (10 of 128 characters). Entries of ``metadata`` replace those of the same
+        name, None removes one (16 KiB of JSON in all). ``sandbox``, or that of a ``task``, is taken from the current
+        deployment, for instance after its memory was changed: the container is stopped, and the next one is made from it.
+
+        Raises:
+            Conflict: it is deleted; or a run or an exec is in it, and its sandbox would change.
+            NotFound: no such task or sandbox.
+            TooLarge: too many tags, or too much metadata.
+        """
+        body: dict[str, Any] = {"id": await self._id(workspace), "tag": [*tag], "untag": [*untag]}
+        body |= {"metadata": dict(metadata or {}), "task": task, "sandbox": sandbox}
+        return await self._client.wire.call("workspace", "update", body, Workspace, timeout=_STOP_TIMEOUT)
 
     async def stop(self, workspace: str | Workspace) -> Workspace:
         """End the container of a workspace; its files stay.

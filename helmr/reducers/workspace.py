@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from helmr.errors import Conflict
+from helmr.errors import Conflict, TooLarge
 from helmr.events import Draft, Materialization, VersionFacts, WorkspaceEvent, WorkspaceState
 
 
@@ -62,6 +62,12 @@ def _restored(state: WorkspaceState, data: dict[str, Any], _at: datetime) -> dic
     return {"version": data["to"], "manifest": data["manifest"], "host": None, "epoch": state.epoch + 1}
 
 
+def _updated(_state: WorkspaceState, data: dict[str, Any], _at: datetime) -> dict[str, Any]:
+    named = ("sandbox", "fingerprint", "deployment_id", "mount_path", "metadata")
+    changed = {name: data[name] for name in named if name in data}
+    return changed | ({"tags": tuple(data["tags"])} if "tags" in data else {})
+
+
 def _deleted(_state: WorkspaceState, _data: dict[str, Any], _at: datetime) -> dict[str, Any]:
     return {"status": "deleted", "materialization": None, "host": None}
 
@@ -73,8 +79,25 @@ _FOLDS: dict[str, _Fold] = {
     "stopped": _stopped,
     "unbound": _unbound,
     "restored": _restored,
+    "updated": _updated,
     "deleted": _deleted,
 }
+
+
+#: What an update may hold, at most; as for runs, but each later event of the workspace repeats the metadata.
+MAX_TAGS, MAX_TAG_LENGTH, MAX_METADATA = 10, 128, 16 * 1024
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be different about a workspace; what is not named stays.
+
+    Entries of ``metadata`` replace those of the same name, and None removes one. ``sandbox`` has the fields of ``created``.
+    """
+
+    tag: tuple[str, ...] = ()
+    untag: tuple[str, ...] = ()
+    metadata: dict[str, Any] = {}
+    sandbox: dict[str, str] | None = None
 
 
 def create(*, sandbox: str, fingerprint: str, deployment_id: str, mount_path: str) -> Draft:
@@ -166,6 +189,53 @@ def restore(state: WorkspaceState, *, version: str, manifest: str) -> Draft:
         )
     data = {"to": version, "from": state.version, "manifest": manifest}
     return Draft(kind="restored", data=data, message=f"goes on from version {version}")
+
+
+def update(state: WorkspaceState, changes: Changes) -> Draft | None:
+    """Other tags, metadata, or another sandbox from its next start on. None: all of that is so already.
+
+    Raises:
+        Conflict: it would change its sandbox while it is live.
+        TooLarge: too many tags, or too much metadata.
+    """
+    data: dict[str, Any] = {}
+    tags = tuple(sorted(({*state.tags} - {*changes.untag}) | {*changes.tag}))
+    if tags != state.tags:
+        data["tags"] = _checked_tags(tags)
+    metadata = {key: value for key, value in {**state.metadata, **changes.metadata}.items() if value is not None}
+    if metadata != state.metadata:
+        data["metadata"] = _checked_metadata(metadata)
+    if changes.sandbox is not None and needs_stop(state, changes.sandbox):
+        if state.materialization is not None:
+            raise Conflict(f"workspace {state.id} is live on {state.materialization.worker}", hint="stop it first")
+        data |= changes.sandbox
+    if not data:
+        return None
+    return Draft(kind="updated", data=data, message=f"changed: {', '.join(sorted(data.keys() & _TOLD))}")
+
+
+_TOLD = {"tags", "metadata", "sandbox"}
+
+
+def needs_stop(state: WorkspaceState, sandbox: dict[str, str]) -> bool:
+    """Whether having this sandbox would change what the workspace's container is."""
+    return any(getattr(state, name) != sandbox[name] for name in ("sandbox", "fingerprint", "mount_path"))
+
+
+def _checked_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    if len(tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in tags):
+        raise TooLarge(f"a workspace has at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters", hint="remove some")
+    return tags
+
+
+def _checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    size = len(msgspec.json.encode(metadata))
+    if size > MAX_METADATA:
+        raise TooLarge(
+            f"the metadata would be {size} bytes of JSON; a workspace has at most {MAX_METADATA}",
+            hint="keep the rest in a file of it",
+        )
+    return metadata
 
 
 def delete(state: WorkspaceState) -> Draft | None:

@@ -35,7 +35,7 @@ from tests.integration.platform import Platform, running, until
 FOLDER = Path(__file__).parent
 TASKS = """
     import time
-    from helmr import Queue, Retry, metadata, step, streams, task, timers, tokens
+    from helmr import Queue, Retry, Sandbox, metadata, step, streams, task, timers, tokens
 
     approval = streams.input("approval")
     report = streams.output("report")
@@ -63,6 +63,10 @@ TASKS = """
         metadata.set("token", token.id)
         return [token.wait(), approval.wait()]
 
+    @task("large", sandbox=Sandbox("large", memory="1GiB"))
+    def large():
+        return 1
+
     @task("narrow", queue=narrow)
     def narrowed():
         return 1
@@ -88,6 +92,7 @@ class Lives:
             "waited": self.waited,
             "held": self.held,
             "session-expired": self.session_expired,
+            "workspace-updated": self.workspace_updated,
         }
 
     async def succeeded(self) -> Started:
@@ -161,6 +166,15 @@ class Lives:
         """With its run."""
         started = await self.client.sessions.start("sleep", expires_in="2s")
         await started.run.wait(timeout=30)
+        return started
+
+    async def workspace_updated(self) -> Started:
+        """What is said of it, and then its sandbox."""
+        started = await self.client.sessions.start("work", {"a": 1})
+        await started.run.wait(timeout=30)
+        workspace = started.session.workspace_id
+        await self.client.workspaces.update(workspace, tag=["one", "two"], metadata={"owner": "ada", "n": 1})
+        await self.client.workspaces.update(workspace, untag=["one"], metadata={"n": None}, task="large")
         return started
 
     async def _unleased(self, task: str, **options: Any) -> Started:

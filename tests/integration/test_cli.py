@@ -323,6 +323,11 @@ def test_deployments_tasks_sandboxes_and_workspaces(helmr: Helmr) -> None:
     assert helmr.json("sandbox", "get", "default")["name"] == "default"
     helmr("session", "start", "hello", "--payload-json", "{}", "--wait")
     assert helmr.json("workspace", "list")[0]["state"] == "live"
+    tagged = helmr.json("workspace", "update", "@last", "--tag", "kept", "--metadata-json", '{"owner": "ada"}')
+    assert (tagged["tags"], tagged["metadata"]) == (["kept"], {"owner": "ada"})
+    assert [each["id"] for each in helmr.json("workspace", "list", "--tag", "kept")] == [tagged["id"]]
+    assert helmr.json("workspace", "list", "--tag", "other") == []
+    assert "--tag" in helmr("workspace", "update", "@last", code=2).stderr
     assert helmr.json("workspace", "stop", "@last")["state"] == "stopped"
     again = helmr("session", "start", "hello", "--payload-json", "{}", "--wait", "--workspace", "@last")
     assert "Hello" in again.stdout

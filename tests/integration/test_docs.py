@@ -25,6 +25,7 @@ from helmr import declarations, durations, events, indexing, logger, metadata, p
 from helmr.guest import failures, journal, outbox, runner
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
+from helmr.reducers import workspace as workspace_rules
 from store import question, sandboxes
 from tests.integration.platform import Platform
 from worker import container_spec, host, images, log_pump, machines, masking, process_engine
@@ -192,6 +193,7 @@ ROWS: list[tuple[str, str, float]] = [
     ("importing", "60 s", indexing.TIMEOUT),
     ("query", "30 s", question.TIMEOUT),
     ("query", "5 min", question.MAX_TIMEOUT / 60),
+    ("tags and metadata of a workspace", "16 KiB", workspace_rules.MAX_METADATA / KIB),
     ("query", "10,000 rows", question.ROWS),
     ("query", "5,000,000;", question.MAX_ROWS),
     ("query", "256 MiB", question.MAX_BYTES / MIB),

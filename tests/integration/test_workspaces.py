@@ -12,7 +12,8 @@ import pytest
 from bus.host_rescue import HostRescue
 from helmr.client import AsyncClient
 from helmr.errors import Conflict, NotFound
-from tests.integration.platform import history, running, until
+from helmr.models import Run
+from tests.integration.platform import Platform, history, running, until
 from worker.machines import Machines
 
 pytestmark = pytest.mark.anyio
@@ -148,3 +149,52 @@ async def test_of_too_many_idle_workspaces_the_oldest_is_stopped(
                 if states == ["stopped", "stopped", "live", "live"]:
                     break
                 await asyncio.sleep(0.1)
+
+
+BOXED = """
+    from pathlib import Path
+    from helmr import Sandbox, streams, task
+
+    more = streams.input("more")
+
+    @task("boxed", sandbox=Sandbox("box", memory="512MiB"))
+    def boxed() -> bool:
+        seen = Path("seen").exists()
+        Path("seen").touch()
+        return seen
+"""
+
+
+async def test_a_workspace_goes_on_in_another_sandbox_and_no_longer_in_its_former_one(platform: Platform) -> None:
+    former = await platform.project("boxes", BOXED)
+    first = await former.sessions.start("boxed")
+    await first.run.wait(timeout=60)
+    workspace = first.session.workspace_id
+    grown = await platform.project("boxes", BOXED.replace("512MiB", "1GiB"))
+    with pytest.raises(Conflict, match="memory 512 MiB"):
+        await grown.sessions.start("boxed", workspace=workspace)
+
+    updated = await grown.workspaces.update(workspace, task="boxed", tag=["moved"], metadata={"owner": "ada"})
+    current = await grown.deployments.get()
+    assert (updated.state, updated.deployment_id, updated.tags) == ("stopped", current.id, ("moved",))
+    run = await (await grown.sessions.start("boxed", workspace=workspace)).run.wait(timeout=60)
+    assert (run.status, run.output) == ("succeeded", True)
+    same = await grown.workspaces.update(workspace, sandbox="box", tag=["again"])  # nothing is stopped for that
+    assert (same.state, same.tags, same.metadata) == ("live", ("again", "moved"), {"owner": "ada"})
+
+    inbox = grown.sessions.open(first.session).input("more")
+    for turn in (1, 2):  # the session still has the former deployment
+        await inbox.send({})
+        refused = await _turn(grown, first.session.id, turn)
+        assert refused.failure is not None
+        assert refused.failure.code == "workspace_error"
+        assert "memory 1 GiB (the task needs 512 MiB)" in refused.failure.message
+        await grown.workspaces.stop(workspace)
+
+
+async def _turn(helmr: AsyncClient, session: str, number: int) -> Run:
+    """The run of a turn of a session, when it has ended."""
+    async with asyncio.timeout(60):
+        while (found := await helmr.sessions.get(session)).turn < number:  # noqa: ASYNC110  they are not followed live
+            await asyncio.sleep(0.05)
+    return await helmr.runs.wait(found.run_id, timeout=60)

@@ -79,6 +79,21 @@ class WorkspaceMachine(RuleBasedStateMachine):
         self._append(rules.stop(self.state, worker=worker, reason="idle"))
         assert self._live_on() == (None if live == worker else live), "nobody stops what is live on another worker"
 
+    @rule(fingerprint=st.sampled_from("fgh"), tag=st.sampled_from(["a", "b"]))
+    def update(self, fingerprint: str, tag: str) -> None:
+        live, before = self._live_on(), self.state.fingerprint
+        box = {"sandbox": "box", "fingerprint": fingerprint, "deployment_id": "dep_2", "mount_path": "/workspace"}
+        try:
+            self._append(rules.update(self.state, rules.Changes(tag=(tag,), sandbox=box)))
+        except Conflict:
+            assert live is not None
+            assert before != fingerprint
+            assert self.state.fingerprint == before, "what is live keeps its walls"
+        else:
+            assert self.state.fingerprint == fingerprint
+            assert tag in self.state.tags
+        assert self._live_on() == live
+
     @rule(alive=_ALIVE)
     def lane(self, alive: set[str]) -> None:
         lane, live, host = rules.lane(self.state, group="default", alive=alive), self._live_on(), self.state.host

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from helmr.errors import Conflict
+from helmr.errors import Conflict, TooLarge
 from helmr.events import Draft, WorkspaceState
 from helmr.models import workspace_record
 from helmr.reducers import workspace as rules
@@ -113,3 +114,49 @@ def test_only_the_worker_it_is_live_on_stops_it(state: WorkspaceState) -> None:
 )
 def test_a_run_goes_where_the_files_are(state: WorkspaceState | None, alive: set[str], lane: str) -> None:
     assert rules.lane(state, group="default", alive=alive) == lane
+
+
+_OTHER = {"sandbox": "large", "fingerprint": "g", "deployment_id": "dep_2", "mount_path": "/work"}
+_SAME = {"sandbox": "box", "fingerprint": "f", "deployment_id": "dep_2", "mount_path": "/w"}
+
+
+def _update(state: WorkspaceState, **changes: Any) -> WorkspaceState:
+    return _after(state, rules.update(state, rules.Changes(**changes)))
+
+
+def test_an_update_changes_what_it_names_and_nothing_else() -> None:
+    first = _update(_live(), tag=("b", "a"), metadata={"owner": "ada", "n": 1})
+    second = _update(first, tag=("c",), untag=("a", "x"), metadata={"n": None, "phase": [2]})
+    assert (first.tags, first.metadata) == (("a", "b"), {"owner": "ada", "n": 1})
+    assert (second.tags, second.metadata) == (("b", "c"), {"owner": "ada", "phase": [2]})
+    assert (second.materialization, second.sandbox, second.host) == (_live().materialization, "box", "host_1")
+    record = workspace_record("acme", "dev", second)
+    assert (record.tags, record.metadata, record.deployment_id) == (("b", "c"), second.metadata, "dep_1")
+
+
+def test_what_a_workspace_is_already_is_no_event() -> None:
+    state = _update(_created(), tag=("a",), metadata={"n": 1})
+    same = rules.Changes(tag=("a",), untag=("z",), metadata={"n": 1, "m": None}, sandbox=_SAME)
+    assert rules.update(state, same) is None
+    assert rules.update(_live(), rules.Changes(sandbox=_SAME)) is None
+
+
+def test_another_sandbox_is_for_the_next_start() -> None:
+    changed = _update(_stopped(), sandbox=_OTHER)
+    assert (changed.sandbox, changed.fingerprint, changed.deployment_id) == ("large", "g", "dep_2")
+    assert (changed.mount_path, changed.host, changed.epoch) == ("/work", "host_1", 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"sandbox": _OTHER}, Conflict),
+        ({"tag": tuple("abcdefghijk")}, TooLarge),
+        ({"tag": ("x" * 129,)}, TooLarge),
+        ({"metadata": {"text": "x" * 16 * 1024}}, TooLarge),
+    ],
+    ids=["live", "tags", "tag", "metadata"],
+)
+def test_an_update_is_refused(changes: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        rules.update(_live(), rules.Changes(**changes))
