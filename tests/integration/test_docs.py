@@ -193,7 +193,7 @@ ROWS: list[tuple[str, str, float]] = [
     ("importing", "60 s", indexing.TIMEOUT),
     ("query", "30 s", question.TIMEOUT),
     ("query", "5 min", question.MAX_TIMEOUT / 60),
-    ("tags and metadata of a workspace", "16 KiB", workspace_rules.MAX_METADATA / KIB),
+    ("what is said of a workspace", "16 KiB", workspace_rules.MAX_METADATA / KIB),
     ("query", "10,000 rows", question.ROWS),
     ("query", "5,000,000;", question.MAX_ROWS),
     ("query", "256 MiB", question.MAX_BYTES / MIB),
