@@ -3,142 +3,47 @@
 It exists so that Helmr can be tried without a container engine, and so that most tests are quick. Tasks run as the worker's
 own user, with its files and its network; nothing limits what they use. :meth:`ProcessEngine.check` says so.
 
-A supervisor outlives a killed worker for :data:`ORPHAN_TIMEOUT` seconds. Its process id stands in a file beside its socket,
-together with the start time that tells it from a later process of the same number, so that the next worker of this home
-can end it before it uses the workspace.
+A supervisor outlives a killed worker for :data:`worker.process_boot.ORPHAN_TIMEOUT` seconds; the next worker of this home takes
+it over, or ends it before it uses the workspace.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
 import platform
 import re
-import select
 import shutil
-import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import msgspec
 
-import helmr.guest
-from helmr.errors import EngineUnavailable, HelmrError, Unavailable, UsageError
-from helmr.guest import tree
-from worker import machine_record
-from worker.channel import Channel, ChannelProcess
+from helmr.errors import EngineUnavailable, HelmrError, UsageError
+from worker import machine_record, supervisor_record
 from worker.engine import (
     BuildSecrets,
     EngineInfo,
     ImageSpec,
     Inheritance,
     MachineSpec,
-    ProcessSpec,
     Progress,
     superseded,
 )
 from worker.host import host_id
 from worker.left_supervisor import LeftSupervisor
 from worker.machine_folder import MachineFolder
-from worker.machine_record import MachineRecord
-from worker.silence import end_when_silent
+from worker.process_boot import ProcessBoot
+from worker.process_machine import ProcessMachine
+from worker.supervised_machine import reach
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a supervisor lives on without a worker.
-ORPHAN_TIMEOUT = 20.0
-#: Seconds from the start of a supervisor until it must have answered; 0.05 on a quiet machine.
-_READY = 15.0
-#: Seconds in which one that has long been there must answer.
-_REACH = 5.0
-#: Seconds that a supervisor may take to end beyond the grace given to processes.
-_STOP_MARGIN = 3.0
-#: What tasks get of the worker's environment: where programs, certificates and proxies are. Never its credentials.
-_INHERITED = re.compile(r"PATH|TZ|TMPDIR|SSL_CERT_(FILE|DIR)|(https?|no|all)_proxy|(HTTPS?|NO|ALL)_PROXY")
 #: What may be the name of a folder.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_RECORD = "supervisor.json"
-_LOG = "supervisor.log"
-
-
-class _Record(msgspec.Struct, frozen=True, kw_only=True):
-    """The supervisor of a machine folder, for whoever comes later."""
-
-    pid: int
-    born: str
-
-
-class ProcessMachine:
-    """A supervisor process and the folder it works in (:class:`worker.engine.Machine`)."""
-
-    def __init__(
-        self,
-        record: MachineRecord,
-        process: asyncio.subprocess.Process | LeftSupervisor,
-        channel: Channel,
-        folder: MachineFolder,
-    ) -> None:
-        self.workspace_id = record.workspace_id
-        self._record = record
-        self.ref = str(process.pid)
-        self.adopted = False
-        self._process = process
-        self._channel = channel
-        self.folder = folder
-        self._stopping: asyncio.Task[None] | None = None
-        self._minding = asyncio.create_task(end_when_silent(channel, self._kill))
-
-    def sources(self) -> set[str]:
-        """The names of the sources that were delivered."""
-        return self.folder.sources_there()
-
-    def claimed(self, claim: int) -> None:
-        """Take note of the claim that the machine is kept under now."""
-        self._record = msgspec.structs.replace(self._record, claim=claim)
-        machine_record.write(self.folder.path, self._record)
-
-    async def put_source(self, name: str, tree: Path) -> None:
-        """Copy the folder ``tree`` into the machine's own folder; doing it twice is free."""
-        await self.folder.put_source(name, tree)
-
-    async def start(self, spec: ProcessSpec) -> ChannelProcess:
-        """Start a process tree; see :meth:`worker.engine.Machine.start`."""
-        return await self._channel.start(spec)
-
-    async def stop(self, grace: float = 2.0) -> None:
-        """End every process and the supervisor; the workspace's folder stays."""
-        if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop(grace))
-        await asyncio.shield(self._stopping)
-
-    async def wait_lost(self) -> str:
-        """Return, with the reason, when the supervisor has ended or hung up."""
-        reason = await self._channel.wait_lost()
-        with contextlib.suppress(TimeoutError):
-            code = await asyncio.wait_for(self._process.wait(), 1.0)
-            if code < 0:
-                return f"the supervisor was ended by {signal.Signals(-code).name}"
-        return reason
-
-    async def _kill(self) -> None:
-        await _reap(self._process)
-
-    async def _stop(self, grace: float) -> None:
-        try:
-            if self._channel.lost and self._process.returncode is None:
-                self._process.terminate()  # another worker took over, or it hung up: SIGTERM it still obeys
-            self._channel.stop(grace)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace + _STOP_MARGIN)
-        finally:
-            self._minding.cancel()
-            self._channel.close("the machine was stopped")
-            await _reap(self._process)
-            await asyncio.to_thread(self.folder.remove)
 
 
 class ProcessEngine:
@@ -154,8 +59,7 @@ class ProcessEngine:
         self, home: Path, *, runner: str = "helmr.guest.runner:main", environment: dict[str, str] | None = None
     ) -> None:
         self._home = home.absolute()
-        self._runner = runner
-        self._environment = environment or {}
+        self._boot = ProcessBoot(runner, environment or {})
         self._machines: dict[str, ProcessMachine] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -225,7 +129,7 @@ class ProcessEngine:
             workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder = self._folder(spec)
             try:
-                machine = await self._boot(spec, workspace, folder)
+                machine = await self._boot.boot(spec, workspace, folder)
             except BaseException:
                 await asyncio.shield(self._remove_leftover(folder))
                 raise
@@ -246,15 +150,15 @@ class ProcessEngine:
         return [each for each in taken if each is not None]
 
     async def _inherit(self, folder: MachineFolder, worker_id: str, living: set[str]) -> Inheritance | None:
-        process = _read_record(folder.run / _RECORD)
-        if process is None or not _is_alive(folder):
+        process = supervisor_record.read(folder.run)
+        if process is None or not process.alive:
             return None
         record = machine_record.seize(folder.path, worker_id, living)
         if record is None:
             return None
         try:
             supervisor = LeftSupervisor(process.pid)
-            channel = await Channel.connect(folder.socket(), client=worker_id, ready_within=_REACH)
+            channel = await reach(folder, worker_id)
         except (HelmrError, ProcessLookupError) as error:
             log.info("supervisor %s cannot be taken over: %s", process.pid, error)
             await self._remove_leftover(folder)
@@ -311,74 +215,6 @@ class ProcessEngine:
         found = sorted((self._home / "processes" / "machines").glob(f"{workspace_id}.*"))
         return [MachineFolder(self._home / "processes", path.name) for path in found]
 
-    async def _boot(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
-        folder.create()
-        try:
-            machine_record.write(folder.path, MachineRecord.of(spec))
-            return await self._start(spec, workspace, folder)
-        except FileNotFoundError as error:
-            if folder.run.exists():
-                raise
-            raise superseded(spec.workspace_id) from error
-
-    async def _start(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> ProcessMachine:
-        process = await self._spawn(spec, workspace, folder)
-        try:
-            record = _Record(pid=process.pid, born=_born(process.pid))
-            (folder.run / _RECORD).write_bytes(msgspec.json.encode(record))
-            channel = await self._greet(spec, process, folder)
-        except BaseException:
-            await asyncio.shield(_reap(process))
-            raise
-        return ProcessMachine(MachineRecord.of(spec), process, channel, folder)
-
-    async def _greet(self, spec: MachineSpec, process: asyncio.subprocess.Process, folder: MachineFolder) -> Channel:
-        """Connect to the supervisor as soon as it listens, unless it ends first."""
-        connecting = asyncio.ensure_future(Channel.connect(folder.socket(), client=spec.worker_id, ready_within=_READY))
-        ending = asyncio.ensure_future(process.wait())
-        try:
-            await asyncio.wait([connecting, ending], return_when=asyncio.FIRST_COMPLETED)
-            if connecting.done():
-                return connecting.result()
-        finally:
-            connecting.cancel()
-            ending.cancel()
-        path = folder.run / _LOG
-        log = path.read_text(errors="replace").strip() if path.exists() else ""
-        raise EngineUnavailable(
-            f"the supervisor does not start: {log.splitlines()[-1] if log else 'it ended without a word'}",
-            details={"log": log},
-        )
-
-    async def _spawn(self, spec: MachineSpec, workspace: Path, folder: MachineFolder) -> asyncio.subprocess.Process:
-        script = Path(helmr.guest.__file__).with_name("boot.py")
-        options = {
-            "socket": "socket",  # relative to its working folder: the path of a unix socket must be short
-            "workspace": str(workspace),
-            "workspace-id": spec.workspace_id,
-            "sources": str(folder.sources),
-            "home": str(folder.path / "home"),
-            "secret-root": str(folder.run / "secrets"),
-            "orphan-timeout": str(ORPHAN_TIMEOUT),
-            "runner": self._runner,
-        }
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
-        with (folder.run / _LOG).open("wb") as log:
-            return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", "-B", str(script), *words),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=log,
-                cwd=folder.run,
-                env=self._clean_environment(),
-                start_new_session=True,  # Ctrl-C is for the worker, which then ends its machines in good order
-            )
-
-    def _clean_environment(self) -> dict[str, str]:
-        inherited = {name: value for name, value in os.environ.items() if _INHERITED.fullmatch(name)}
-        python = str(Path(sys.executable).parent)
-        return {**inherited, "PATH": f"{python}:{inherited.get('PATH', os.defpath)}", **self._environment}
-
     async def _clear(self, workspace_id: str, *, claim: float = math.inf) -> None:
         """End whatever works in the workspace under a claim up to this one, be it ours or left by an earlier worker."""
         machine = self._machines.pop(workspace_id, None)
@@ -394,17 +230,10 @@ class ProcessEngine:
         """End the supervisor that a machine folder belongs to, then remove the folder; returns its pid, if it lived."""
         if not folder.path.exists():
             return []
-        record = _read_record(folder.run / _RECORD)
-        ended = record is not None and await asyncio.to_thread(_end, record)
+        record = supervisor_record.read(folder.run)
+        ended = record is not None and await asyncio.to_thread(record.end)
         await asyncio.to_thread(folder.remove)
         return [str(record.pid)] if record is not None and ended else []
-
-
-async def _reap(process: asyncio.subprocess.Process | LeftSupervisor) -> None:
-    """End a supervisor that has not ended by itself, with all that is below it, and wait for it."""
-    if process.returncode is None:
-        await asyncio.to_thread(tree.kill, [process.pid])
-    await process.wait()
 
 
 def _owner(folder: MachineFolder) -> tuple[str, str]:
@@ -423,46 +252,8 @@ def _claim(folder: MachineFolder) -> int:
 
 def _is_alive(folder: MachineFolder) -> bool:
     """Whether the supervisor of a machine folder is still there."""
-    process = _read_record(folder.run / _RECORD)
-    return process is not None and bool(process.born) and _born(process.pid) == process.born
-
-
-def _read_record(path: Path) -> _Record | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Record)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
-        return None
-
-
-def _born(pid: int) -> str:
-    """When a process was started, in the kernel's own count; empty if it is gone or the platform does not say."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return "" if fields[0] in {"Z", "X"} else fields[19]
-
-
-def _end(record: _Record) -> bool:
-    """Terminate a supervisor that may not be our child, at last by force; False if it had ended before."""
-    if not record.born or _born(record.pid) != record.born:
-        return False
-    try:
-        handle = os.pidfd_open(record.pid)
-    except ProcessLookupError:
-        return False
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if select.select([handle], [], [], 2.0 + _STOP_MARGIN)[0]:
-            return True
-        tree.kill([record.pid])  # with what is below it, be it stopped or not
-        if select.select([handle], [], [], _STOP_MARGIN)[0]:
-            return True
-    except ProcessLookupError:
-        return True
-    finally:
-        os.close(handle)
-    raise Unavailable(f"the supervisor {record.pid}, left by an earlier worker, does not end")
+    process = supervisor_record.read(folder.run)
+    return process is not None and process.alive
 
 
 def _delete_tree(folder: Path) -> None:

@@ -16,8 +16,9 @@ from helmr.errors import NotFound
 from tests.docker.engines import Materialize, docker_running
 from tests.integration.platform import Platform
 from worker.container_spec import INSTALL
-from worker.docker_api import DockerApi
-from worker.docker_engine import DockerEngine, DockerMachine
+from worker.docker_api import DockerApi, remove_container
+from worker.docker_engine import DockerEngine
+from worker.docker_machine import DockerMachine
 from worker.engine import ImageSpec, Limits, MachineSpec, Network
 
 
@@ -37,7 +38,7 @@ async def engine(tmp_path_factory: pytest.TempPathFactory, api: DockerApi) -> As
     label = {"label": f"{INSTALL}={engine.install}"}
     containers = await api.call(lambda client: client.containers(all=True, filters=label))
     for item in containers:
-        await engine.remove(item["Id"])
+        await remove_container(api, item["Id"])
     await engine.close()
     assert not containers
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from helmr.connection import connect
 from tests.integration.platform import Platform, RunningWorker, running
-from worker.docker_engine import DockerEngine, DockerMachine
+from worker.docker_engine import DockerEngine
+from worker.docker_machine import DockerMachine
 from worker.engine import Engine, Exited, Machine, Message, Output, ProcessSpec
 from worker.process_engine import ProcessEngine
 from worker.worker import Worker

@@ -9,7 +9,7 @@ import pytest
 
 from tests.docker.engines import Materialize, python, run
 from worker.docker_api import DockerApi
-from worker.docker_engine import DockerMachine
+from worker.docker_machine import DockerMachine
 from worker.engine import Message, ProcessSpec
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]

@@ -12,7 +12,8 @@ import pytest
 from helmr import ids
 from tests.docker.careless import Careless, careless
 from tests.docker.engines import python
-from worker.docker_engine import DockerEngine, DockerMachine
+from worker.docker_engine import DockerEngine
+from worker.docker_machine import DockerMachine
 from worker.egress_rules import Neighbourhood
 from worker.engine import ImageSpec, Limits, MachineSpec, Network
 

@@ -14,7 +14,8 @@ from helmr.errors import Unavailable
 from tests.docker.engines import python, run
 from worker.container_spec import INSTALL
 from worker.docker_api import DockerApi
-from worker.docker_engine import DockerEngine, DockerMachine
+from worker.docker_engine import DockerEngine
+from worker.docker_machine import DockerMachine
 from worker.engine import ImageSpec, Limits, MachineSpec, Message, ProcessSpec, Provision, Template
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]

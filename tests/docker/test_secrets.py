@@ -11,7 +11,8 @@ from helmr import ids
 from tests.docker.engines import Materialize, python
 from worker.channel import ChannelProcess
 from worker.docker_api import DockerApi
-from worker.docker_engine import DockerEngine, DockerMachine
+from worker.docker_engine import DockerEngine
+from worker.docker_machine import DockerMachine
 from worker.engine import Output, ProcessSpec, SecretFile
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]

@@ -28,7 +28,7 @@ from helmr.reducers import run as run_rules
 from helmr.reducers import workspace as workspace_rules
 from store import question, sandboxes
 from tests.integration.platform import Platform
-from worker import container_spec, host, images, log_pump, machines, masking, process_engine
+from worker import container_spec, host, images, log_pump, machines, masking, process_boot
 
 pytestmark = pytest.mark.anyio
 
@@ -212,7 +212,7 @@ ROWS: list[tuple[str, str, float]] = [
     ("an idle workspace", "300 ", machines.IDLE_STOP),
     ("an idle workspace", "16 idle", machines.MAX_IDLE),
     ("a container without", "60 ", container_spec.ORPHAN_TIMEOUT),
-    ("a supervisor", "20 ", process_engine.ORPHAN_TIMEOUT),
+    ("a supervisor", "20 ", process_boot.ORPHAN_TIMEOUT),
     ("a registry", "20 ", images.REGISTRY_TIMEOUT),
     ("a registry", "(3)", images.READY_TIMEOUT),
 ]

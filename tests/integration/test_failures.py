@@ -13,7 +13,8 @@ from helmr.errors import HelmrError, ImageError
 from tests.integration.platform import kinds
 from worker import messages
 from worker.answers import Answers
-from worker.process_engine import ProcessEngine, ProcessMachine
+from worker.process_engine import ProcessEngine
+from worker.process_machine import ProcessMachine
 
 pytestmark = pytest.mark.anyio
 

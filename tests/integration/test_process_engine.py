@@ -10,6 +10,7 @@ import pytest
 
 from helmr.errors import Unavailable
 from worker.engine import MachineSpec
+from worker.process_boot import ProcessBoot
 from worker.process_engine import ProcessEngine
 
 pytestmark = pytest.mark.anyio
@@ -27,14 +28,14 @@ async def engine(tmp_path: Path) -> AsyncIterator[ProcessEngine]:
 async def test_a_machine_that_is_taken_away_while_it_boots_is_unavailable(
     engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spawn = ProcessEngine._spawn
+    spawn = ProcessBoot._spawn
 
-    async def interrupted(self: ProcessEngine, *words: object) -> object:
+    async def interrupted(self: ProcessBoot, *words: object) -> object:
         process = await spawn(self, *words)  # type: ignore[arg-type]
         await _successor_clears(engine)
         return process
 
-    monkeypatch.setattr(ProcessEngine, "_spawn", interrupted)
+    monkeypatch.setattr(ProcessBoot, "_spawn", interrupted)
     with pytest.raises(Unavailable, match="another worker"):
         await engine.materialize(SPEC)
 

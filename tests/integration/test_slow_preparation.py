@@ -17,7 +17,8 @@ from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
 from tests.integration.platform import Platform, history, running, until
 from worker.engine import MachineSpec
-from worker.process_engine import ProcessEngine, ProcessMachine
+from worker.process_engine import ProcessEngine
+from worker.process_machine import ProcessMachine
 
 pytestmark = pytest.mark.anyio
 

@@ -14,7 +14,8 @@ import pytest
 
 from helmr.guest import tree
 from worker.engine import Exited, MachineSpec, Message, Output, Process, ProcessSpec, Template
-from worker.process_engine import ProcessEngine, ProcessMachine
+from worker.process_engine import ProcessEngine
+from worker.process_machine import ProcessMachine
 
 pytestmark = pytest.mark.anyio
 

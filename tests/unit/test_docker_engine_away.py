@@ -12,7 +12,8 @@ import pytest
 from helmr.errors import EngineUnavailable, HelmrError, ImageError, Unavailable
 from worker.channel import Channel
 from worker.container_spec import KIND, WORKER
-from worker.docker_engine import DockerEngine, DockerMachine
+from worker.docker_engine import DockerEngine
+from worker.docker_machine import DockerMachine
 from worker.engine import MachineSpec
 from worker.machine_folder import MachineFolder
 
@@ -70,11 +71,8 @@ def api() -> Api:
 
 
 @pytest.fixture
-async def engine(tmp_path: Path, api: Api) -> DockerEngine:
-    engine = DockerEngine(tmp_path)
-    await engine._api.close()
-    engine._api = engine._images._api = cast("Any", api)
-    return engine
+def engine(tmp_path: Path, api: Api) -> DockerEngine:
+    return DockerEngine(tmp_path, api=cast("Any", api))
 
 
 def _spec(worker: str) -> MachineSpec:
@@ -89,8 +87,8 @@ async def _machine(engine: DockerEngine, api: Api, monkeypatch: pytest.MonkeyPat
     async def greet(*_: Any) -> Channel:
         return cast("Channel", Lost())
 
-    monkeypatch.setattr(engine, "_start", start)
-    monkeypatch.setattr(engine, "_greet", greet)
+    monkeypatch.setattr(engine._boot, "start", start)
+    monkeypatch.setattr(engine._boot, "greet", greet)
     return await engine.materialize(_spec("wrk_1"))
 
 
@@ -117,7 +115,7 @@ async def test_a_container_that_the_engine_made_after_we_had_given_up_goes_later
         names.append(name)
         raise EngineUnavailable("the Docker engine did not answer in time")
 
-    monkeypatch.setattr(engine, "_start", start)
+    monkeypatch.setattr(engine._boot, "start", start)
     monkeypatch.setattr(api, "remove_container", lambda *_, **__: None)
     with pytest.raises(EngineUnavailable):
         await engine.materialize(_spec("wrk_1"))
@@ -152,7 +150,7 @@ async def test_an_engine_that_goes_away_among_removals_is_one_error(
 async def test_an_image_is_not_blamed_for_a_container_that_was_killed(
     engine: DockerEngine, code: int, out_of_memory: bool, kind: type[HelmrError]
 ) -> None:
-    error = await engine._stillborn("image", "ref", {"ExitCode": code, "OOMKilled": out_of_memory})
+    error = await engine._boot._stillborn("image", "ref", {"ExitCode": code, "OOMKilled": out_of_memory})
     assert type(error) is kind
     assert f"exit code {code}" in error.message
 
