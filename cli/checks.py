@@ -134,6 +134,7 @@ async def engine(home: Path, client: AsyncClient | None) -> AsyncIterator[Findin
             check="docker", state="ok", detail=f"{facts['ServerVersion']}, cgroup v{cgroup}, {facts['Driver']}"
         )
         yield walls(facts)
+        yield _versions()
         yield _engine_disk(Path(facts["DockerRootDir"]))
         yield await _containers(api, home, client)
         yield await _volumes(api, home, client)
@@ -164,6 +165,18 @@ def walls(facts: dict[str, Any]) -> Finding:
         fix = "enable the cgroup controllers for it (a rootless engine needs cgroup v2 and systemd's delegation)"
         return Finding(check="walls", state="warning", detail=f"{detail}; NOT of {', '.join(missing)}", fix=fix)
     return Finding(check="walls", state="ok", detail=detail)
+
+
+def _versions() -> Finding:
+    """Whether a worker of this user can store what containers leave in workspaces."""
+    from worker import file_rights
+
+    lacking = file_rights.missing()
+    if lacking:
+        detail = f"a worker of this user makes none of files in containers: it lacks {', '.join(lacking)}"
+        fix = "run it as root, or give it these capabilities: see docs/how-to/server-and-workers.md"
+        return Finding(check="versions", state="warning", detail=detail, fix=fix)
+    return Finding(check="versions", state="ok", detail="a worker of this user may read what containers write")
 
 
 def _engine_disk(root: Path) -> Finding:

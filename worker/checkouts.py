@@ -7,7 +7,7 @@ of an earlier epoch (the workspace was restored, or has been elsewhere meanwhile
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 from pathlib import Path
 
 import msgspec
@@ -18,8 +18,11 @@ from bus.versions import Captured, Versions
 from helmr import ids
 from helmr.errors import HelmrError, Unavailable
 from helmr.events import WorkspaceState
+from worker import file_rights
 from worker.engine import Engine, Progress
 from worker.host import writing
+
+log = logging.getLogger(__name__)
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -39,13 +42,19 @@ class Checkouts:
     def __init__(self, engine: Engine, versions: Versions) -> None:
         self._engine = engine
         self._versions = versions
+        if self.why_not is not None:
+            log.warning("%s", self.why_not)
 
     @property
     def why_not(self) -> str | None:
         """Why versions cannot be made here; None when they can."""
-        if self._engine.owner is None or os.geteuid() == 0:
+        lacking = [] if self._engine.owner is None else file_rights.missing()
+        if not lacking:
             return None
-        return "the worker may not read and write all files of workspaces: run it as root to have versions of them"
+        return (
+            "the worker may not read and write all files of workspaces: to have versions of them, run it as root, "
+            f"or with {', '.join(lacking)}"
+        )
 
     async def ready(self, state: WorkspaceState, progress: Progress) -> Record:
         """Have the workspace's files here, as of its present epoch.
