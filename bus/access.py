@@ -6,7 +6,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from bus import capabilities, timers
-from bus.log import ACCESS, Log, Position, Superseded
+from bus.log import ACCESS, Log, Position
+from bus.stored import Superseded
 from helmr import events
 from helmr.access import AccessEvent, AccessState
 from helmr.events import Draft

@@ -19,10 +19,9 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from bus import topology
-from bus.log import stored_message
+from bus.stored import publish, stored_message
 from helmr import chunks, events, subjects
 from helmr.chunks import TRUNCATED, WORKER_LOST, LogEnd, Mark
-from helmr.errors import Unavailable
 from helmr.subjects import Scope
 
 HEADER_FRAME = "Helmr-Frame"
@@ -152,10 +151,7 @@ async def _put_barrier(js: JetStreamContext, subject: str, run_id: str, attempt:
     """Store a chunk of nothing: whatever the server had taken in before it is stored before it, and can be read."""
     fields = chunks.headers(offset=0, dispatch=dispatch, at=events.now())
     fields["Nats-Msg-Id"] = chunks.message_id(run_id, attempt, dispatch, "barrier", 0)
-    try:
-        return (await js.publish(subject, b"", headers=fields, timeout=_TIMEOUT)).seq
-    except (TimeoutError, nats.errors.Error, nats.js.errors.Error, OSError) as error:
-        raise Unavailable(f"NATS does not acknowledge: {type(error).__name__} {error}") from error
+    return await publish(js, subject, b"", fields)
 
 
 async def _last_before(

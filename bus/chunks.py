@@ -9,7 +9,8 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 
 from bus import topology
-from bus.log import Log, stored_message
+from bus.log import Log
+from bus.stored import stored_message
 from helmr import events, subjects
 from helmr.chunks import HEADER_MARK, HEADER_OFFSET, WORKER_LOST, LogChunk, Mark, headers, message_id, parse
 from helmr.subjects import Scope

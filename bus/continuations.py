@@ -12,11 +12,12 @@ from typing import Any
 from bus import records
 from bus.deployments import Deployments
 from bus.leases import spec_of
-from bus.log import RUN, SESSION, WORKSPACE, Log, Position, Superseded
+from bus.log import RUN, SESSION, WORKSPACE, Log, Position
 from bus.presence import Presence
 from bus.pull import Delivery
 from bus.queueing import DEFAULT_GROUP, Gate
 from bus.reactions import Reaction
+from bus.stored import Superseded
 from helmr import ids, subjects
 from helmr.events import TERMINAL, Draft, RunEvent, RunSpec, RunState, SessionEvent, SessionState
 from helmr.reducers import continuation

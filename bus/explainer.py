@@ -13,8 +13,9 @@ from bus.explanation import Situation, explain
 from bus.held import pool_of
 from bus.leases import spec_of
 from bus.live import LiveRun
-from bus.log import QUEUE, RUN, Log, get_message
+from bus.log import QUEUE, RUN, Log
 from bus.presence import Presence
+from bus.stored import get_message
 from helmr import events, subjects
 from helmr.events import RunEvent, RunState
 from helmr.explanation import Explanation

@@ -22,9 +22,10 @@ import nats.errors
 import nats.js.errors
 
 from bus import topology, watermark
-from bus.log import RUN, SESSION, TOKEN, Log, get_message
+from bus.log import RUN, SESSION, TOKEN, Log
 from bus.pull import Delivery, Puller, ensure_consumer
 from bus.requests import api
+from bus.stored import get_message
 from bus.watermark import Watermark
 from helmr import subjects
 from helmr.errors import HelmrError

@@ -19,13 +19,13 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client as Nats
 from nats.js import JetStreamContext
-from nats.js.api import RawStreamMsg
 
 from bus import topology
 from bus.requests import api
+from bus.stored import PUBLISH_TIMEOUT, Superseded, get_message, publish, stored_message
 from helmr import events, ids, subjects
 from helmr.access import AccessEvent, AccessState
-from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable
+from helmr.errors import NotFound, Unavailable
 from helmr.events import (
     Draft,
     ExecEvent,
@@ -54,12 +54,8 @@ log = logging.getLogger(__name__)
 
 _EXPECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
 _EXPECT_FILTER = "Nats-Expected-Last-Subject-Sequence-Subject"
-#: "wrong last sequence", as the stream's leader and as its in-flight check put it.
-_CONFLICTS = frozenset({10071, 10164})
-_MAX_PAYLOAD = 10054
 #: Where answers go that nobody waits for.
 _NOBODY = "_INBOX.nobody"
-_PUBLISH_TIMEOUT = 5.0
 #: Seconds an append is retried while the server is away, unless told otherwise.
 _PATIENCE = 60.0
 
@@ -162,17 +158,13 @@ class Position(msgspec.Struct, Generic[E], frozen=True):
         return self.event.state if self.event else None
 
 
-class Superseded(Conflict):
-    """Somebody else appended first; read the last event and decide again."""
-
-
 class Log:
     """Reads and appends events; ``patience``: seconds an append is retried while the server is away."""
 
     def __init__(self, nc: Nats, *, patience: float = _PATIENCE) -> None:
         self.nc = nc
         self._patience = patience
-        self.js: JetStreamContext = nc.jetstream(timeout=_PUBLISH_TIMEOUT)
+        self.js: JetStreamContext = nc.jetstream(timeout=PUBLISH_TIMEOUT)
 
     async def last(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> Position[E]:
         """The entity's latest event, or an empty position."""
@@ -337,15 +329,7 @@ class Log:
                 await self._until_connected(deadline)
 
     async def _publish(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
-        try:
-            ack = await self.js.publish(subject, body, timeout=_PUBLISH_TIMEOUT, headers=headers)
-        except nats.js.errors.APIError as error:
-            raise _translate(error) from error
-        except nats.errors.MaxPayloadError as error:
-            raise TooLarge(f"an event of {len(body)} bytes exceeds the server's max_payload") from error
-        except (TimeoutError, nats.errors.Error, OSError) as error:
-            raise Unavailable(f"NATS does not acknowledge: {type(error).__name__} {error}") from error
-        return ack.seq
+        return await publish(self.js, subject, body, headers)
 
     async def _until_connected(self, deadline: float) -> None:
         """Wait for the server to answer again."""
@@ -371,41 +355,3 @@ class Log:
 def priority_of(event: _Event) -> int:
     """The priority token of a dispatch subject."""
     return event.state.priority if isinstance(event.state, RunState) else 0
-
-
-async def get_message(
-    js: JetStreamContext, stream: str, subject: str, *, after: int | None = None, direct: bool = True
-) -> tuple[int, bytes] | None:
-    """Sequence and body of what :func:`stored_message` finds; raises what that does."""
-    message = await stored_message(js, stream, subject, after=after, direct=direct)
-    return None if message is None else (message.seq or 0, message.data or b"")
-
-
-async def stored_message(
-    js: JetStreamContext, stream: str, subject: str, *, after: int | None = None, direct: bool = True
-) -> RawStreamMsg | None:
-    """The last message of ``stream`` under a filter, or with ``after`` the first one beyond that sequence; None if none.
-
-    Not ``direct``: the stream's leader is asked, and not whichever replica is near.
-
-    Raises:
-        Unavailable: the server does not answer.
-    """
-    try:
-        if after is None:
-            return await js.get_msg(stream, subject=subject, direct=direct)
-        return await js.get_msg(stream, seq=after + 1, subject=subject, direct=direct, next=True)
-    except nats.js.errors.NotFoundError:
-        return None
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise Unavailable(f"NATS does not answer: {type(error).__name__} {error}") from error
-
-
-def _translate(error: nats.js.errors.APIError) -> HelmrError:
-    if error.err_code in _CONFLICTS:
-        return Superseded("another event came first")
-    if error.err_code == _MAX_PAYLOAD:
-        return TooLarge("the event exceeds the stream's message size")
-    if error.code == 503:
-        return Unavailable(f"JetStream is not ready: {error.description}")
-    return HelmrError(f"JetStream refuses the event: {error.description}", details={"err_code": error.err_code})

@@ -20,8 +20,8 @@ from nats.aio.client import Client as Nats
 from bus import topology
 from bus.attention import Attention
 from bus.bucket import BucketView
-from bus.log import get_message
 from bus.requests import api
+from bus.stored import get_message
 from helmr.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,24 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     def obstacle(self) -> str:
         """What keeps it from taking anything new, for a person to read; empty if nothing does."""
         return "its disk is almost full" if self.full else self.engine_problem
+
+    @property
+    def takes_runs(self) -> bool:
+        """Whether it takes anything new."""
+        return not (self.draining or self.obstacle)
+
+    @property
+    def condition(self) -> str:
+        """Why it takes nothing new, in a word or two for a column; empty if it does."""
+        if self.draining:
+            return "draining"
+        return "disk almost full" if self.full else "engine away" if self.engine_problem else ""
+
+    @property
+    def told(self) -> str:
+        """The same for a sentence, with the obstacle in full."""
+        drains = ["draining"] if self.draining else []
+        return ", ".join([*drains, f"takes nothing new: {self.obstacle}"] if self.obstacle else drains)
 
 
 async def announce(nc: Nats, info: WorkerInfo) -> None:

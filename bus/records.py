@@ -8,14 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
-import nats.errors
-import nats.js.errors
 from nats.js import JetStreamContext
 
-from bus import topology
-from bus.log import get_message
+from bus import stored, topology
+from bus.stored import Superseded, get_message
 from helmr import events, ids, subjects
-from helmr.errors import Conflict, HelmrError, TooLarge, Unavailable
+from helmr.errors import Conflict, TooLarge, Unavailable
 from helmr.models import StreamRecord
 from helmr.subjects import Scope
 
@@ -214,16 +212,9 @@ async def publish(js: JetStreamContext, subject: str, record: StreamRecord, expe
 async def _store(js: JetStreamContext, subject: str, body: bytes, expected: int) -> int | None:
     headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
     try:
-        ack = await js.publish(subject, body, timeout=_TIMEOUT, headers=headers)
-    except nats.js.errors.APIError as error:
-        if error.err_code == _WRONG_SEQUENCE:
-            return None
-        if error.code == 503:
-            raise Unavailable(f"JetStream is not ready: {error.description}") from error
-        raise HelmrError(f"the record is refused: {error.description}") from error
-    except (TimeoutError, nats.errors.Error, OSError) as error:
-        raise Unavailable(f"NATS does not acknowledge: {error}") from error
-    return ack.seq
+        return await stored.publish(js, subject, body, headers)
+    except Superseded:
+        return None
 
 
 class Promise(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,8 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from bus import capabilities, timers
-from bus.log import TOKEN, Log, Position, Superseded
+from bus.log import TOKEN, Log, Position
+from bus.stored import Superseded
 from helmr import events
 from helmr.errors import NotFound
 from helmr.events import Draft, TokenEvent, TokenState

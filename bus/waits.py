@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 
 from bus import records, timers, topology
-from bus.log import RUN, TOKEN, Log, Position, Superseded, get_message
+from bus.log import RUN, TOKEN, Log, Position
 from bus.records import Stored
+from bus.stored import Superseded, get_message
 from helmr import events, subjects
 from helmr.errors import NotFound
 from helmr.events import Consumed, Draft, RunEvent, RunState, Wait

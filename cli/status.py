@@ -160,16 +160,16 @@ def _projector(history: dict[str, Any] | None) -> Part:
 def _workers(control: dict[str, Any] | None) -> Part:
     if control is None:
         return Part(up=False, detail="unknown: control does not answer")
-    workers = control["workers"]
+    from bus.presence import WorkerInfo
+
+    workers = msgspec.convert(control["workers"], list[WorkerInfo])
     told = [
-        f"{w['id']} ({w['engine']}, group {w['group']}): {w['running']} of {w['slots']} slots busy"
-        + (", draining" if w["draining"] else "")
-        + (", takes nothing new: its disk is almost full" if w["full"] else "")
-        + (f", takes nothing new: {w['engine_problem']}" if w.get("engine_problem") else "")
-        for w in workers
+        f"{each.id} ({each.engine}, group {each.group}): {each.running} of {each.slots} slots busy"
+        + (f", {each.told}" if each.told else "")
+        for each in workers
     ]
-    up = any(not (w["draining"] or w["full"] or w.get("engine_problem")) for w in workers)
-    return Part(up=up, detail="; ".join(told) or "none", facts={"workers": workers})
+    up = any(each.takes_runs for each in workers)
+    return Part(up=up, detail="; ".join(told) or "none", facts={"workers": control["workers"]})
 
 
 async def _dev(client: AsyncClient, dev: dev_state.DevState) -> Part:

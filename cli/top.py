@@ -245,17 +245,8 @@ def _worker_table(workers: list[WorkerInfo], known: Counter[str | None]) -> Rend
     found = _table("WORKER", "GROUP", "ENGINE", "BUSY", "", "")
     for worker in workers:
         running = max(worker.running, known[worker.id])
-        state = (
-            "draining"
-            if worker.draining
-            else "disk almost full"
-            if worker.full
-            else "engine away"
-            if worker.engine_problem
-            else ""
-        )
         chart = bar(running, worker.slots, 12)
-        cells = (worker.id, worker.group, worker.engine, f"{running} of {worker.slots}", chart, state)
+        cells = (worker.id, worker.group, worker.engine, f"{running} of {worker.slots}", chart, worker.condition)
         found.add_row(*map(printable, cells))
     return found
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from bus import topology
 from bus.leases import lose_lease
-from bus.log import RUN, Log, Position, Superseded
+from bus.log import RUN, Log, Position
 from bus.pull import Delivery
+from bus.stored import Superseded
 from bus.timers import cancel_header
 from helmr.errors import Conflict
 from helmr.events import Draft, RunEvent, RunState

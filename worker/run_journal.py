@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from bus import topology
 from bus.bookmark import Frame
-from bus.log import RUN, Log, Position, Superseded
+from bus.log import RUN, Log, Position
+from bus.stored import Superseded
 from helmr.errors import Unavailable
 from helmr.events import Draft, Lease, RunEvent, RunState
 from helmr.reducers import run as rules

@@ -14,10 +14,11 @@ import nats.errors
 
 from bus import topology
 from bus.exec_output import read_output
-from bus.log import EXEC, Log, Position, Superseded, get_message
+from bus.log import EXEC, Log, Position
 from bus.placement import Placement
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
+from bus.stored import Superseded, get_message
 from helmr import errors, events, exec_frames, ids, subjects
 from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable, UsageError
 from helmr.events import ExecEvent, ExecState

@@ -15,9 +15,10 @@ import msgspec
 
 from bus import timers
 from bus.leases import spec_of
-from bus.log import RUN, SESSION, WORKSPACE, E, Kind, Log, Position, S, Superseded
+from bus.log import RUN, SESSION, WORKSPACE, E, Kind, Log, Position, S
 from bus.services.endpoint import Endpoint
 from bus.starts import Plan, Planner, StartRequest
+from bus.stored import Superseded
 from helmr import events
 from helmr.errors import Conflict, HelmrError
 from helmr.events import Draft, RunEvent, SessionEvent, SessionState, Status

@@ -15,11 +15,12 @@ import msgspec
 import zstandard
 
 from bus.garbage import Garbage
-from bus.log import WORKSPACE, Log, Position, Superseded
+from bus.log import WORKSPACE, Log, Position
 from bus.manifest import CHUNK, ZEROS, Entry, Manifest, shown
 from bus.restore import chunk_of
 from bus.services.endpoint import Endpoint
 from bus.services.workspaces import WorkspaceRef, Workspaces
+from bus.stored import Superseded
 from bus.versions import Versions
 from helmr import ids
 from helmr.errors import Conflict, NotFound, UsageError

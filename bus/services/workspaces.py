@@ -9,10 +9,11 @@ import msgspec
 import nats.errors
 
 from bus.deployments import Deployments
-from bus.log import WORKSPACE, Log, Position, Superseded
+from bus.log import WORKSPACE, Log, Position
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
 from bus.starts import find_sandbox, find_task
+from bus.stored import Superseded
 from helmr import errors, ids, subjects
 from helmr.errors import NotFound, TimedOut, UsageError
 from helmr.models import Deployment, Workspace, workspace_record

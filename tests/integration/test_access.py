@@ -15,7 +15,7 @@ import pytest
 from bus import records
 from bus.exposition import Address
 from bus.gateway import serving
-from bus.log import get_message
+from bus.stored import get_message
 from bus.topology import RUNS, SESSIONS
 from helmr import subjects
 from helmr.client import AsyncClient

@@ -12,9 +12,10 @@ import pytest
 from nats.aio.client import Client as Nats
 
 from bus import timers, topology
-from bus.log import RUN, Log, Position, Superseded, get_message
+from bus.log import RUN, Log, Position
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
+from bus.stored import Superseded, get_message
 from helmr import events, ids, subjects
 from helmr.connection import connect
 from helmr.errors import Conflict, NotFound, TooLarge, Unavailable

@@ -10,9 +10,9 @@ import pytest
 from nats.aio.client import Client as Nats
 
 from bus import topology
-from bus.log import get_message
 from bus.records import MAX_RECORD, StreamWriter
 from bus.setup import ensure_topology
+from bus.stored import get_message
 from helmr import subjects
 from helmr.client import AsyncClient
 from helmr.errors import TooLarge, UsageError

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from bus import requests, topology
-from bus.log import RUN, SESSION, WORKSPACE, Position, get_message
+from bus.log import RUN, SESSION, WORKSPACE, Position
 from bus.starts import StartRequest
+from bus.stored import get_message
 from helmr import ids, subjects
 from helmr.client import AsyncClient, Client
 from helmr.errors import Conflict, HelmrError, NotFound, UsageError

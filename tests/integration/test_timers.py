@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bus import timers
-from bus.log import RUN, get_message
+from bus.log import RUN
 from bus.queueing import redispatch
+from bus.stored import get_message
 from helmr import events, ids, subjects
 from helmr.client import AsyncClient
 from helmr.models import Started

@@ -9,7 +9,8 @@ from nats.js.api import PubAck, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from bus import topology
-from bus.log import Log, Superseded
+from bus.log import Log
+from bus.stored import Superseded
 from helmr import subjects
 
 _EXPECT_SEQ = "Nats-Expected-Last-Subject-Sequence"

@@ -20,9 +20,10 @@ from bus.deployments import Deployments
 from bus.held import pool_of
 from bus.lane_loads import MIN_BACKLOG, LaneLoads
 from bus.live import LiveRuns
-from bus.log import QUEUE, RUN, Position, Superseded
+from bus.log import QUEUE, RUN, Position
 from bus.presence import Presence
 from bus.queueing import Applicant, enqueue, redispatch
+from bus.stored import Superseded
 from helmr import subjects
 from helmr.events import Draft, RunState
 from helmr.models import Deployment

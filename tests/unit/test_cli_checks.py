@@ -61,6 +61,10 @@ def test_a_worker_with_a_full_disk_or_no_engine_does_not_count_as_up() -> None:
         "group": "default",
         "running": 0,
         "slots": 4,
+        "host": "host_1",
+        "isolated": True,
+        "started_at": "2026-01-01T00:00:00Z",
+        "version": "0.1.0",
         "draining": False,
         "full": True,
     }
