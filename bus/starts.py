@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from datetime import timedelta
-from difflib import get_close_matches
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import jsonschema
 import msgspec
-from jsonschema.exceptions import best_match
 
 from bus import attachment
+from bus.declared import check_payload, check_queue, find_sandbox, find_task, secret_names
 from bus.deployments import Deployments
 from bus.log import WORKSPACE, Log
 from bus.presence import Presence
@@ -21,7 +18,7 @@ from bus.queueing import DEFAULT_GROUP, Gate
 from bus.values import Values
 from bus.vault import Vault, hint_to_set
 from helmr import events, ids
-from helmr.errors import NotFound, PayloadInvalid, TooLarge, UsageError
+from helmr.errors import NotFound, TooLarge, UsageError
 from helmr.events import (
     INLINE_VALUE,
     ArtifactRef,
@@ -36,7 +33,6 @@ from helmr.models import Deployment, Session, session_record
 from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
-from helmr.sandbox import SECRET_RUN, step_variables
 from helmr.subjects import Scope
 
 #: Limits of DESIGN, "The run": bytes of JSON, numbers, seconds.
@@ -123,7 +119,7 @@ class Planner:
         deployment = self.deployments.current(scope)
         check_limits(request)
         task = find_task(deployment, request.task)
-        check_declarations(deployment, request)
+        check_queue(deployment, request.queue)
         if request.payload_parts:
             request = await self._join(request, deployment, task)
         else:
@@ -243,26 +239,6 @@ class Planner:
         return attachment.sandbox_of(state, await self.deployments.load(scope, state.deployment_id))
 
 
-def find_task(deployment: Deployment, task_id: str) -> dict[str, Any]:
-    """A task of a deployment, by id.
-
-    Raises:
-        NotFound: with the closest name as hint.
-    """
-    tasks: dict[str, dict[str, Any]] = {task["id"]: task for task in deployment.index["tasks"]}
-    if task_id in tasks:
-        return tasks[task_id]
-    close = get_close_matches(task_id, tasks, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"deployed tasks: {', '.join(sorted(tasks))}"
-    raise NotFound(f"no task {task_id!r} in deployment {deployment.version}", hint=hint)
-
-
-def find_sandbox(deployment: Deployment, task: dict[str, Any]) -> dict[str, Any]:
-    """The sandbox a task runs in."""
-    found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == task["sandbox"])
-    return found
-
-
 def check_limits(request: StartRequest) -> None:
     """Refuse what exceeds a documented limit."""
     if not ids.is_id(request.request_id, "req"):
@@ -296,59 +272,6 @@ def _check_size(what: str, value: Any, limit: int) -> None:
         raise TooLarge(
             f"{what} is {size} bytes of JSON; the limit is {limit}", hint="pass a reference to the data instead"
         )
-
-
-def check_declarations(deployment: Deployment, request: StartRequest) -> None:
-    """Refuse a queue that the deployment does not declare.
-
-    Raises:
-        NotFound: no such queue; with the closest name as hint.
-    """
-    queues = [queue["name"] for queue in deployment.index.get("queues", ())]
-    if request.queue is not None and request.queue not in queues:
-        close = get_close_matches(request.queue, queues, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"declared queues: {', '.join(queues) or 'none'}"
-        raise NotFound(f"no queue {request.queue!r} in deployment {deployment.version}", hint=hint)
-
-
-def check_payload(deployment: Deployment, task: dict[str, Any], payload: Any) -> None:
-    """Refuse a payload that does not fit the task's schema.
-
-    Raises:
-        PayloadInvalid: with the JSON path of the worst mismatch.
-    """
-    schema = task.get("payload_schema")
-    if schema is None:
-        return
-    error = best_match(_validator(deployment.id, task["id"], msgspec.json.encode(schema)).iter_errors(payload))
-    if error is not None:
-        if payload is None:
-            raise PayloadInvalid(f"task {task['id']} needs a payload, and none was given", hint=_schema_hint(task))
-        where = error.json_path if error.json_path != "$" else "the payload"
-        raise PayloadInvalid(
-            f"payload does not fit task {task['id']}: {where}: {error.message[:500]}",
-            hint=_schema_hint(task),
-            details={"path": error.json_path},
-        )
-
-
-def _schema_hint(task: dict[str, Any]) -> str:
-    return f"see its schema with `helmr task get {task['id']}`"
-
-
-@lru_cache(maxsize=512)
-def _validator(_deployment_id: str, _task_id: str, schema: bytes) -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(msgspec.json.decode(schema))
-
-
-def secret_names(deployment: Deployment, task: dict[str, Any]) -> tuple[str, ...]:
-    """The secrets that a run of the task may need: its own, and those that its image is built with."""
-    names = [secret["name"] for secret in task.get("secrets", ())]
-    sandboxes = (each for each in deployment.index.get("sandboxes", ()) if each["name"] == task.get("sandbox"))
-    for kind, *arguments in (step for sandbox in sandboxes for step in sandbox["image"]["steps"]):
-        if kind == SECRET_RUN:
-            names += step_variables(arguments[1:]).values()
-    return tuple(dict.fromkeys(names))
 
 
 def run_spec(

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from bus.bookmark import Torn
+from bus.declared import find_sandbox, find_task
 from bus.leases import bury
 from bus.log import Position
-from bus.starts import find_sandbox, find_task
 from helmr import events
 from helmr.errors import EngineUnavailable, HelmrError, Unavailable
 from helmr.events import Failure, RunEvent, RunSpec, RunState

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 from bus import bookmark, topology
 from bus.bookmark import Torn
+from bus.declared import find_sandbox, find_task
 from bus.deployments import Deployments
 from bus.leases import spec_of
 from bus.log import RUN, Log, Position
 from bus.queueing import redispatch
-from bus.starts import find_sandbox, find_task
 from bus.stored import get_message
 from helmr import events, ids, subjects
 from helmr.errors import Conflict, HelmrError

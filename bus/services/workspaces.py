@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import nats.errors
 
+from bus.declared import find_sandbox, find_task
 from bus.deployments import Deployments
 from bus.log import WORKSPACE, Log, Position
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
-from bus.starts import find_sandbox, find_task
 from bus.stored import Superseded
 from helmr import errors, ids, subjects
 from helmr.errors import NotFound, TimedOut, UsageError

@@ -9,7 +9,7 @@ import pytest
 from bus import starts
 from bus.starts import StartRequest
 from helmr import events, ids
-from helmr.errors import HelmrError, NotFound, PayloadInvalid, TooLarge, UsageError
+from helmr.errors import HelmrError, TooLarge, UsageError
 from helmr.events import INLINE_VALUE
 from helmr.models import Deployment
 
@@ -85,40 +85,6 @@ def test_limits_are_kept(changes: dict[str, Any], error: type[HelmrError] | None
     else:
         with pytest.raises(error):
             starts.check_limits(_request(**changes))
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"), [("gret", "did you mean greet?"), ("zzz", "deployed tasks: great, greet"), ("", "deployed")]
-)
-def test_a_task_that_is_not_there_is_named_with_its_like(name: str, hint: str) -> None:
-    with pytest.raises(NotFound) as refused:
-        starts.find_task(_deployment(), name)
-    assert hint in (refused.value.hint or "")
-
-
-@pytest.mark.parametrize(
-    ("payload", "path"),
-    [
-        ({"name": "Ada"}, None),
-        ({"name": 5}, "$.name"),
-        ({"name": "A", "to": ["x", 5]}, "$.to[1]"),
-        ({}, "$"),
-        (None, "$"),
-    ],
-)
-def test_a_payload_is_held_to_its_schema(payload: Any, path: str | None) -> None:
-    deployment = _deployment()
-    task = starts.find_task(deployment, "greet")
-    if path is None:
-        starts.check_payload(deployment, task, payload)
-    else:
-        with pytest.raises(PayloadInvalid) as refused:
-            starts.check_payload(deployment, task, payload)
-        assert refused.value.details.get("path", "$") == path
-
-
-def test_a_task_without_a_schema_takes_anything() -> None:
-    starts.check_payload(_deployment(), _TASKS[1], {"any": ["thing"]})
 
 
 def test_the_request_overrides_the_task() -> None:
