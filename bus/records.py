@@ -19,8 +19,6 @@ from helmr.subjects import Scope
 
 #: Bytes of JSON of one record (DESIGN: limits).
 MAX_RECORD = 256 * 1024
-_WRONG_SEQUENCE = 10071
-_TIMEOUT = 5.0
 _RETRY_DELAY = 0.2
 #: Seconds a record is retried while the server is away, unless told otherwise.
 _PATIENCE = 60.0

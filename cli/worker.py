@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 ENGINES = ["docker", "process"]
 #: Containers that are kept ready, unless told otherwise; each holds some 25 MB.
 _POOL = 4
-#: Seconds that runs get to end after the first signal, unless told otherwise.
-DRAIN = 30.0
 #: Seconds after a third signal in which the machines must be gone.
 _HURRY = 5.0
 #: Seconds beyond those for the runs at which the process ends whatever is still going on.

@@ -52,7 +52,6 @@ ALL_ONCE = f"{_ONCE}.>"
 ALL_INPUT = f"{_IO}.*.*.*.in.*"
 ALL_TIMERS = f"{_TIMERS}.>"
 ALL_DUE = f"{_DUE}.>"
-ALL_API = f"{_API}.>"
 ALL_EXEC_OUTPUT = f"{_EXEC}.*.*.*.out.*"
 
 
