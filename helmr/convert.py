@@ -7,8 +7,6 @@ and a value is never coerced from another JSON type.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import collections.abc
 import dataclasses
 import enum
@@ -18,13 +16,14 @@ import re
 import sys
 import types
 import typing
-import uuid
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from helmr.jsonform import ConversionError, below, encode, is_pydantic, is_struct, shown
+from helmr.jsonform import ConversionError, below, encode, is_of, is_pydantic, is_struct, shown
+
+#: The JSON types that are accepted, what is expected, for messages, and how it is made of that.
+_Scalar = tuple[tuple[type, ...], str, Callable[[Any], Any]]
 
 
 def from_builtins(value: Any, kind: Any, at: str = "") -> Any:
@@ -42,8 +41,9 @@ def from_builtins(value: Any, kind: Any, at: str = "") -> Any:
     inner = _unwrapped(kind, origin)
     if inner is not kind:
         return from_builtins(value, inner, at)
-    if origin in _SCALARS:
-        return _to_scalar(value, origin, at)
+    scalar = _scalar(origin)
+    if scalar is not None:
+        return _to_scalar(value, scalar, at)
     if origin in _GENERICS:
         return _GENERICS[origin](value, get_args(kind), at)
     return _to_class(value, kind, origin, at)
@@ -98,18 +98,33 @@ def _to_literal(value: Any, choices: tuple[Any, ...], at: str) -> Any:
     raise _expected(f"one of {', '.join(map(repr, choices))}", value, at)
 
 
-def _to_scalar(value: Any, kind: Any, at: str) -> Any:
-    accepted, what, build = _SCALARS[kind]
+def _scalar(kind: Any) -> _Scalar | None:
+    """How to read a scalar type; None if ``kind`` is something else. Imports nothing (see :func:`helmr.jsonform.is_of`)."""
+    if is_of(kind, "uuid", "UUID"):
+        return (str,), "a UUID", kind
+    if is_of(kind, "decimal", "Decimal"):
+        return (str, int, float), "a decimal number", lambda value: kind(str(value))
+    return _SCALARS.get(kind)
+
+
+def _to_scalar(value: Any, scalar: _Scalar, at: str) -> Any:
+    accepted, what, build = scalar
     if type(value) not in accepted:
         raise _expected(what, value, at)
     try:
         return build(value)
-    except (ValueError, OverflowError, InvalidOperation, binascii.Error):
+    except (ValueError, ArithmeticError):  # what other errors of this kind are derived from
         raise _expected(what, value, at) from None
 
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _from_base64(text: str) -> bytes:
+    import base64
+
+    return base64.b64decode(text, validate=True)
 
 
 def _whole(value: float) -> int:
@@ -148,20 +163,18 @@ def _read_duration(text: str) -> timedelta:
 
 
 _NUMBERS = (int, float)
-_SCALARS: dict[Any, tuple[tuple[type, ...], str, Callable[[Any], Any]]] = {
+_SCALARS: dict[Any, _Scalar] = {
     None: ((type(None),), "null", _same),
     type(None): ((type(None),), "null", _same),
     bool: ((bool,), "true or false", _same),
     int: (_NUMBERS, "a whole number", _whole),
     float: (_NUMBERS, "a number", float),
     str: ((str,), "text", _same),
-    bytes: ((str,), "base64 text", functools.partial(base64.b64decode, validate=True)),
+    bytes: ((str,), "base64 text", _from_base64),
     datetime: ((str,), "an RFC 3339 time", _iso(datetime.fromisoformat)),
     date: ((str,), "a date", date.fromisoformat),
     time: ((str,), "a time of day", _iso(time.fromisoformat)),
     timedelta: ((str,), "an ISO 8601 duration", _read_duration),
-    uuid.UUID: ((str,), "a UUID", uuid.UUID),
-    Decimal: ((str, int, float), "a decimal number", lambda value: Decimal(str(value))),
     pathlib.Path: ((str,), "a path", pathlib.Path),
     pathlib.PurePath: ((str,), "a path", pathlib.PurePath),
     pathlib.PurePosixPath: ((str,), "a path", pathlib.PurePosixPath),

@@ -16,10 +16,8 @@ import os
 import pathlib
 import re
 import sys
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from typing import Any
 
 #: JSON readers recurse; nesting beyond this is a mistake, or a structure that contains itself.
@@ -56,9 +54,17 @@ def is_pydantic(kind: Any) -> bool:
     return isinstance(kind, type) and hasattr(kind, "__pydantic_validator__") and "pydantic" in sys.modules
 
 
+def is_of(kind: Any, module: str, name: str) -> bool:
+    """Whether ``kind`` is the class ``name`` of a module, or derived from it.
+
+    Imports nothing: each library that is loaded makes it dearer to fork the process of a run.
+    """
+    return isinstance(kind, type) and module in sys.modules and issubclass(kind, getattr(sys.modules[module], name, ()))
+
+
 def is_struct(kind: Any) -> bool:
     """Whether ``kind`` is a ``msgspec.Struct``; imports nothing."""
-    return isinstance(kind, type) and "msgspec" in sys.modules and issubclass(kind, sys.modules["msgspec"].Struct)
+    return is_of(kind, "msgspec", "Struct")
 
 
 def below(at: str, name: str) -> str:
@@ -124,7 +130,7 @@ def _plain_object(items: Iterable[tuple[Any, Any]], at: str, depth: int) -> dict
 def _plain_key(key: Any, at: str) -> str:
     if isinstance(key, enum.Enum):
         key = key.value
-    if isinstance(key, bool) or not isinstance(key, str | int | uuid.UUID | date):
+    if isinstance(key, bool) or not (isinstance(key, str | int | date) or is_of(type(key), "uuid", "UUID")):
         raise ConversionError(at, f"{shown(key)} cannot be a JSON key")
     return _plain_text(key, at) if isinstance(key, str) else str(key)
 
@@ -142,6 +148,8 @@ def _plain_instance(value: Any, at: str, depth: int) -> Any:
     for base in (str, int, float, datetime, date, pathlib.PurePath):  # subclasses of what has a form
         if isinstance(value, base):
             return _WRITERS[base](value, at)
+    if is_of(kind, "uuid", "UUID") or is_of(kind, "decimal", "Decimal"):
+        return str(value)
     raise ConversionError(at, _no_form(value))
 
 
@@ -202,10 +210,6 @@ def _plain_time(value: datetime | time, _at: str) -> str:
     return re.sub(r"\+00:00$", "Z", value.isoformat())
 
 
-def _as_text(value: Any, _at: str) -> str:
-    return str(value)
-
-
 _WRITERS: dict[Any, Callable[[Any, str], Any]] = {
     type(None): lambda value, _at: value,
     bool: lambda value, _at: value,
@@ -216,7 +220,5 @@ _WRITERS: dict[Any, Callable[[Any, str], Any]] = {
     time: _plain_time,
     date: lambda value, _at: value.isoformat(),
     timedelta: lambda value, _at: write_duration(value),
-    uuid.UUID: _as_text,
-    Decimal: _as_text,
     pathlib.PurePath: lambda value, _at: os.fspath(value),
 }

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-import random as _random
+import os
 import time
 import typing
-import uuid as _uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime, timezone
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from helmr import jsonform, runtime
 from helmr.convert import from_builtins
@@ -21,6 +20,9 @@ from helmr.declarations import Retry
 from helmr.errors import StepFailed, TooLarge, UsageError
 from helmr.jsonform import ConversionError, to_builtins
 from helmr.replay import Slot
+
+if TYPE_CHECKING:
+    from uuid import UUID
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,15 +103,22 @@ def now() -> datetime:
     return datetime.fromisoformat(_recorded("now", lambda: datetime.now(timezone.utc).isoformat()))  # noqa: UP017  (3.10)
 
 
-def uuid4() -> _uuid.UUID:
+def uuid4() -> UUID:
     """A random UUID; the same when the task's code runs again."""
-    return _uuid.UUID(_recorded("uuid4", lambda: str(_uuid.uuid4())))
+    import uuid
+
+    return uuid.UUID(_recorded("uuid4", lambda: str(uuid.uuid4())))
 
 
 def random() -> float:
     """A random number from 0 up to 1; the same when the task's code runs again."""
-    found: float = _recorded("random", _random.random)
+    found: float = _recorded("random", _chance)
     return found
+
+
+def _chance() -> float:
+    # Not by the module of the standard library: a process that has it imported has to be seeded anew when it is forked.
+    return (int.from_bytes(os.urandom(7), "big") >> 3) * 2.0**-53
 
 
 def _recorded(call: str, make: Callable[[], Any]) -> Any:
@@ -170,7 +179,7 @@ def _delays(retry: Retry | None) -> Iterator[float | None]:
     if retry is not None:
         for attempt in range(1, retry.max_attempts):
             full = min(retry.max_delay, retry.min_delay * retry.factor ** (attempt - 1))
-            yield full * _random.random() if retry.jitter else full  # noqa: S311  it only spreads load
+            yield full * _chance() if retry.jitter else full
     yield None
 
 

@@ -1,17 +1,16 @@
 """What an exec is given beside a task's descriptors: an input, or a terminal that is its input, output and errors in one.
 
-It comes behind the order, over the control socket, so that processes which wait for an order need not have it ahead.
+It comes behind the order, over the control socket, so that processes which wait for an order need not have it ahead. What
+only terminals need is imported for them alone: a library that is loaded makes each fork dearer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import socket
 import struct
 import sys
-import termios
 
 from helmr.guest import files
 
@@ -33,6 +32,8 @@ def pipe(owner: tuple[int, int] | None) -> tuple[int, int]:
     theirs, ours = os.pipe()
     os.set_blocking(ours, False)
     if sys.platform == "linux":
+        import fcntl
+
         with contextlib.suppress(OSError):  # its user has too much of that already: it works with less
             fcntl.fcntl(ours, _F_SETPIPE_SZ, _PIPE)
     if owner is not None:
@@ -53,6 +54,9 @@ def terminal(size: dict[str, Any], owner: tuple[int, int] | None) -> tuple[int, 
 
 def resize(ours: int, rows: int, columns: int) -> None:
     """Tell a terminal its size; what runs in it hears of that."""
+    import fcntl
+    import termios
+
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
@@ -66,6 +70,9 @@ def take(control: int, order: dict[str, Any]) -> None:
         os._exit(1)  # it could not be made, and we are being killed for that
     (fd,) = descriptors
     if order.get("terminal"):
+        import fcntl
+        import termios
+
         fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
     for place in (0, 1, 2) if order.get("terminal") else (0,):
         os.dup2(fd, place)

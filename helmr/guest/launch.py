@@ -146,8 +146,9 @@ def _exactly(control: int, size: int) -> bytes:
 
 def _enter(order: dict[str, Any], settings: Settings) -> None:
     """Environment and working folder, as the user that the process runs as."""
-    os.environ.update(order.get("env") or {})
-    os.environ.update(order.get("secrets") or {})
+    for variables in (order.get("env") or {}, order.get("secrets") or {}):
+        for name, value in variables.items():
+            os.environ[name] = value
     folder = order.get("cwd") or settings.workspace
     try:
         os.chdir(folder)

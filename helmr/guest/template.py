@@ -19,18 +19,16 @@ import contextlib
 import gc
 import importlib
 import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 
 from helmr.guest import files, protocol, tree
 from helmr.guest.files import Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, BinaryIO, NoReturn
 
     from helmr.guest.launch import Settings
 
@@ -115,6 +113,16 @@ def take_place(given: Files) -> None:
         os.close(source)
 
 
+def _scratch_file() -> BinaryIO:
+    """A file without a name, that only who has it open can read."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("helmr"), "w+b")
+    # Not at the top: with what it imports it would make every fork dearer.
+    import tempfile
+
+    return tempfile.TemporaryFile()
+
+
 class Said:
     """What the module says while it is imported, kept for the first run: whether that is told twice is not known before."""
 
@@ -123,7 +131,7 @@ class Said:
 
     def keep(self) -> None:
         for fd in (1, 2):
-            file = tempfile.TemporaryFile()  # noqa: SIM115  (open until told)
+            file = _scratch_file()
             os.dup2(file.fileno(), fd)
             self._kept.append(file)
 
@@ -132,7 +140,8 @@ class Said:
         for fd, file in zip((1, 2), self._kept, strict=False):
             file.seek(0)
             with open(fd, "wb", closefd=False) as out:
-                shutil.copyfileobj(file, out)
+                while piece := file.read(protocol.CHUNK):
+                    out.write(piece)
         self._drop()
 
     def forget(self) -> None:

@@ -36,7 +36,7 @@ _QUIET = 300
 
 _COMMON = (
     *("collections", "contextlib", "dataclasses", "datetime", "functools", "inspect"),
-    *("json", "logging", "pathlib", "re", "traceback", "typing", "uuid"),
+    *("json", "logging", "pathlib", "re", "traceback", "typing"),
 )
 
 

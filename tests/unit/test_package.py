@@ -32,6 +32,17 @@ def test_authoring_stays_within_the_standard_library() -> None:
     assert _python(code) == "[]"
 
 
+def test_what_runs_are_forked_from_loads_no_library_that_only_some_of_them_need() -> None:
+    """Each one is mapped, copied and unmapped again with every process that is forked."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        "import helmr.guest.zygote, helmr.guest.runner\n"
+        "some = {'base64', 'decimal', 'fcntl', 'random', 'shutil', 'tempfile', 'termios', 'uuid', 'zlib'}\n"
+        "print(sorted((set(sys.modules) - before) & some))"
+    )
+    assert _python(code) == "[]"
+
+
 @pytest.mark.parametrize("name", sorted(set(helmr.__all__) - {"Client", "AsyncClient"}))
 def test_every_listed_name_exists(name: str) -> None:
     assert getattr(helmr, name) is not None
