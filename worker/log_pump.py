@@ -34,6 +34,8 @@ _PENDING = 1024 * 1024
 LIMIT = 64 * 1024**2
 _TIMEOUT = 5.0
 _RETRY_DELAY = 0.25
+#: Seconds that are taken for what was under way when the lease was lost.
+_SETTLE = 5.0
 
 
 class _Chunk:
@@ -188,6 +190,18 @@ class LogPump:
         """Say that nothing more comes; :meth:`run` returns when everything is stored."""
         self._closing = True
         self._changed.set()
+
+    async def give_up(self) -> None:
+        """Let go of what has not left yet; what has left is stored, so that the log has no gap wherever it ends.
+
+        A chunk can be lost while those after it are stored. When the server does not answer for long it remains like that.
+        """
+        self._queue.clear()
+        try:
+            async with asyncio.timeout(_SETTLE):
+                await self.drain()
+        except TimeoutError:
+            log.info("the log of %s may have a gap where our lease was lost", self._run_id)
 
     async def run(self) -> None:
         """Publish until :meth:`close`, retrying for as long as it takes."""

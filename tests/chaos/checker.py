@@ -382,14 +382,17 @@ def _in_order(case: Case) -> list[tuple[str, RunEvent | QueueEvent]]:
 
 @rule
 def a_leased_run_has_no_time_to_live(case: Case) -> Found:
-    """The timer of a time to live goes with the first lease, or with the end; it neither stays nor fires later."""
+    """The timer of a time to live goes with the first lease, or with the end; it neither stays nor fires later.
+
+    But when a session was started by two at the same time, the second may arm it just after the first one's run was leased.
+    """
     settled = {run_id: _settled(entries) for run_id, entries in case.runs.items()}
     for message in case.evidence.runs:
         if not message.subject.startswith(("helmr.due.", "helmr.timer.")) or not message.subject.endswith(".ttl"):
             continue
         run_id = message.subject.split(".")[-2]
         entry = settled.get(run_id)
-        if entry is None:
+        if entry is None or (run_id in case.starts and case.starts[run_id].external_id is not None):
             continue
         pending = message.subject.startswith("helmr.timer.")
         late = message.at - entry.message.at

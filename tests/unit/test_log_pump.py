@@ -11,7 +11,7 @@ import pytest
 from nats.errors import ConnectionClosedError
 from nats.js.api import PubAck
 
-from helmr.chunks import HEADER_MARK, LogChunk, LogEnd, Mark, parse
+from helmr.chunks import HEADER_MARK, HEADER_OFFSET, LogChunk, LogEnd, Mark, parse
 from helmr.subjects import Scope
 from worker import log_pump
 from worker.log_pump import LogPump
@@ -118,3 +118,33 @@ async def test_that_nobody_can_go_on_is_stored_where_another_mark_stands_already
         await pump.drain()
         await pump.close()
     assert [mark.whole for mark in stream.marks] == [True, False]
+
+
+class _Forgetful(_Stream):
+    """Forgets one chunk the first time, and stores those after it."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self._offset = offset
+        self.forgot = asyncio.Event()
+
+    async def publish(self, subject: str, data: bytes, *, timeout: float, headers: dict[str, str]) -> PubAck:  # noqa: ASYNC109
+        if int(headers[HEADER_OFFSET]) == self._offset and not self.forgot.is_set():
+            await asyncio.sleep(0)
+            self.forgot.set()
+            raise ConnectionClosedError
+        return await super().publish(subject, data, timeout=timeout, headers=headers)
+
+
+async def test_what_is_given_up_ends_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_pump, "_RETRY_DELAY", 0.001)
+    stream = _Forgetful(log_pump.CHUNK)
+    pump = _pump(stream)
+    await pump.write("stdout", b"x" * 12 * log_pump.CHUNK)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        running = group.create_task(pump.run())
+        await stream.forgot.wait()
+        await pump.give_up()
+        running.cancel()
+    assert 2 * log_pump.CHUNK <= len(stream.text("stdout")) < 12 * log_pump.CHUNK
+    assert pump.totals["stdout"] == 12 * log_pump.CHUNK
