@@ -22,12 +22,18 @@ from store import files, schema, tables
 from store.answers import Answers
 from store.home import Home
 from store.messages import instant
-from store.projector import Projector
+from store.projector import BATCH, Projector
 from store.sandboxes import Sandboxes
 from store.staging import Writer
 from store.steps import Batch, HistorySteps, LogSteps, Prepared, Step, rows_of_step
 
 log = logging.getLogger(__name__)
+
+#: Bytes of write-ahead log after which a history that keeps up is checkpointed, long before DuckDB would do so by itself: the
+#: longest transaction takes half as long, and small ones get cheaper (the deleted rows of live tables go). With batches
+#: of thousands of events, as when it catches up, each checkpoint so early would make an event a third dearer.
+EARLY = 16 * 1024**2
+FEW = BATCH // 2
 
 
 @contextmanager
@@ -55,6 +61,7 @@ class HistorySink:
 
     def __init__(self, con: duckdb.DuckDBPyConnection, home: Home) -> None:
         self.home = home
+        self._journal = home.history.with_name(home.history.name + ".wal")
         scan = home.suspect.exists()
         files.attach(con, home.history, "h", schema.history_ddl(), tables.HISTORY_ROW_GROUP, scan=scan)
         home.suspect.unlink(missing_ok=True)
@@ -90,12 +97,21 @@ class HistorySink:
                 for name, rows in rows_of_step(step, carried.get("runs_live", [])).items():
                     self._writer.insert(name, rows)
                 self._writer.mark(self._due, self.created, instant(time.time_ns()))
+            if sum(rows.num_rows for rows in step.tables.values()) < FEW:
+                self._checkpoint()
         except duckdb.Error as error:
             if files.damaged(error):
                 self.home.suspect.touch()
             raise
         self._due.clear()
         self.changes += 1
+
+    def _checkpoint(self) -> None:
+        if self._journal.exists() and self._journal.stat().st_size >= EARLY:
+            try:
+                self._cursor.execute("CHECKPOINT h")
+            except duckdb.TransactionException as error:  # somebody is in the way: after the next batch
+                log.debug("checkpoint: %s", error)
 
     def close(self) -> None:
         """Let go of the file."""

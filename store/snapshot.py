@@ -2,7 +2,7 @@
 
 A copy is taken by a child process: DuckDB's lock is a POSIX lock, which the projector would lose by opening its own file.
 It is cheap because a DuckDB file changes only at a checkpoint: until then its copy is kept (as a hard link), and only the
-write-ahead log, at most 64 MB, is copied anew.
+write-ahead log is copied anew. Writing stops for the copy of the log alone: a few milliseconds, however large the file is.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Snapshots:
     async def use(self, source: Path, *, mark: int, age: float, rest: asyncio.Lock) -> AsyncIterator[Path]:
         """A copy of ``source`` that holds at least what is applied up to ``mark``, or is no older than ``age`` seconds.
 
-        ``rest`` is held while it is taken.
+        ``rest`` is held while nothing may be written: never for long, unless a checkpoint comes in between.
 
         Raises:
             Unavailable: the copy failed, e.g. because the disk is full.
@@ -82,10 +82,15 @@ class Snapshots:
         path, journal = folder / source.name, source.with_name(source.name + ".wal")
         try:
             async with rest:
+                found = _fingerprint(source)
+            if former is not None and former.base == found:
+                os.link(former.path, path)
+            else:
+                await _copy(source, path)
+            async with rest:
                 base, taken = _fingerprint(source), time.monotonic()
-                if former is not None and former.base == base:
-                    os.link(former.path, path)
-                else:
+                if base != found:
+                    path.unlink()
                     await _copy(source, path)
                 if journal.exists():
                     await _copy(journal, folder / journal.name)
