@@ -13,7 +13,7 @@ import traceback
 import click
 
 from cli.controls import printable
-from helmr.errors import HelmrError, Unavailable
+from helmr.errors import HelmrError, Unavailable, cause
 
 FAILURE, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 _NATS_HINT = "it may be restarting, overloaded or out of disk: see `helmr doctor`, then try again"
@@ -35,34 +35,28 @@ EXIT_CODES = {
 
 def report(error: BaseException, *, debug: bool) -> int:
     """Say on stderr what happened, and return the exit code for it."""
-    cause = _translated(_cause(error))
-    if isinstance(cause, BrokenPipeError):
+    told = _translated(cause(error))
+    if isinstance(told, BrokenPipeError):
         return _silence()
-    if debug and not isinstance(cause, click.exceptions.Exit | KeyboardInterrupt):
+    if debug and not isinstance(told, click.exceptions.Exit | KeyboardInterrupt):
         traceback.print_exception(error)
-    match cause:
+    match told:
         case click.exceptions.Exit():
-            return cause.exit_code
+            return told.exit_code
         case HelmrError():
-            return _say(cause.message, cause.hint, cause.exit_code, excerpt=cause.details.get("excerpt"))
+            return _say(told.message, told.hint, told.exit_code, excerpt=told.details.get("excerpt"))
         case click.exceptions.NoArgsIsHelpError():
-            click.echo(cause.message, err=True)
+            click.echo(told.message, err=True)
             return USAGE
         case click.ClickException():
-            return _say(_sentence(cause), _click_hint(cause), cause.exit_code)
+            return _say(_sentence(told), _click_hint(told), told.exit_code)
         case KeyboardInterrupt() | click.Abort():
             return INTERRUPTED
         case OSError():
-            return _say(_os_message(cause), None, FAILURE)
+            return _say(_os_message(told), None, FAILURE)
         case _:
             hint = None if debug else "this is a bug in Helmr; run it again with --debug for the traceback"
-            return _say(f"{type(cause).__name__}: {cause}", hint, FAILURE)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The error behind a group of them: Helmr's own first, because the others are mostly its consequences."""
-    leaves = list(_leaves(error))
-    return next((leaf for leaf in leaves if isinstance(leaf, HelmrError)), leaves[0])
+            return _say(f"{type(told).__name__}: {told}", hint, FAILURE)
 
 
 def _translated(error: BaseException) -> BaseException:
@@ -70,12 +64,6 @@ def _translated(error: BaseException) -> BaseException:
     if type(error).__module__.partition(".")[0] != "nats":
         return error
     return Unavailable(f"NATS did not do what was asked: {error}", hint=_NATS_HINT)
-
-
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for each in error.exceptions for leaf in _leaves(each)]
-    return [error]
 
 
 def _say(message: str, hint: str | None, code: int, *, excerpt: str | None = None) -> int:

@@ -176,3 +176,15 @@ def from_dict(data: dict[str, Any]) -> HelmrError:
     """The error that :meth:`HelmrError.to_dict` described; an unknown code becomes a plain :class:`HelmrError`."""
     kind = _tree(HelmrError).get(str(data.get("code")), HelmrError)
     return kind(str(data.get("message", "unknown error")), hint=data.get("hint"), details=data.get("details") or {})
+
+
+def cause(error: BaseException) -> BaseException:
+    """The one error to tell people of a group of them: Helmr's own first, because the others are mostly its consequences."""
+    leaves = list(_leaves(error))
+    return next((leaf for leaf in leaves if isinstance(leaf, HelmrError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    # By its attribute: Python 3.10, which containers may have, does not know groups.
+    inner: tuple[BaseException, ...] = getattr(error, "exceptions", ())
+    return [leaf for each in inner for leaf in _leaves(each)] or [error]

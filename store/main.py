@@ -23,7 +23,7 @@ from nats.aio.client import Client as Nats
 from bus.allocator import keep_buffers
 from bus.services.endpoint import serve
 from helmr.connection import connect
-from helmr.errors import HelmrError, Unavailable
+from helmr.errors import HelmrError, Unavailable, cause
 from helmr.version import __version__
 from store import files
 from store.archive import Archive
@@ -132,12 +132,6 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
 def main() -> int:
     """Run the process; the exit code."""
     options = _options()
@@ -151,7 +145,7 @@ def main() -> int:
         kept = Retention(hot=options.archive_after, logs=options.keep_logs, events=options.keep_events)
         asyncio.run(run(options.url, options.home, token=token, retention=kept))
     except Exception as error:  # noqa: BLE001  # the last stop: say why, and end
-        return _report(_cause(error))
+        return _report(cause(error))
     return 0
 
 

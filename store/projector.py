@@ -20,7 +20,7 @@ from bus import topology, watermark
 from bus.reader import StreamReader
 from bus.watermark import Watermark
 from helmr import events
-from helmr.errors import TimedOut, Unavailable
+from helmr.errors import TimedOut, Unavailable, cause
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -180,16 +180,19 @@ class Lane:
             self._waiting -= 1
 
     async def _reach(self, stream: str, reader: StreamReader, last: int) -> None:
+        still = True
         while self.applied[stream] < last:
             moved = self._moved
-            if reader.received < last and await reader.exhausted():
+            # Asked only where nothing moves: while there is much to fold, a busy server is slow to answer.
+            if still and reader.received < last and await reader.exhausted():
                 last = reader.received  # the rest has been deleted
                 continue
             try:
                 async with asyncio.timeout(0.5):
                     await moved.wait()
+                still = False
             except TimeoutError:
-                continue
+                still = True
 
 
 class Projector:
@@ -213,15 +216,22 @@ class Projector:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Project for the length of the block; an error of either lane ends the block."""
-        async with asyncio.TaskGroup() as tasks:
-            work = (self.history.run(), self.logs.run(), self._publish())
-            running = [tasks.create_task(part) for part in work]
-            try:
-                yield
-            finally:
-                for part in running:
-                    part.cancel()
+        """Project for the length of the block; an error of either lane ends the block.
+
+        Raises:
+            Exception: that error, or the block's own; of several at once, the one to tell people.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                work = (self.history.run(), self.logs.run(), self._publish())
+                running = [tasks.create_task(part) for part in work]
+                try:
+                    yield
+                finally:
+                    for part in running:
+                        part.cancel()
+        except ExceptionGroup as group:
+            raise cause(group) from group
 
     async def _publish(self) -> None:
         """Tell how far the history is (:mod:`bus.watermark`), whenever that has changed, at most once a second."""

@@ -13,15 +13,15 @@ from nats.aio.client import Client as Nats
 from nats.js.kv import KeyValue
 
 from bus import topology, watermark
-from bus.reader import Message
+from bus.reader import Message, StreamReader
 from bus.server import EmbeddedServer
 from bus.setup import ensure_topology
 from bus.watermark import Watermark
 from helmr import subjects
 from helmr.connection import connected
-from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut
+from helmr.errors import ConfigError, Conflict, HelmrError, TimedOut, Unavailable
 from helmr.models import Deployment
-from store import schema, tables
+from store import schema, sinks, tables
 from store.home import Home
 from store.projector import PUBLISHED_STREAMS
 from store.sinks import Store
@@ -292,6 +292,20 @@ async def test_damage_found_while_writing_is_looked_for_at_the_next_start(
     assert (await verify(nats_url, home.root)).same
 
 
+async def test_a_comparison_with_a_log_that_does_not_answer_says_so(
+    log: Nats, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with projecting(log, tmp_path / "h"):
+        pass
+
+    async def silent(_reader: StreamReader) -> int:
+        raise Unavailable("JetStream does not answer")
+
+    monkeypatch.setattr(StreamReader, "last", silent)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await verify(nats_url, tmp_path / "h")
+
+
 @pytest.mark.parametrize(
     ("made", "reason"),
     [("CREATE TABLE t(i INT)", "not one of Helmr's"), ("UPDATE schema_version SET version = 99", "later Helmr|knows")],
@@ -339,6 +353,43 @@ async def test_a_file_of_an_earlier_schema_is_carried_over(tmp_path: Path) -> No
         store.close()
     (kept,) = home.root.glob("history.db.former-*")
     assert {path.name for path in home.root.glob("history.db*")} == {"history.db", kept.name}
+
+
+@pytest.mark.parametrize(("few", "checkpoints"), [(1000, True), (1, False)])
+def test_a_history_that_keeps_up_is_checkpointed_early(
+    few: int, checkpoints: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "EARLY", 1)
+    monkeypatch.setattr(sinks, "FEW", few)
+    home = Home(tmp_path / "h")
+    store = Store(home)
+    try:
+        store.history.store(store.history.prepare({topology.RUNS: messages(lives(1)[0].published())}))
+        assert home.history.with_name("history.db.wal").exists() is not checkpoints
+    finally:
+        store.close()
+
+
+def test_a_checkpoint_that_somebody_is_in_the_way_of_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "EARLY", 1)
+    home = Home(tmp_path / "h")
+    store = Store(home)
+    journal = home.history.with_name("history.db.wal")
+    first, second = (life.published() for life in lives(2))
+    try:
+        with store.cursor() as cursor:
+            store.use(cursor)
+            cursor.execute("INSERT INTO forgotten VALUES ('a', 'dev', 'events', now())")
+            cursor.execute("BEGIN")
+            cursor.execute("UPDATE forgotten SET before = now()")
+            store.history.store(store.history.prepare({topology.RUNS: messages(first)}))
+            assert journal.exists()
+        store.history.store(store.history.prepare({topology.RUNS: messages(second, first=len(first) + 1)}))
+        assert not journal.exists()
+    finally:
+        store.close()
 
 
 @pytest.mark.parametrize("step", ["made", "moved"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from helmr import errors
-from helmr.errors import HelmrError, from_dict
+from helmr.errors import HelmrError, NotFound, cause, from_dict
 
 
 def _kinds(root: type[HelmrError] = HelmrError) -> Iterator[type[HelmrError]]:
@@ -61,3 +61,10 @@ def test_a_private_refinement_does_not_take_its_parents_place() -> None:
 @pytest.mark.parametrize("data", [{}, {"code": "from_the_future", "message": "m"}, {"code": None, "details": None}])
 def test_an_error_nobody_knows_is_still_an_error(data: dict[str, object]) -> None:
     assert type(from_dict(data)) is HelmrError
+
+
+def test_of_a_group_helmrs_own_error_is_told_and_else_the_first() -> None:
+    own, other, third = NotFound("x"), ValueError("y"), OSError("z")
+    assert cause(ExceptionGroup("a", [other, ExceptionGroup("b", [third, own])])) is own
+    assert cause(ExceptionGroup("a", [ExceptionGroup("b", [third]), other])) is third
+    assert cause(other) is other
