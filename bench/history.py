@@ -5,7 +5,10 @@
 Scale 1 is ten million events (1,250,000 runs of 6 or 10 events, spread over thirty days) and 5 GB of log text. Server and
 projector are processes of their own (durability relaxed). First the log is filled, then the projector takes it in; then events
 come at a steady rate beside two readers, at first alone and then faster and with logs; in the end the usual questions are timed
-through the client, one at a time.
+through the client, one at a time. The last lines say all of it again, each figure beside its aim.
+
+Scale 1 takes a quarter of an hour on a quiet machine of two cores, with 6 GB of memory for the server and 20 GB of
+disk (``TMPDIR``).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import tempfile
 import time
@@ -49,6 +53,31 @@ _HOURLY = """
     SELECT date_trunc('hour', created_at) AS hour, task_id, count(*), count(*) FILTER (status = 'succeeded'),
       quantile_cont(duration_seconds, [0.5, 0.95, 0.99])
     FROM runs WHERE created_at > now() - INTERVAL 1 day GROUP BY ALL ORDER BY ALL"""
+
+
+class Figure(NamedTuple):
+    """What was measured, in ``unit``; ``aim`` is the least of a rate and the most of anything else, if there is one."""
+
+    what: str
+    found: float
+    unit: str
+    aim: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The aim, and whether it is met."""
+        if self.aim is None:
+            return ""
+        rate = self.unit.endswith("/s")
+        met = self.found >= self.aim if rate else self.found <= self.aim
+        return f"{'at least' if rate else 'at most'} {self.aim:,g} {self.unit}: {'met' if met else 'MISSED'}"
+
+
+def summary(figures: list[Figure]) -> str:
+    """All figures, one a line, each beside its aim."""
+    width = max(len(each.what) for each in figures)
+    lines = (f"{each.what:<{width}}  {each.found:>10,.0f} {each.unit:<8}  {each.verdict}" for each in figures)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def words(length: int) -> bytes:
@@ -109,7 +138,7 @@ async def applied(nc: Nats) -> None:
         await asyncio.sleep(0.1)
 
 
-async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[object]]) -> None:
+async def timed(what: str, asks: int, pid: int, aim: float, ask: Callable[[], Awaitable[object]]) -> Figure:
     """Ask so many times and print how long the answers took, and what they cost the projector on average."""
     took: list[float] = []
     before = spent(pid)
@@ -117,6 +146,7 @@ async def timed(what: str, asks: int, pid: int, ask: Callable[[], Awaitable[obje
         await clock(took, ask)
     cost = (spent(pid) - before) / asks * 1000
     print(f"{what}: {shares(took)}; processor {cost:.1f} ms", flush=True)
+    return Figure(f"{what}, p95", share(took, 95), "ms", aim)
 
 
 async def clock(took: list[float], ask: Callable[[], Awaitable[object]]) -> None:
@@ -126,28 +156,36 @@ async def clock(took: list[float], ask: Callable[[], Awaitable[object]]) -> None
     took.append((time.perf_counter() - began) * 1000)
 
 
+def share(took: list[float], percent: int) -> float:
+    """A percentile; nothing comes of nothing."""
+    return math.nan if not took else sorted(took)[len(took) * percent // 100]
+
+
 def shares(took: list[float]) -> str:
     """Median, 95th percentile and maximum of milliseconds."""
-    took.sort()
-    shown = (f"p{share} {took[len(took) * share // 100]:.1f} ms" for share in (50, 95))
-    return f"{', '.join(shown)}, max {took[-1]:.1f} ms" if took else "never seen"
+    shown = (f"p{percent} {share(took, percent):.1f} ms" for percent in (50, 95))
+    return f"{', '.join(shown)}, max {max(took):.1f} ms" if took else "never seen"
 
 
-async def questions(client: AsyncClient, pid: int, some: list[str], asks: int) -> None:
+async def questions(client: AsyncClient, pid: int, some: list[str], asks: int) -> list[Figure]:
     """The usual ones, in the ways the command line asks them."""
     wire, last = client.wire, {"limit": 20, "fresh": False}
     pick = random.Random(1).choice  # noqa: S311  # some runs
-    await timed("run list", asks, pid, lambda: wire.call("history", "runs", last, dict))
-    await timed("a run's events", asks, pid, lambda: wire.call("history", "events", {"run_id": pick(some)}, dict))
-    await timed("a run's logs", asks, pid, lambda: wire.call("history", "logs", {"run_id": pick(some)}, dict))
-    await timed("hourly analytics of a day, as SQL", asks, pid, lambda: client.query(_HOURLY))
+    asked: list[tuple[str, float, Callable[[], Awaitable[object]]]] = [
+        ("run list", 20, lambda: wire.call("history", "runs", last, dict)),
+        ("a run's events", 15, lambda: wire.call("history", "events", {"run_id": pick(some)}, dict)),
+        ("a run's logs", 50, lambda: wire.call("history", "logs", {"run_id": pick(some)}, dict)),
+        ("hourly analytics of a day, as SQL", 100, lambda: client.query(_HOURLY)),
+    ]
+    return [await timed(what, asks, pid, aim, ask) for what, aim, ask in asked]
 
 
 class Flow(NamedTuple):
-    """What comes in steadily: events and bytes of log text, each second."""
+    """What comes in steadily: events and bytes of log text, each second; ``aim``: milliseconds of lag, p95."""
 
     rate: int
     log_rate: int = 0
+    aim: float | None = None
 
     def messages(self, seconds: float) -> list[tuple[str, bytes, dict[str, str] | None]]:
         """As many as come in so many seconds; each run has its share of log text before its end."""
@@ -162,10 +200,10 @@ class Flow(NamedTuple):
 
 
 #: What comes steadily while two readers ask; and while somebody asks for analytics.
-FLOWS, QUIET = (Flow(5_000), Flow(10_000, 10 * 1024**2)), Flow(200)
+FLOWS, QUIET = (Flow(5_000, aim=250), Flow(10_000, 10 * 1024**2)), Flow(200)
 
 
-async def steady(nc: Nats, flow: Flow, seconds: float, *readers: Coroutine[Any, Any, None]) -> None:
+async def steady(nc: Nats, flow: Flow, seconds: float, *readers: Coroutine[Any, Any, None]) -> list[Figure]:
     """Publish at a rate while readers ask, and print how old the history is meanwhile."""
     told = flow.messages(seconds)
     pace = len(told) / seconds
@@ -185,6 +223,10 @@ async def steady(nc: Nats, flow: Flow, seconds: float, *readers: Coroutine[Any, 
     print(f"at {reached * flow.rate:,.0f} events/s and {reached * flow.log_rate / 1024**2:.1f} MB/s of logs:")
     for stream, found in lags.items():
         print(f"  lag of {stream}: {shares(found)} ({len(found)} looks)", flush=True)
+    where = f"at {flow.rate:,} events/s" + (f" and {flow.log_rate / 1024**2:.0f} MB/s of logs" if flow.log_rate else "")
+    figures = [Figure(f"came {where}", reached * flow.rate, "events/s", 0.98 * flow.rate)]
+    figures += [Figure(f"lag {where}, p95", share(lags[topology.RUNS], 95), "ms", flow.aim)]
+    return figures + [Figure("  of the logs, p95", share(lags[topology.LOGS], 95), "ms")] * bool(flow.log_rate)
 
 
 async def watch(nc: Nats, lags: dict[str, list[float]]) -> None:
@@ -220,6 +262,40 @@ def memory(pid: int) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
+def sandboxes(pid: int) -> int:
+    """The same of the processes that run SQL for a projector: of the largest."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return max(map(memory, map(int, children)), default=0)
+
+
+async def take_in(nc: Nats, pid: int, began: float, told: int, log_bytes: int) -> Figure:
+    """Wait until the projector that was started at ``began`` has the whole log, and print how fast it took that in."""
+    await applied(nc)
+    seconds, used, megabytes = time.perf_counter() - began, spent(pid), log_bytes / 1024**2
+    print(
+        f"taken in: {told / seconds:,.0f} events/s and {megabytes / seconds:.1f} MB/s of logs, {seconds:.0f} s in all"
+    )
+    each = f"{told / used:,.0f} events for each second of it"
+    print(f"processor time: {used:.1f} s, {each}; {memory(pid)} MiB", flush=True)
+    return Figure("taken in, events and logs at once", told / seconds, "events/s", 40_000)
+
+
+async def measure(
+    nc: Nats, client: AsyncClient, pid: int, some: list[str], options: argparse.Namespace
+) -> list[Figure]:
+    """Lags at each steady rate, and how fast the questions are answered, beside few events and beside none."""
+    figures = []
+    for flow in FLOWS:
+        figures += await steady(nc, flow, options.seconds, read(client, some), read(client, some))
+        await applied(nc)
+    took: list[float] = []
+    await steady(nc, QUIET, options.seconds, inquire(client, took))
+    print(f"  hourly analytics of a day, as SQL: {shares(took)}")
+    figures.append(Figure(f"hourly analytics at {QUIET.rate} events/s, p95", share(took, 95), "ms"))
+    await applied(nc)
+    return figures + await questions(client, pid, some, options.asks)
+
+
 async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -229,38 +305,28 @@ async def main() -> None:
     options = parser.parse_args()
     runs, log_bytes = round(_RUNS * options.scale), round(_LOG_BYTES * options.scale)
     with tempfile.TemporaryDirectory() as folder:
+        history = Path(folder) / "history"
         server = EmbeddedServer(Path(folder), durability="relaxed")
         await server.start()
         async with connected(server.url, name="bench") as nc:
             await ensure_topology(nc)
             began = time.perf_counter()
             told, some = await fill(nc, runs, log_bytes)
-            megabytes = log_bytes / 1024**2
-            filled = time.perf_counter() - began
-            print(
-                f"{runs:,} runs, {told:,} events, {megabytes:,.0f} MB of log text; the log was filled in {filled:.0f} s"
-            )
+            made = f"{runs:,} runs, {told:,} events, {log_bytes / 1024**2:,.0f} MB of log text"
+            print(f"{made}; the log was filled in {time.perf_counter() - began:.0f} s", flush=True)
             began = time.perf_counter()
-            async with projector(server.url, Path(folder) / "history", *_HOT) as pid:
-                await applied(nc)
-                seconds, used = time.perf_counter() - began, spent(pid)
-                pace = f"{told / seconds:,.0f} events/s and {megabytes / seconds:.1f} MB/s of logs"
-                print(f"taken in: {pace}, {seconds:.0f} s in all", flush=True)
-                print(
-                    f"processor time: {used:.1f} s, {told / used:,.0f} events for each second of it; {memory(pid)} MiB"
-                )
+            async with projector(server.url, history, *_HOT) as pid:
+                figures = [await take_in(nc, pid, began, told, log_bytes)]
                 async with AsyncClient(server.url, project=SCOPE.project, env=SCOPE.environment) as client:
-                    for flow in FLOWS:
-                        await steady(nc, flow, options.seconds, read(client, some), read(client, some))
-                        await applied(nc)
-                    took: list[float] = []
-                    await steady(nc, QUIET, options.seconds, inquire(client, took))
-                    print(f"  hourly analytics of a day, as SQL: {shares(took)}")
-                    await applied(nc)
-                    await questions(client, pid, some, options.asks)
-                files = sum(path.stat().st_size for path in (Path(folder) / "history").rglob("*") if path.is_file())
-                print(f"files of the history: {files / 1024**2:.0f} MB; memory at most {memory(pid)} MiB")
+                    figures += await measure(nc, client, pid, some, options)
+                files = sum(path.stat().st_size for path in history.rglob("*") if path.is_file())
+                figures += [
+                    Figure("memory of the projector, at most", memory(pid), "MiB"),
+                    Figure("memory of a process for SQL, at most", sandboxes(pid), "MiB"),
+                    Figure("files of the history", files / 1024**2, "MB"),
+                ]
         await server.stop()
+    print(f"\n{made}\n{summary(figures)}")
 
 
 if __name__ == "__main__":
