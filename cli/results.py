@@ -48,7 +48,7 @@ def write(found: Table, form: str, output: Path | None) -> None:
             _write_to(file, found, form)
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}", hint="choose another file with -o") from error
-    note(f"{found.num_rows} rows in {output}")
+    note(f"{_count(found)} in {output}")
 
 
 def _write_to(file: BinaryIO, found: Table, form: str) -> None:
@@ -114,7 +114,11 @@ def _cell(value: Any) -> str:
 
 def _print_table(found: Table) -> None:
     table([printable(name) for name in found.column_names], _texts(found))
-    note(f"{found.num_rows} row{'' if found.num_rows == 1 else 's'}", dim=True)
+    note(_count(found), dim=True)
+
+
+def _count(found: Table) -> str:
+    return f"{found.num_rows} row{'' if found.num_rows == 1 else 's'}"
 
 
 def _texts(found: Table) -> list[list[str]]:

@@ -109,7 +109,10 @@ def _answers(*questions: tuple[str, Row]) -> list[list[Row]]:
 @_task
 @_since
 def tasks(task: str | None, since: float) -> None:
-    """Throughput, success, queue wait, duration, retries and time in wait, by task and over time."""
+    """How the tasks do: runs, success, waiting, durations.
+
+    Throughput, success, queue wait, duration, retries and time in wait, by task and over time.
+    """
     period = Period.last(since)
     asked = {"since": period.since.isoformat(), "task": task}
     found, spans = _answers((sql.TASKS, asked), (sql.SPANS, asked | {"width": f"{period.width} seconds"}))
@@ -145,7 +148,7 @@ def _show_tasks(period: Period, total: Row, by_task: list[Row], spans: list[Row]
     table(columns, rows)
     line("")
     runs = charts.rate(total["runs"], seconds)
-    line(f"runs: {runs}, on average of {format_seconds(seconds)}; each column is {format_seconds(period.width)}")
+    line(f"runs: {runs}, over the last {format_seconds(seconds)}; each column is {format_seconds(period.width)}")
     line("")
     every = _series(period, spans)
     shown = [(name, charts.sparkline(values), _peak(values)) for name, values in series.items()]
@@ -202,7 +205,10 @@ def _nothing(what: str, task: str | None, since: float) -> str:
 @_since
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Kinds of failure at most.")
 def failures(task: str | None, since: float, limit: int) -> None:
-    """Why runs failed: by code and message (numbers and ids left out), with an example each."""
+    """Why runs failed, with an example each.
+
+    By code and message, without the numbers and ids in it.
+    """
     period = Period.last(since)
     (found,) = _answers((sql.FAILURES, {"since": period.since.isoformat(), "task": task, "limit": limit}))
     if flags().json:
@@ -250,7 +256,7 @@ def _short(text: str | None) -> str:
 )
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Runs at most.")
 def slow(task: str | None, since: float, by: str, limit: int) -> None:
-    """The runs that took longest, each beside the median of its task."""
+    """The runs that took longest, beside their task's median."""
     period = Period.last(since)
     asked = {"since": period.since.isoformat(), "task": task, "by": by, "limit": limit}
     (found,) = _answers((sql.SLOW, asked))
@@ -285,7 +291,9 @@ def _slow_rows(found: list[Row]) -> list[tuple[object, ...]]:
 @click.argument("version_b", required=False)
 @_task
 def compare(version_a: str | None, version_b: str | None, task: str | None) -> None:
-    """Did a deployment make it worse? VERSION_A beside VERSION_B; without them, the last two that ran.
+    """Did a deployment make it worse?
+
+    VERSION_A beside VERSION_B; without them, the last two that ran.
 
     A difference is called better or worse only where chance is no likely cause: the success rate by a test of two
     proportions (Fisher's, 5 %), the duration where the medians differ by a fifth, with 20 runs or more on both sides.

@@ -69,7 +69,8 @@ def require(wanted: Wanted) -> None:
                 con.execute("SELECT regexp_matches('', ?)", [wanted.pattern])
             except duckdb.Error as error:
                 hint = "the syntax is that of RE2: no look-around, no back-references"
-                raise UsageError(f"bad regular expression: {error}", hint=hint) from None
+                told = str(error).removeprefix("Invalid Input Error: ")
+                raise UsageError(f"bad regular expression: {told}", hint=hint) from None
 
 
 def piece(scope: Scope, wanted: Wanted, *, after: int) -> Callable[[Cursor], Piece]:
