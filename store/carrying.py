@@ -1,7 +1,8 @@
 """Carries a history of an older schema over into the present one, when its file is opened: no release costs a row.
 
-What both have is copied, column by column, into a new file; what is new is null in old rows. The former file is kept. A process
-killed on the way begins again, or finishes: the new file has its second name only when it is whole.
+What both have is copied, column by column, into a new file; what is new holds in old rows what the log would make of it, mostly
+null. The former file is kept. A process killed on the way begins again, or finishes: the new file has its second name only when
+it is whole.
 """
 
 # ruff: noqa: S608  # every name put into SQL here is one of our own schema's; values are parameters or quoted
@@ -20,6 +21,8 @@ _COLUMNS = """
     SELECT table_name, column_name FROM duckdb_columns()
     WHERE database_name = ? AND table_name IN (SELECT table_name FROM duckdb_tables() WHERE database_name = ?)"""
 _OWN = "schema_version"
+#: New columns that are not null in old rows, and what they hold there.
+_FILLED = {"workspaces": {"tags": "[]", "metadata": "'{}'"}}
 
 
 def finish(path: Path) -> None:
@@ -41,8 +44,10 @@ def carry(con: duckdb.DuckDBPyConnection, old: str, new: str) -> None:
     present, former = _columns(con, new), _columns(con, old)
     con.execute("BEGIN")
     for table in (present.keys() & former.keys()) - {_OWN}:
-        names = ", ".join(f'"{name}"' for name in present[table] if name in former[table])
-        con.execute(f"INSERT INTO {new}.main.{table} ({names}) SELECT {names} FROM {old}.main.{table}")
+        values = {name: f'"{name}"' for name in present[table] if name in former[table]}
+        values = _FILLED.get(table, {}) | values
+        names, given = ", ".join(f'"{name}"' for name in values), ", ".join(values.values())
+        con.execute(f"INSERT INTO {new}.main.{table} ({names}) SELECT {given} FROM {old}.main.{table}")
     con.execute("COMMIT")
     con.execute(f"CHECKPOINT {new}")
 

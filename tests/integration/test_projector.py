@@ -324,7 +324,9 @@ async def test_files_of_others_are_left_alone(tmp_path: Path, made: str, reason:
 
 async def test_a_file_of_an_earlier_schema_is_carried_over(tmp_path: Path) -> None:
     home = Home(tmp_path / "h")
-    told = [message for life in lives(8) for message in [*session(life), *life.published()]]
+    told = [
+        message for life in lives(8) for message in [*session(life), *workspace(life, live=True), *life.published()]
+    ]
     log = messages(told)
     store = Store(home)
     store.history.store(store.history.prepare({topology.RUNS: log[:-3]}))
@@ -334,6 +336,9 @@ async def test_a_file_of_an_earlier_schema_is_carried_over(tmp_path: Path) -> No
         con.execute("DROP TABLE tokens")
         for name in ("runs_closed", "runs_live"):
             con.execute(f"ALTER TABLE {name} DROP COLUMN exit_code")
+        workspaces = con.execute("SELECT id, tags, metadata, last_seq FROM workspaces ORDER BY ALL").fetchall()
+        for name in ("tags", "metadata"):
+            con.execute(f"ALTER TABLE workspaces DROP COLUMN {name}")
         con.execute("ALTER TABLE sessions_live ADD COLUMN gone INTEGER")
         before = con.execute("SELECT seq, id, kind FROM events ORDER BY ALL").fetchall()
         open_runs = con.execute("SELECT id, open_attempt, waits FROM runs_live ORDER BY ALL").fetchall()
@@ -344,6 +349,10 @@ async def test_a_file_of_an_earlier_schema_is_carried_over(tmp_path: Path) -> No
             assert cursor.execute("SELECT id, open_attempt, waits FROM runs_live ORDER BY ALL").fetchall() == open_runs
             assert cursor.execute("SELECT count(exit_code) FROM runs_closed").fetchone() == (0,)
             assert cursor.execute("SELECT count(*) FROM tokens").fetchone() == (0,)
+            assert (
+                cursor.execute("SELECT id, tags, metadata, last_seq FROM workspaces ORDER BY ALL").fetchall()
+                == workspaces
+            )
             assert cursor.execute("SELECT version FROM schema_version").fetchall() == [(tables.VERSION,)]
         assert store.history.applied[topology.RUNS] == log[-4].seq
         store.history.store(store.history.prepare({topology.RUNS: log}))
