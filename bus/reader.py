@@ -112,7 +112,8 @@ class StreamReader:
         """
         info = await api(self.nc, f"STREAM.INFO.{self.stream}", None)
         if "error" in info:
-            raise Unavailable(f"stream {self.stream}: {info['error']['description']}")
+            hint = "if no server has run on this NATS yet, start one: it makes the streams"
+            raise Unavailable(f"stream {self.stream}: {info['error']['description']}", hint=hint)
         return int(info["state"]["last_seq"])
 
     async def exhausted(self) -> bool:

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import msgspec
 
-#: Runs on both sides below which nothing is said about durations.
+#: Runs on both sides below which nothing is said about durations, nor that there is no difference.
 ENOUGH = 20
 #: A difference that chance alone brings about more often than this is none.
 _SIGNIFICANT = 0.05
 #: How much longer or shorter a median must be to be worth a word.
 _NOTABLE = 1.2
 
-Verdict = Literal["better", "worse", "mixed", "same", "only one side"]
+Verdict = Literal["better", "worse", "mixed", "same", "too few runs", "only one side"]
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +55,12 @@ def _compared(task_id: str, a: Side | None, b: Side | None) -> Compared:
         return Compared(task_id=task_id, a=a, b=b, verdict="only one side", reasons=[])
     findings = [found for found in (_success(a, b), _duration(a, b)) if found is not None]
     kinds = {kind for kind, _ in findings}
-    verdict: Verdict = "same" if not kinds else "mixed" if len(kinds) > 1 else kinds.pop()
+    verdict: Verdict = _nothing_found(a, b) if not kinds else "mixed" if len(kinds) > 1 else kinds.pop()
     return Compared(task_id=task_id, a=a, b=b, verdict=verdict, reasons=[reason for _, reason in findings])
+
+
+def _nothing_found(a: Side, b: Side) -> Literal["same", "too few runs"]:
+    return "same" if min(a.runs, b.runs) >= ENOUGH else "too few runs"
 
 
 def _success(a: Side, b: Side) -> tuple[Literal["better", "worse"], str] | None:

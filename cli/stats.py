@@ -296,7 +296,8 @@ def compare(version_a: str | None, version_b: str | None, task: str | None) -> N
     VERSION_A beside VERSION_B; without them, the last two that ran.
 
     A difference is called better or worse only where chance is no likely cause: the success rate by a test of two
-    proportions (Fisher's, 5 %), the duration where the medians differ by a fifth, with 20 runs or more on both sides.
+    proportions (Fisher's, 5 %), the duration where the medians differ by a fifth, with 20 runs or more on both sides; where
+    there are fewer, and nothing differs, it says so instead of "same".
     """
     if version_a is None or version_b is None:
         if version_a is not None:

@@ -82,13 +82,13 @@ def row(version: str, succeeded: int, failed: int, *, p50: float = 10.0, task: s
         (row("1", 100, 0), row("2", 80, 20), "worse"),
         (row("1", 80, 20), row("2", 100, 0), "better"),
         (row("1", 100, 0), row("2", 99, 1), "same"),
-        (row("1", 2, 0), row("2", 0, 2), "same"),  # two runs prove nothing
+        (row("1", 2, 0), row("2", 0, 2), "too few runs"),  # two runs prove nothing
         (row("1", 100, 0), row("2", 100, 0, p50=15.0), "worse"),
         (row("1", 100, 0), row("2", 100, 0, p50=5.0), "better"),
         (row("1", 100, 0), row("2", 100, 0, p50=11.0), "same"),
-        (row("1", ENOUGH - 1, 0), row("2", 100, 0, p50=50.0), "same"),
+        (row("1", ENOUGH - 1, 0), row("2", 100, 0, p50=50.0), "too few runs"),
         (row("1", 100, 0), row("2", 80, 20, p50=5.0), "mixed"),
-        (row("1", 0, 0), row("2", 80, 20), "same"),
+        (row("1", 0, 0), row("2", 80, 20), "too few runs"),
     ],
 )
 def test_a_difference_is_told_where_chance_is_no_likely_cause(
@@ -96,7 +96,7 @@ def test_a_difference_is_told_where_chance_is_no_likely_cause(
 ) -> None:
     (compared,) = compare([a, b], "1", "2")
     assert compared.verdict == verdict
-    assert bool(compared.reasons) == (verdict != "same")
+    assert bool(compared.reasons) == (verdict not in {"same", "too few runs"})
 
 
 def test_a_task_of_one_version_alone_is_not_judged() -> None:
