@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT = 5.0
+_CANCEL_AGAIN = 0.1
 #: Seconds before the same error is worth another line.
 _REPEAT_AFTER = 10.0
 #: Where a URL without a port leads.
@@ -83,6 +84,29 @@ async def heed_cancel(work: Awaitable[T]) -> T:
     return result
 
 
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """What ``work`` returns, if that takes no longer; else it is cancelled, again and again if it swallows that.
+
+    nats-py tries to connect for ever, and what it uses for each try swallows a cancellation that comes together with a refusal
+    (see :func:`heed_cancel`): cancelled once, it could go on, and nobody would ever hear of the time that is up.
+
+    Raises:
+        TimeoutError: it took longer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
+        raise TimeoutError
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_AGAIN)
+        if not task.cancelled():
+            task.exception()  # or asyncio would complain that nobody asked
+
+
 async def connect(
     url: str,
     *,
@@ -104,23 +128,22 @@ async def connect(
     """
     client = _Client()
     try:
-        async with asyncio.timeout(_CONNECT_TIMEOUT):
-            connecting = client.connect(
-                url,
-                name=name,
-                token=token,
-                connect_timeout=2,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a float works
-                ping_interval=10,
-                max_outstanding_pings=2,
-                drain_timeout=2,
-                error_cb=on_error or _error_log(),
-                reconnected_cb=on_reconnect,
-                closed_cb=on_closed,
-            )
-            await heed_cancel(connecting)
+        connecting = client.connect(
+            url,
+            name=name,
+            token=token,
+            connect_timeout=2,
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # seconds; a float works
+            ping_interval=10,
+            max_outstanding_pings=2,
+            drain_timeout=2,
+            error_cb=on_error or _error_log(),
+            reconnected_cb=on_reconnect,
+            closed_cb=on_closed,
+        )
+        await within(_CONNECT_TIMEOUT, connecting)
     except nats.errors.AuthorizationError as error:
         raise NotAllowed(f"NATS at {url} refuses these credentials", hint="check HELMR_API_KEY") from error
     except (TimeoutError, OSError, nats.errors.Error) as error:

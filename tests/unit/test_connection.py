@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from helmr import connection
 from helmr.connection import heed_cancel
 
 pytestmark = pytest.mark.anyio
@@ -39,3 +40,32 @@ async def test_else_it_is_as_if_it_were_not_there() -> None:
         return 42
 
     assert await heed_cancel(answer()) == 42
+
+
+async def test_what_swallows_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_CANCEL_AGAIN", 0.001)
+    swallowed = 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed += 1
+                if swallowed == 3:
+                    raise
+
+    with pytest.raises(TimeoutError):
+        await connection.within(0.001, stubborn())
+    assert swallowed == 3
+
+
+async def test_what_is_done_in_time_returns_or_fails_as_it_does() -> None:
+    assert await connection.within(60, asyncio.sleep(0, "done")) == "done"
+
+    async def fails() -> None:
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        await connection.within(60, fails())
