@@ -84,8 +84,15 @@ class MachineFolder:
             shutil.rmtree(draft, ignore_errors=True)
 
     def sources_there(self) -> set[str]:
-        """The names of the sources that were put in."""
-        return {path.name for path in self.sources.iterdir() if not path.name.startswith(".")}
+        """The names of the sources that were put in.
+
+        Raises:
+            Unavailable: the folder is gone: who took its worker for dead has removed it.
+        """
+        try:
+            return {path.name for path in self.sources.iterdir() if not path.name.startswith(".")}
+        except FileNotFoundError as error:
+            raise Unavailable(f"the folder of the machine is gone: {self.sources}") from error
 
     def close(self) -> None:
         """Let go of the folders, and leave them."""
