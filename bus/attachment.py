@@ -10,15 +10,8 @@ from typing import Any
 
 from helmr.errors import Conflict
 from helmr.events import WorkspaceState
-from helmr.models import Deployment
 
 _HINT = "give it that sandbox with `helmr workspace update ID --task TASK`, or leave out --workspace for a new one"
-
-
-def sandbox_of(state: WorkspaceState, deployment: Deployment) -> dict[str, Any]:
-    """The sandbox of a workspace, in the deployment that it has it of."""
-    found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == state.sandbox)
-    return found
 
 
 def differences(made: dict[str, Any], needed: dict[str, Any]) -> list[str]:

@@ -29,10 +29,17 @@ def find_task(deployment: Deployment, task_id: str) -> dict[str, Any]:
     raise NotFound(f"no task {task_id!r} in deployment {deployment.version}", hint=hint)
 
 
-def find_sandbox(deployment: Deployment, task: dict[str, Any]) -> dict[str, Any]:
-    """The sandbox a task runs in."""
-    found: dict[str, Any] = next(box for box in deployment.index["sandboxes"] if box["name"] == task["sandbox"])
-    return found
+def find_sandbox(deployment: Deployment, name: str) -> dict[str, Any]:
+    """A sandbox of a deployment, by name.
+
+    Raises:
+        NotFound: with those that there are as hint.
+    """
+    sandboxes: dict[str, dict[str, Any]] = {box["name"]: box for box in deployment.index["sandboxes"]}
+    if name not in sandboxes:
+        hint = f"there are: {', '.join(sorted(sandboxes))}"
+        raise NotFound(f"no sandbox {name!r} in deployment {deployment.version}", hint=hint)
+    return sandboxes[name]
 
 
 def check_queue(deployment: Deployment, name: str | None) -> None:

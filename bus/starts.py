@@ -34,10 +34,10 @@ from helmr.reducers import run as run_rules
 from helmr.reducers import session as session_rules
 from helmr.reducers import workspace as workspace_rules
 from helmr.subjects import Scope
+from helmr.tags import check_tags
 
 #: Limits of DESIGN, "The run": bytes of JSON, numbers, seconds.
 MAX_METADATA = 256 * 1024
-MAX_TAGS, MAX_TAG_LENGTH = 10, 128
 MIN_DURATION, MAX_DURATION = 5.0, 86_400.0
 MAX_KEY_LENGTH = 512
 MIN_EXPIRY, MAX_EXPIRY = 1.0, 365 * 86_400.0
@@ -218,7 +218,7 @@ class Planner:
         task: dict[str, Any],
     ) -> tuple[Draft | None, str]:
         """The event that makes the workspace, unless it exists, and the lane of its run."""
-        sandbox = find_sandbox(deployment, task)
+        sandbox = find_sandbox(deployment, task["sandbox"])
         if request.workspace is None:
             draft = workspace_rules.create(
                 sandbox=sandbox["name"],
@@ -236,7 +236,7 @@ class Planner:
         """The sandbox of a workspace, as it was deployed when it was given to it."""
         if state.fingerprint == sandbox["fingerprint"] and state.sandbox == sandbox["name"]:
             return sandbox
-        return attachment.sandbox_of(state, await self.deployments.load(scope, state.deployment_id))
+        return find_sandbox(await self.deployments.load(scope, state.deployment_id), state.sandbox)
 
 
 def check_limits(request: StartRequest) -> None:
@@ -247,8 +247,7 @@ def check_limits(request: StartRequest) -> None:
         )
     _check_size("the payload", request.payload, INLINE_VALUE)
     _check_size("the metadata", request.metadata, MAX_METADATA)
-    if len(request.tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in request.tags):
-        raise TooLarge(f"at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters")
+    check_tags(request.tags)
     for name, key in (("external id", request.external_id), ("concurrency key", request.concurrency_key)):
         if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
             raise UsageError(f"the {name} must have 1 to {MAX_KEY_LENGTH} characters")

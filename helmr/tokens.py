@@ -14,13 +14,13 @@ from helmr import jsonform, runtime
 from helmr.durations import Duration, seconds
 from helmr.errors import TooLarge, UsageError
 from helmr.jsonform import ConversionError, to_builtins
+from helmr.tags import check_tags
 from helmr.waiting import Request, wait, wait_async
 
 #: Seconds a token can be completed in, unless told otherwise.
 DEFAULT_TIMEOUT = 7 * 86400.0
-#: Limits of a token: seconds, number and characters of tags, bytes of JSON.
+#: Limits of a token: seconds, bytes of JSON.
 MAX_TIMEOUT = 365 * 86400.0
-MAX_TAGS, MAX_TAG_LENGTH = 10, 128
 MAX_METADATA = 64 * 1024
 
 
@@ -105,8 +105,7 @@ def _wanted(timeout: Duration, tags: Iterable[str], metadata: Mapping[str, Any] 
     limit, chosen = seconds(timeout, what="timeout"), sorted(set(tags))
     if not 0 < limit <= MAX_TIMEOUT:
         raise UsageError(f"a token's timeout of {limit:g} s is not between 0 and 365 d")
-    if len(chosen) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in chosen):
-        raise TooLarge(f"a token has at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters")
+    check_tags(chosen, of="a token")
     try:
         document = to_builtins(dict(metadata or {}))
     except ConversionError as failure:

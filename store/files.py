@@ -17,6 +17,7 @@ import duckdb
 
 from helmr.errors import ConfigError, Conflict, HelmrError, Unavailable
 from store import carrying, tables
+from store.home import journal_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def attach(
         Unavailable: the disk is full.
     """
     carrying.finish(path)
-    journal = path.with_name(path.name + ".wal")
+    journal = journal_of(path)
     for damaged in (journal, path, None):
         try:
             _open(con, path, alias, ddl, row_group, scan=scan)

@@ -10,6 +10,11 @@ from typing import IO
 from helmr.errors import ConfigError, Conflict
 
 
+def journal_of(database: Path) -> Path:
+    """The write-ahead log that DuckDB keeps beside a database file, while there is something in it."""
+    return database.with_name(f"{database.name}.wal")
+
+
 @dataclass(frozen=True)
 class Home:
     """The files of one history below ``root``."""

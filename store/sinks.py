@@ -20,7 +20,7 @@ from bus import topology
 from helmr.errors import Unavailable
 from store import files, schema, tables
 from store.answers import Answers
-from store.home import Home
+from store.home import Home, journal_of
 from store.messages import instant
 from store.projector import BATCH, Projector
 from store.sandboxes import Sandboxes
@@ -61,7 +61,7 @@ class HistorySink:
 
     def __init__(self, con: duckdb.DuckDBPyConnection, home: Home) -> None:
         self.home = home
-        self._journal = home.history.with_name(home.history.name + ".wal")
+        self._journal = journal_of(home.history)
         scan = home.suspect.exists()
         files.attach(con, home.history, "h", schema.history_ddl(), tables.HISTORY_ROW_GROUP, scan=scan)
         home.suspect.unlink(missing_ok=True)

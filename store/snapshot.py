@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helmr.errors import Unavailable
+from store.home import journal_of
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Snapshots:
     async def _renew(self, source: Path, former: Snapshot | None, mark: int, rest: asyncio.Lock) -> Snapshot:
         folder = self.folder / str(next(self._numbers))
         folder.mkdir()
-        path, journal = folder / source.name, source.with_name(source.name + ".wal")
+        path, journal = folder / source.name, journal_of(source)
         try:
             async with rest:
                 found = _fingerprint(source)

@@ -24,7 +24,7 @@ from bus import topology
 from helmr.connection import connected
 from helmr.errors import Conflict, NotFound, Unavailable
 from store import files, schema, tables
-from store.home import Home
+from store.home import Home, journal_of
 from store.projector import HISTORY_STREAMS, Projector
 from store.sinks import Store
 from store.tables import Table
@@ -177,7 +177,7 @@ def swap(home: Home, fresh: Home) -> Path | None:
     """Put the files of ``fresh`` in place of those of ``home``, which go into a folder; that folder, if there were any."""
     kept = home.root / f"former-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 1_000_000}"
     moved = False
-    for name in (home.history.name, f"{home.history.name}.wal", home.logs.name, home.archive.name):
+    for name in (home.history.name, journal_of(home.history).name, home.logs.name, home.archive.name):
         if (home.root / name).exists():
             kept.mkdir(exist_ok=True)
             (home.root / name).rename(kept / name)
@@ -209,7 +209,7 @@ async def copy_at_rest(source: Path, target: Path) -> None:
     Raises:
         Unavailable: it changed every time.
     """
-    journal, copied = (path.with_name(path.name + ".wal") for path in (source, target))
+    journal, copied = journal_of(source), journal_of(target)
     for _ in range(_COPY_TRIES):
         before = _state(source)
         await asyncio.to_thread(shutil.copyfile, source, target)

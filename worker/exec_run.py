@@ -11,7 +11,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from bus.attachment import sandbox_of
+from bus.declared import find_sandbox
 from bus.deployments import Deployments
 from bus.log import EXEC, WORKSPACE, Log, Position
 from bus.services.execs import ExecOrder
@@ -214,7 +214,9 @@ class ExecRun:
         state = (await self._log.present(WORKSPACE, self.scope, self._order.workspace)).state
         deployment = await self._deployments.load(self.scope, state.deployment_id)
         return Needs(
-            deployment, sandbox_of(state, deployment), lambda message: log.info("exec %s: %s", self.id, message)
+            deployment,
+            find_sandbox(deployment, state.sandbox),
+            lambda message: log.info("exec %s: %s", self.id, message),
         )
 
     async def _converse(self, process: Process) -> Exited:

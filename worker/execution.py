@@ -217,7 +217,7 @@ class Execution:
             return prevented(error)
 
     def _needs(self, deployment: Deployment, task: dict[str, Any]) -> Needs:
-        sandbox = find_sandbox(deployment, task)
+        sandbox = find_sandbox(deployment, task["sandbox"])
         template = task_template(deployment, task, sandbox)
         return Needs(deployment, sandbox, self._progress, template, self._stages.over, self._preparation.secret_values)
 

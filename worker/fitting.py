@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from bus import attachment
+from bus.declared import find_sandbox
 from bus.deployments import Deployments
 from helmr.errors import Conflict
 from helmr.events import WorkspaceState
@@ -31,7 +32,7 @@ class Fitting:
         if state.fingerprint == needed["fingerprint"]:
             return
         deployment = await self._deployments.load(scope, state.deployment_id)
-        found = attachment.differences(attachment.sandbox_of(state, deployment), needed)
+        found = attachment.differences(find_sandbox(deployment, state.sandbox), needed)
         if found:
             raise Conflict(
                 f"workspace {state.id} was given another sandbox since this was started: it has {'; '.join(found)}",

@@ -94,7 +94,7 @@ class Heir:
         """The process, in a machine that is in use because of it."""
         spec = spec_of(await self._log.first(RUN, scope, state.id))
         deployment = await self._deployments.load(scope, spec.deployment_id)
-        sandbox = find_sandbox(deployment, find_task(deployment, spec.task_id))
+        sandbox = find_sandbox(deployment, find_task(deployment, spec.task_id)["sandbox"])
         use = self._machines.use(scope, spec.workspace_id, Needs(deployment, sandbox, lambda _: None))
         machine = await use.__aenter__()
         return HotRun(

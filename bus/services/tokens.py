@@ -13,7 +13,8 @@ from helmr import ids
 from helmr.errors import TooLarge, UsageError
 from helmr.models import NewToken, Token, token_record
 from helmr.subjects import Scope
-from helmr.tokens import DEFAULT_TIMEOUT, MAX_METADATA, MAX_TAG_LENGTH, MAX_TAGS, MAX_TIMEOUT
+from helmr.tags import check_tags
+from helmr.tokens import DEFAULT_TIMEOUT, MAX_METADATA, MAX_TIMEOUT
 
 #: Bytes of JSON that a token can be completed with: as much as a record.
 MAX_DATA = 256 * 1024
@@ -111,7 +112,6 @@ def _check(request: CreateRequest) -> None:
         raise UsageError(f"{request.request_id[:80]!r} is no request id", hint="use helmr.ids.new('req')")
     if not 0 < request.timeout <= MAX_TIMEOUT:
         raise UsageError(f"a token's timeout of {request.timeout:g} s is not between 0 and 365 d")
-    if len(request.tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in request.tags):
-        raise TooLarge(f"a token has at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters")
+    check_tags(request.tags, of="a token")
     if len(msgspec.json.encode(request.metadata)) > MAX_METADATA:
         raise TooLarge(f"the metadata of a token exceeds {MAX_METADATA >> 10} KiB of JSON")

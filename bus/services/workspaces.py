@@ -15,8 +15,8 @@ from bus.presence import Presence
 from bus.services.endpoint import Endpoint
 from bus.stored import Superseded
 from helmr import errors, ids, subjects
-from helmr.errors import NotFound, TimedOut, UsageError
-from helmr.models import Deployment, Workspace, workspace_record
+from helmr.errors import TimedOut, UsageError
+from helmr.models import Workspace, workspace_record
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 
@@ -119,7 +119,7 @@ class Workspaces:
         if (task is None) == (name is None):
             raise UsageError("say which sandbox to make it from", hint="by its name, or by a task that uses it")
         deployment = self.deployments.current(scope)
-        found = _named(deployment, name) if task is None else find_sandbox(deployment, find_task(deployment, task))
+        found = find_sandbox(deployment, str(name) if task is None else find_task(deployment, task)["sandbox"])
         return {
             "sandbox": found["name"],
             "fingerprint": found["fingerprint"],
@@ -169,11 +169,3 @@ class Workspaces:
         answer = msgspec.json.decode(reply.data)
         if "error" in answer:
             raise errors.from_dict(answer["error"])
-
-
-def _named(deployment: Deployment, name: str | None) -> dict[str, Any]:
-    sandboxes: dict[str | None, dict[str, Any]] = {box["name"]: box for box in deployment.index["sandboxes"]}
-    if name not in sandboxes:
-        hint = f"there are: {', '.join(sorted(map(str, sandboxes)))}"
-        raise NotFound(f"no sandbox {name!r} in deployment {deployment.version}", hint=hint)
-    return sandboxes[name]

@@ -10,6 +10,7 @@ import msgspec
 
 from helmr.errors import Conflict, TooLarge
 from helmr.events import Draft, Materialization, VersionFacts, WorkspaceEvent, WorkspaceState
+from helmr.tags import check_tags
 
 
 def apply(
@@ -84,8 +85,8 @@ _FOLDS: dict[str, _Fold] = {
 }
 
 
-#: What an update may hold, at most; as for runs, but each later event of the workspace repeats the metadata.
-MAX_TAGS, MAX_TAG_LENGTH, MAX_METADATA = 10, 128, 16 * 1024
+#: Bytes of JSON: less than for runs, because each later event of the workspace repeats them.
+MAX_METADATA = 16 * 1024
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +202,8 @@ def update(state: WorkspaceState, changes: Changes) -> Draft | None:
     data: dict[str, Any] = {}
     tags = tuple(sorted(({*state.tags} - {*changes.untag}) | {*changes.tag}))
     if tags != state.tags:
-        data["tags"] = _checked_tags(tags)
+        check_tags(tags, of="a workspace", hint="remove some")
+        data["tags"] = tags
     metadata = {key: value for key, value in {**state.metadata, **changes.metadata}.items() if value is not None}
     if metadata != state.metadata:
         data["metadata"] = _checked_metadata(metadata)
@@ -220,12 +222,6 @@ _TOLD = {"tags", "metadata", "sandbox"}
 def needs_stop(state: WorkspaceState, sandbox: dict[str, str]) -> bool:
     """Whether having this sandbox would change what the workspace's container is."""
     return any(getattr(state, name) != sandbox[name] for name in ("sandbox", "fingerprint", "mount_path"))
-
-
-def _checked_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    if len(tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in tags):
-        raise TooLarge(f"a workspace has at most {MAX_TAGS} tags of {MAX_TAG_LENGTH} characters", hint="remove some")
-    return tags
 
 
 def _checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:

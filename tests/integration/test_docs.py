@@ -21,7 +21,7 @@ from bus.services import secrets
 from cli import secret
 from cli.main import helmr as command_line
 from cli.options import Command, Flags
-from helmr import declarations, durations, events, indexing, logger, metadata, project, streams, tasks
+from helmr import declarations, durations, events, indexing, logger, metadata, project, streams, tags, tasks
 from helmr.guest import failures, journal, outbox, runner
 from helmr.reducers import queue as queue_rules
 from helmr.reducers import run as run_rules
@@ -162,8 +162,8 @@ ROWS: list[tuple[str, str, float]] = [
     ("payload, output", "16 MiB", runner.OUTPUT_LIMIT / MIB),
     ("metadata of a run", "256 KiB", metadata.LIMIT / KIB),
     ("metadata of a run", "256 KiB", starts.MAX_METADATA / KIB),
-    ("tags", "10,", starts.MAX_TAGS),
-    ("tags", "128 characters", starts.MAX_TAG_LENGTH),
+    ("tags", "10,", tags.MAX_TAGS),
+    ("tags", "128 characters", tags.MAX_TAG_LENGTH),
     ("limit of a queue", "1,000", declarations.MAX_CONCURRENCY),
     ("limit of a queue", "1,000", queue_rules.MAX_HOLDERS),
     ("runs that wait in a lane", "16,", lane_loads.MIN_BACKLOG),
