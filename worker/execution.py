@@ -155,7 +155,6 @@ class Execution:
                 await self._pump.close()
                 writer.cancel()
                 if isinstance(self._ending.reason, Fenced):
-                    await self._pump.give_up()
                     pump.cancel()
 
     async def _lead(self) -> None:

@@ -34,7 +34,7 @@ _PENDING = 1024 * 1024
 LIMIT = 64 * 1024**2
 _TIMEOUT = 5.0
 _RETRY_DELAY = 0.25
-#: Seconds that are taken for what was under way when the lease was lost.
+#: Seconds that are taken for what is under way when the writer is cancelled.
 _SETTLE = 5.0
 
 
@@ -191,20 +191,30 @@ class LogPump:
         self._closing = True
         self._changed.set()
 
-    async def give_up(self) -> None:
-        """Let go of what has not left yet; what has left is stored, so that the log has no gap wherever it ends.
+    async def run(self) -> None:
+        """Publish until :meth:`close`, retrying for as long as it takes.
 
-        A chunk can be lost while those after it are stored. When the server does not answer for long it remains like that.
+        Cancelled, as when the lease is lost, it lets go of what has not left yet, and stores what has.
         """
-        self._queue.clear()
+        try:
+            await self._run()
+        except asyncio.CancelledError:
+            await self._settle()
+            raise
+
+    async def _settle(self) -> None:
+        """Store what is under way, so that the log has no gap wherever it ends: a chunk can be lost, and those after it not.
+
+        When the server does not answer for long it remains like that.
+        """
         try:
             async with asyncio.timeout(_SETTLE):
-                await self.drain()
+                for chunk in [*self._open][: self._in_flight]:
+                    await self._publish(chunk) or await self._publish_again(chunk)
         except TimeoutError:
-            log.info("the log of %s may have a gap where our lease was lost", self._run_id)
+            log.info("the log of %s may have a gap where its writer was stopped", self._run_id)
 
-    async def run(self) -> None:
-        """Publish until :meth:`close`, retrying for as long as it takes."""
+    async def _run(self) -> None:
         flying: deque[tuple[_Chunk, asyncio.Task[int]]] = deque()
         async with asyncio.TaskGroup() as publishes:
             while self._queue or flying or not self._closing:
@@ -224,11 +234,15 @@ class LogPump:
         lost = not await flying[0][1]
         for _ in range(len(flying) if lost else 1):
             chunk, task = flying.popleft()
-            stored = await task
-            while not stored:
-                await asyncio.sleep(_RETRY_DELAY)  # the server is away
-                stored = await self._publish(chunk)
-            self._landed(chunk, stored)
+            self._landed(chunk, await task or await self._publish_again(chunk))
+
+    async def _publish_again(self, chunk: _Chunk) -> int:
+        """Publish a chunk until it is known where LOGS has it; not at once: the server is away, or was."""
+        stored = 0
+        while not stored:
+            await asyncio.sleep(_RETRY_DELAY)
+            stored = await self._publish(chunk)
+        return stored
 
     async def _publish(self, chunk: _Chunk) -> int:
         """Where LOGS has the chunk; 0: that it does is not known. Its message id makes a repeat harmless."""
