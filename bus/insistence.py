@@ -30,7 +30,7 @@ async def insist(ask: Callable[[], Awaitable[None]], *, patience: float = PATIEN
     while True:
         try:
             return await ask()
-        except (Unavailable, nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError) as error:
+        except (Unavailable, nats.errors.Error, nats.js.errors.Error, TimeoutError, ConnectionError) as error:
             if loop.time() > deadline:
                 raise _given_up(error, patience) from error
             log.log(logging.DEBUG if said else logging.WARNING, "NATS: %s; asking again for %.0f s", error, patience)

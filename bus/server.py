@@ -145,17 +145,28 @@ class EmbeddedServer:
 
     async def _respawn(self) -> None:
         """Start the server; what kills it while it reads its store may have been as passing as what killed it before."""
-        for delay in (_RESTART_DELAY * 2**n for n in range(_RESTARTS - 1)):
+        delay = _RESTART_DELAY
+        for left in reversed(range(_RESTARTS)):
             try:
                 await self._spawn()
             except Unavailable as error:
                 if self._stopping.is_set():
                     return
+                if not left:
+                    raise
                 log.warning("%s; starting it again in %.1f s", error, delay)
-                await asyncio.sleep(delay)
             else:
                 return
-        await self._spawn()
+            if await self._stops_within(delay):
+                return
+            delay *= 2
+
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._stopping.wait()
+        except TimeoutError:
+            return False
 
     async def stop(self) -> None:
         """Stop the server and give up the lock. Stopping twice is fine."""

@@ -56,3 +56,24 @@ async def test_it_is_given_up_when_it_never_gets_as_far_as_answering(
     with pytest.raises(Unavailable, match=r"(?s)ended with 7.*no room"):
         async with asyncio.timeout(30):
             await nats_server.supervise()
+
+
+async def test_it_stays_stopped_when_it_is_stopped_between_two_starts(
+    nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "nats-server"
+    broken.write_text("#!/bin/sh\nexit 7\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(module, "find_binary", lambda: broken)
+    monkeypatch.setattr(module, "_RESTART_DELAY", 3600.0)
+    pid = nats_server.pid
+    assert pid is not None
+    keeping = asyncio.create_task(nats_server.supervise())
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while "starting it again in" not in caplog.text:  # noqa: ASYNC110  # a line in the log is all there is
+            await asyncio.sleep(0.01)
+        last = nats_server.pid
+        await nats_server.stop()
+        await keeping
+    assert nats_server.pid == last
