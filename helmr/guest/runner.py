@@ -85,6 +85,7 @@ def main(task: dict[str, Any], sock: socket.socket) -> int:
         _leave_if_forked(own, None)
         _flush()
         outbox.send_result(output, text)
+    os.sched_yield()
     return code
 
 
