@@ -29,12 +29,16 @@ _CHATTER = f"for i in $(seq {_LINES}); do echo line $i; sleep 0.02; done"
 
 
 async def first_byte(client: AsyncClient, workspace: str) -> float:
-    """Milliseconds until a program's first byte is here."""
+    """Milliseconds until a program's first byte is here; returns when the program has ended, as ``docker exec`` does."""
     began = time.monotonic()
     opened = await client.workspaces.execs.open(workspace, ["echo", "x"], input=False)
     async with opened as process:
-        await anext(aiter(process))
-        return (time.monotonic() - began) * 1e3
+        said = aiter(process)
+        await anext(said)
+        taken = (time.monotonic() - began) * 1e3
+        async for _ in said:
+            pass
+        return taken
 
 
 async def echoes(client: AsyncClient, workspace: str, tries: int) -> list[float]:

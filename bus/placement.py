@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from bus.log import WORKSPACE, Log
@@ -13,6 +15,13 @@ from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 
 
+class Place(NamedTuple):
+    """The worker for a workspace, and how that is."""
+
+    worker: str
+    workspace: WorkspaceState
+
+
 class Placement:
     """Chooses workers by what the log and their presence say."""
 
@@ -20,7 +29,7 @@ class Placement:
         self._log = log
         self._presence = presence
 
-    async def worker_for(self, scope: Scope, workspace_id: str) -> str:
+    async def find(self, scope: Scope, workspace_id: str) -> Place:
         """The worker to bring the workspace to life, or that has it.
 
         Raises:
@@ -33,13 +42,14 @@ class Placement:
             raise Conflict(f"workspace {state.id} is deleted")
         live = state.materialization
         if live is not None and not await self._presence.confirm_gone(live.worker):
-            return live.worker
+            return Place(live.worker, state)
         if state.host is not None and not self._fit(state):
             state = await self._unbind(scope, state)
         fit = self._fit(state)
         if not fit:
             raise _nobody(state)
-        return min(fit, key=lambda info: (bool(info.obstacle), info.running / info.slots, info.id)).id
+        best = min(fit, key=lambda info: (bool(info.obstacle), info.running / info.slots, info.id))
+        return Place(best.id, state)
 
     def _fit(self, state: WorkspaceState) -> list[WorkerInfo]:
         """Who may have a workspace that is live nowhere: who is at its files, else who has the walls it has lived between."""

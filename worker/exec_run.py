@@ -13,11 +13,11 @@ from nats.aio.msg import Msg
 
 from bus.declared import find_sandbox
 from bus.deployments import Deployments
-from bus.log import EXEC, WORKSPACE, Log, Position
+from bus.log import EXEC, Log
 from bus.services.execs import ExecOrder
 from helmr import exec_frames
 from helmr.errors import Conflict, HelmrError, Unavailable
-from helmr.events import Draft, ExecEvent, ExecState
+from helmr.events import Draft, ExecState
 from helmr.exec_frames import Ack, Attach, Data, End, Leave, Resize, Signal
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
@@ -56,6 +56,7 @@ class ExecRun:
         self._deployments = deployments
         self._machines = machines
         self._order = order
+        self._known = order.known  #: where it was in the log when we last knew
         self._worker_id = worker_id
         self._buffer = InputBuffer()
         self._output = ExecOutput(event_log, self.scope, order.id, kept=order.kept)
@@ -153,7 +154,7 @@ class ExecRun:
             minding.cancel()
             self._output.close()
         await pumping
-        await self._log.transact(EXEC, self.scope, self.id, decide)
+        await self._log.transact(EXEC, self.scope, self.id, decide, known=self._known)
 
     async def _attempt(self) -> Any:
         """Execute; returns the rule that says how it ended."""
@@ -179,14 +180,13 @@ class ExecRun:
         return facts | {"oom": exited.oom, "reason": reason, **self._output.totals}
 
     async def _execute(self) -> Exited:
-        needs, known = await asyncio.gather(self._needs(), self._log.last(EXEC, self.scope, self.id))
-        use = self._machines.use(self.scope, self._order.workspace, needs)
+        use = self._machines.use(self.scope, self._order.workspace, await self._needs())
         machine = await unless(self._ending, use.__aenter__())
         if machine is None:
             raise _Withdrawn
         try:
             # Only whoever appends this may start it: it is not executed twice, whoever asks how often.
-            await self._claim(known)
+            await self._claim()
             if self._ending.is_set():
                 raise _Withdrawn
             process = await machine.start(self._spec())
@@ -201,21 +201,20 @@ class ExecRun:
             await use.__aexit__(None, None, None)
         return exited
 
-    async def _claim(self, known: Position[ExecEvent]) -> None:
+    async def _claim(self) -> None:
         def start(state: ExecState) -> Draft:
             return rules.start(state, worker=self._worker_id)
 
         try:
-            await self._log.transact(EXEC, self.scope, self.id, start, known=known)
+            self._known = await self._log.transact(EXEC, self.scope, self.id, start, known=self._known)
         except Conflict as error:
             raise _Settled from error
 
     async def _needs(self) -> Needs:
-        state = (await self._log.present(WORKSPACE, self.scope, self._order.workspace)).state
-        deployment = await self._deployments.load(self.scope, state.deployment_id)
+        deployment = await self._deployments.load(self.scope, self._order.deployment)
         return Needs(
             deployment,
-            find_sandbox(deployment, state.sandbox),
+            find_sandbox(deployment, self._order.sandbox),
             lambda message: log.info("exec %s: %s", self.id, message),
         )
 

@@ -21,7 +21,7 @@ from bus.services.endpoint import Endpoint
 from bus.stored import Superseded, get_message
 from helmr import errors, events, exec_frames, ids, subjects
 from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable, UsageError
-from helmr.events import ExecEvent, ExecState
+from helmr.events import ExecEvent, ExecState, WorkspaceState
 from helmr.models import Exec, ExecChunk, exec_record
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
@@ -60,10 +60,13 @@ class ExecSpec(msgspec.Struct, kw_only=True):
 
 
 class ExecOrder(ExecSpec, kw_only=True):
-    """What control asks of a worker."""
+    """What control asks of a worker, with what it has read for that: the sandbox of the workspace, and the exec in the log."""
 
     project: str
     environment: str
+    deployment: str
+    sandbox: str
+    known: Position[ExecEvent]
 
 
 class ExecRef(msgspec.Struct, kw_only=True):
@@ -130,19 +133,19 @@ class Execs:
         """
         _check(request)
         asked = {**msgspec.to_builtins(request), "client": None}
-        existing, worker = await asyncio.gather(
+        existing, place = await asyncio.gather(
             self.log.last(EXEC, scope, request.id),
-            self.placement.worker_for(scope, request.workspace),
+            self.placement.find(scope, request.workspace),
             return_exceptions=True,
         )
         if isinstance(existing, BaseException):
             raise existing
         if existing.event is None:
-            if isinstance(worker, BaseException):  # which is of no interest if the exec is there
-                raise worker
+            if isinstance(place, BaseException):  # which is of no interest if the exec is there, and has begun
+                raise place
             draft = rules.create(
                 workspace_id=request.workspace,
-                worker=worker,
+                worker=place.worker,
                 argv=request.argv or _described(request.transfer or {}),
                 cwd=request.cwd,
                 terminal=request.rows is not None,
@@ -157,14 +160,22 @@ class Execs:
         if state.fingerprint != rules.fingerprint(asked):
             raise Conflict(f"{request.id} is an exec already, and another one", hint="use another idempotency key")
         if state.status == "starting":
-            state = await self._order(scope, request, state)
+            if isinstance(place, BaseException):
+                raise place
+            state = await self._order(scope, request, existing, place.workspace)
         return exec_record(*scope, state)
 
-    async def _order(self, scope: Scope, request: ExecSpec, state: ExecState) -> ExecState:
+    async def _order(
+        self, scope: Scope, request: ExecSpec, known: Position[ExecEvent], workspace: WorkspaceState
+    ) -> ExecState:
         """Have the worker begin; it knows what it began already."""
+        state: ExecState = known.state
         order = ExecOrder(
             project=scope.project,
             environment=scope.environment,
+            deployment=workspace.deployment_id,
+            sandbox=workspace.sandbox,
+            known=known,
             **{name: getattr(request, name) for name in request.__struct_fields__},
         )
         try:
