@@ -1,4 +1,4 @@
-"""One exec on its worker: bring the workspace to life, start the process once, pass on what goes in and out, say the end."""
+"""One exec on its worker: create it, bring the workspace to life, start the process, pass on what goes in and out."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from nats.aio.msg import Msg
 
 from bus.declared import find_sandbox
 from bus.deployments import Deployments
-from bus.log import EXEC, Log
+from bus.log import EXEC, Log, Position
 from bus.services.execs import ExecOrder
 from helmr import exec_frames
 from helmr.errors import Conflict, HelmrError, Unavailable
-from helmr.events import Draft, ExecState
+from helmr.events import Draft, ExecEvent, ExecState
 from helmr.exec_frames import Ack, Attach, Data, End, Leave, Resize, Signal
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
 from worker.captures import Occasion
 from worker.claims import Misplaced
-from worker.engine import Exited, Output, Process, ProcessSpec, Terminal
+from worker.engine import Exited, Machine, Output, Process, ProcessSpec, Terminal
 from worker.exec_client import ExecClient, InputBuffer
 from worker.exec_output import ExecOutput
+from worker.hot import discard
 from worker.machine_maker import Needs
 from worker.machines import Machines
-from worker.unless import unless
+from worker.run_journal import STALE
+from worker.unless import cancel_and_wait, unless
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class _Withdrawn(Exception):
 
 
 class _Settled(Exception):
-    """The log says that it has been started, or has ended: it is not ours to execute."""
+    """The exec was given up for lost before it had begun, or just then."""
 
 
 class ExecRun:
@@ -56,7 +58,10 @@ class ExecRun:
         self._deployments = deployments
         self._machines = machines
         self._order = order
-        self._known = order.known  #: where it was in the log when we last knew
+        self._created_at = 0.0
+        self._position: Position[ExecEvent] = Position(0, None)  #: of what we have appended last
+        #: How it is once it is ours to execute; or why it is not.
+        self.created: asyncio.Future[ExecState] = asyncio.get_running_loop().create_future()
         self._worker_id = worker_id
         self._buffer = InputBuffer()
         self._output = ExecOutput(event_log, self.scope, order.id, kept=order.kept)
@@ -145,7 +150,9 @@ class ExecRun:
     # What it does
 
     async def run(self) -> None:
-        """See it to its end, and say how it ended."""
+        """Create it, see it to its end, and say how it ended."""
+        if not await self._create():
+            return
         minding = asyncio.create_task(self._client.run())
         pumping = asyncio.create_task(self._output.run())
         try:
@@ -154,7 +161,18 @@ class ExecRun:
             minding.cancel()
             self._output.close()
         await pumping
-        await self._log.transact(EXEC, self.scope, self.id, decide, known=self._known)
+        await self._log.transact(EXEC, self.scope, self.id, decide, known=self._position)
+
+    async def _create(self) -> bool:
+        """Append its first event. Only whoever has done that may start it: it is not executed twice, whoever asks how often."""
+        try:
+            self._position = await self._log.append(EXEC, self.scope, self.id, self._position, self._order.created)
+        except HelmrError as error:
+            self.created.set_exception(error)
+            return False
+        self._created_at = asyncio.get_running_loop().time()
+        self.created.set_result(self._position.state)
+        return True
 
     async def _attempt(self) -> Any:
         """Execute; returns the rule that says how it ended."""
@@ -185,12 +203,9 @@ class ExecRun:
         if machine is None:
             raise _Withdrawn
         try:
-            # Only whoever appends this may start it: it is not executed twice, whoever asks how often.
-            await self._claim()
             if self._ending.is_set():
                 raise _Withdrawn
-            process = await machine.start(self._spec())
-            exited = await self._converse(process)
+            exited = await self._converse(await self._start(machine))
             if exited.cause != "lost":
                 occasion = Occasion(f"the end of {self.id}")
                 self._problem = await self._machines.capture(self.scope, self._order.workspace, occasion)
@@ -201,12 +216,33 @@ class ExecRun:
             await use.__aexit__(None, None, None)
         return exited
 
-    async def _claim(self) -> None:
+    async def _start(self, machine: Machine) -> Process:
+        """Start the process, and say so; before that, if bringing the workspace to life has taken a while.
+
+        It may have been given up for lost meanwhile: then nothing of it may begin, or go on.
+        """
+        fresh = asyncio.get_running_loop().time() - self._created_at <= STALE
+        saying = asyncio.create_task(self._say_started())
+        try:
+            if not fresh:
+                await saying
+            process = await machine.start(self._spec())
+        except BaseException:
+            await cancel_and_wait(saying)
+            raise
+        try:
+            await saying
+        except BaseException:
+            await asyncio.shield(discard(process))
+            raise
+        return process
+
+    async def _say_started(self) -> None:
         def start(state: ExecState) -> Draft:
             return rules.start(state, worker=self._worker_id)
 
         try:
-            self._known = await self._log.transact(EXEC, self.scope, self.id, start, known=self._known)
+            self._position = await self._log.transact(EXEC, self.scope, self.id, start, known=self._position)
         except Conflict as error:
             raise _Settled from error
 

@@ -13,6 +13,7 @@ from bus.log import EXEC, Log
 from bus.services.execs import ExecOrder, KillRequest
 from helmr import subjects
 from helmr.errors import NotFound, Unavailable
+from helmr.events import ExecState
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
 from worker.exec_run import HURRY, ExecRun
@@ -43,14 +44,18 @@ class Execs:
     def __len__(self) -> int:
         return len(self._runs)
 
-    async def accept(self, order: ExecOrder) -> None:
-        """Begin an exec; one that has begun is left alone.
+    async def accept(self, order: ExecOrder) -> ExecState:
+        """Begin an exec, and say how it was created; one that has begun is left alone.
 
         Raises:
+            Conflict: somebody else has created it.
             Unavailable: the worker takes nothing any more, or NATS is away.
         """
-        if order.id in self._runs:
-            return
+        if order.id not in self._runs:
+            await self._begin(order)
+        return await asyncio.shield(self._runs[order.id].created)
+
+    async def _begin(self, order: ExecOrder) -> None:
         if self._closed:
             raise Unavailable(f"worker {self._worker_id} is stopping", hint="try again")
         run = self._runs[order.id] = ExecRun(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Any
 
 import msgspec
 from nats.aio.client import Client as Nats
@@ -72,11 +73,11 @@ class Orders:
         await _answer(msg, self._execs.kill(msgspec.json.decode(msg.data, type=KillRequest)))
 
 
-async def _answer(msg: Msg, work: Awaitable[None]) -> None:
-    """Do what was ordered, and say that it is done, or why not."""
+async def _answer(msg: Msg, work: Awaitable[Any]) -> None:
+    """Do what was ordered, and say what came of it, or why nothing did."""
     try:
-        await work
+        result = await work
     except HelmrError as error:
         await msg.respond(msgspec.json.encode({"error": error.to_dict()}))
     else:
-        await msg.respond(b"{}")
+        await msg.respond(msgspec.json.encode({"result": result}))

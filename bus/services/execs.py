@@ -1,7 +1,8 @@
 """Execs: programs that people run in workspaces. Control decides where, and the rest is between client and worker.
 
-The client chooses the id, so that it can listen before there is anything to hear; asking twice with the same id starts nothing
-twice. What became of an exec whose worker is gone is settled when somebody asks about it.
+The client chooses the id, so that it can listen before there is anything to hear. Asking twice with the same id starts nothing
+twice: an exec begins with its first event, and only the worker that has appended that may execute it. What became of an exec
+whose worker is gone is settled when somebody asks about it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import nats.errors
 from bus import topology
 from bus.exec_output import read_output
 from bus.log import EXEC, Log, Position
-from bus.placement import Placement
+from bus.placement import Place, Placement
 from bus.presence import Presence
 from bus.services.endpoint import Endpoint
 from bus.stored import Superseded, get_message
 from helmr import errors, events, exec_frames, ids, subjects
-from helmr.errors import Conflict, HelmrError, NotFound, TooLarge, Unavailable, UsageError
-from helmr.events import ExecEvent, ExecState, WorkspaceState
+from helmr.errors import Conflict, NotFound, TooLarge, Unavailable, UsageError
+from helmr.events import Draft, ExecEvent, ExecState
 from helmr.models import Exec, ExecChunk, exec_record
 from helmr.reducers import exec as rules
 from helmr.subjects import Scope
@@ -60,13 +61,16 @@ class ExecSpec(msgspec.Struct, kw_only=True):
 
 
 class ExecOrder(ExecSpec, kw_only=True):
-    """What control asks of a worker, with what it has read for that: the sandbox of the workspace, and the exec in the log."""
+    """What control asks of a worker: to append ``created``, and execute what that says.
+
+    ``deployment`` and ``sandbox`` are those of the workspace, which control has just read.
+    """
 
     project: str
     environment: str
     deployment: str
     sandbox: str
-    known: Position[ExecEvent]
+    created: Draft
 
 
 class ExecRef(msgspec.Struct, kw_only=True):
@@ -140,53 +144,50 @@ class Execs:
         )
         if isinstance(existing, BaseException):
             raise existing
-        if existing.event is None:
-            if isinstance(place, BaseException):  # which is of no interest if the exec is there, and has begun
+        state: ExecState | None = existing.state
+        if state is None:
+            if isinstance(place, BaseException):  # which is of no interest if the exec is there
                 raise place
-            draft = rules.create(
-                workspace_id=request.workspace,
-                worker=place.worker,
-                argv=request.argv or _described(request.transfer or {}),
-                cwd=request.cwd,
-                terminal=request.rows is not None,
-                kept=request.kept,
-                asked=asked,
-            )
-            try:
-                existing = await self.log.append(EXEC, scope, request.id, Position(0, None), draft)
-            except Superseded:
-                existing = await self.log.last(EXEC, scope, request.id)
-        state: ExecState = existing.state
+            state = await self._order(scope, request, place, asked)
         if state.fingerprint != rules.fingerprint(asked):
             raise Conflict(f"{request.id} is an exec already, and another one", hint="use another idempotency key")
-        if state.status == "starting":
-            if isinstance(place, BaseException):
-                raise place
-            state = await self._order(scope, request, existing, place.workspace)
         return exec_record(*scope, state)
 
-    async def _order(
-        self, scope: Scope, request: ExecSpec, known: Position[ExecEvent], workspace: WorkspaceState
-    ) -> ExecState:
-        """Have the worker begin; it knows what it began already."""
-        state: ExecState = known.state
+    async def _order(self, scope: Scope, request: ExecSpec, place: Place, asked: dict[str, Any]) -> ExecState:
+        """Have a worker begin, and say how it is then; or how it is that somebody else has begun meanwhile."""
+        draft = rules.create(
+            workspace_id=request.workspace,
+            worker=place.worker,
+            argv=request.argv or _described(request.transfer or {}),
+            cwd=request.cwd,
+            terminal=request.rows is not None,
+            kept=request.kept,
+            asked=asked,
+        )
         order = ExecOrder(
             project=scope.project,
             environment=scope.environment,
-            deployment=workspace.deployment_id,
-            sandbox=workspace.sandbox,
-            known=known,
+            deployment=place.workspace.deployment_id,
+            sandbox=place.workspace.sandbox,
+            created=draft,
             **{name: getattr(request, name) for name in request.__struct_fields__},
         )
         try:
-            await self._ask(state.worker, "exec", order, _ACCEPT_TIMEOUT)
-        except HelmrError as error:
-            reason = error.message
-            failed = await self.log.transact(EXEC, scope, state.id, lambda s: rules.fail(s, reason=reason))
-            if failed.state.status == "failed":
-                raise
-            return failed.state  # type: ignore[no-any-return]
-        return state
+            return msgspec.convert(await self._ask(place.worker, "exec", order, _ACCEPT_TIMEOUT), ExecState)
+        except Conflict:
+            return (await self.log.present(EXEC, scope, request.id)).state
+        except Unavailable as silence:
+            return await self._bar(scope, request.id, draft, silence)
+
+    async def _bar(self, scope: Scope, exec_id: str, draft: Draft, silence: Unavailable) -> ExecState:
+        """See to it that an order which nobody has answered is not followed any more; if it has been, it has arrived."""
+        try:
+            created = await self.log.append(EXEC, scope, exec_id, Position(0, None), draft)
+        except Superseded:
+            return (await self.log.present(EXEC, scope, exec_id)).state
+        reason = silence.message
+        await self.log.transact(EXEC, scope, exec_id, lambda s: rules.fail(s, reason=reason), known=created)
+        raise silence
 
     async def get(self, scope: Scope, request: ExecRef) -> Exec:
         """One exec; if its worker is gone, that is found out now."""
@@ -260,7 +261,7 @@ class Execs:
         if await self.presence.confirm_gone(state.worker):
             reason = f"its worker {state.worker} was lost"
         elif (events.now() - event.at).total_seconds() > _KNOWN_AFTER and await self._is_unknown(scope, state):
-            reason = f"worker {state.worker} does not know it: its order never arrived"
+            reason = f"worker {state.worker} does not know it (any more)"
         if reason is None:
             return event
         lost = await self.log.transact(EXEC, scope, state.id, lambda s: rules.lose(s, reason=reason))
@@ -284,7 +285,7 @@ class Execs:
             return False
         return True
 
-    async def _ask(self, worker: str, verb: str, body: Any, timeout: float) -> None:  # noqa: ASYNC109
+    async def _ask(self, worker: str, verb: str, body: Any, timeout: float) -> Any:  # noqa: ASYNC109
         try:
             reply = await self.log.nc.request(subjects.worker(worker, verb), msgspec.json.encode(body), timeout=timeout)
         except (TimeoutError, nats.errors.Error) as error:
@@ -292,6 +293,7 @@ class Execs:
         answer = msgspec.json.decode(reply.data)
         if "error" in answer:
             raise errors.from_dict(answer["error"])
+        return answer["result"]
 
 
 def _check(request: ExecSpec) -> None:
