@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -35,6 +36,7 @@ class Orders:
         self._hot = hot
         self._execs = execs
         self._worker_id = worker_id
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def hear_news(self) -> None:
         """Heed from now on what is said about runs."""
@@ -67,7 +69,11 @@ class Orders:
         await self._machines.stop(Scope(order.project, order.environment), order.id, "stopped on request")
 
     async def _on_exec(self, msg: Msg) -> None:
-        await _answer(msg, self._execs.accept(msgspec.json.decode(msg.data, type=ExecOrder)))
+        order = msgspec.json.decode(msg.data, type=ExecOrder)
+        # The next one need not wait until this one is in the log.
+        task = asyncio.create_task(_answer(msg, self._execs.accept(order)))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
 
     async def _on_kill(self, msg: Msg) -> None:
         await _answer(msg, self._execs.kill(msgspec.json.decode(msg.data, type=KillRequest)))

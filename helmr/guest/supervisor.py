@@ -36,7 +36,8 @@ _RESERVE = 24
 #: Seconds that an ending supervisor gives a client to take the last frames.
 _FAREWELL = 1.0
 #: Seconds after an end until spare processes are forked: at once would slow down the one that is starting (measured, back to
-#: back: first byte 2.5 ms with this, 3.7 when forked at the end of the one before, 5 without a spare; with 3 ms between runs 1.0).
+#: back: first byte 2.5 ms with this, 3.7 when forked at the end of the one before, 5 without a spare; with 3 ms between runs
+#: 1.0 ms).
 #: And seconds after a start: what ends before that leaves a shim, which saves a fork, and has had the processors for itself.
 _SPARE_DELAY, _SPARE_DELAY_AFTER_START = 0.001, 0.02
 

@@ -11,9 +11,12 @@ import pytest
 
 from bus import topology
 from bus.log import EXEC
+from bus.services import execs as exec_service
+from bus.services.execs import ExecOrder
 from helmr import ids
 from helmr.client import AsyncClient
-from helmr.errors import Conflict, HelmrError, NotFound
+from helmr.errors import Conflict, HelmrError, NotFound, Unavailable
+from helmr.events import ExecState
 from helmr.models import ExecChunk
 from tests.integration.platform import Platform, until
 from worker import exec_output
@@ -126,6 +129,36 @@ async def test_the_same_key_starts_it_once(helmr: AsyncClient, workspace: str) -
         await helmr.workspaces.execs.start(workspace, ["true"], idempotency_key="k")
 
 
+async def test_asked_for_twice_at_the_same_time_it_is_started_once(helmr: AsyncClient, workspace: str) -> None:
+    script = ["sh", "-c", "echo x >> twice; cat twice"]
+    asked = (helmr.workspaces.execs.start(workspace, script, idempotency_key="twice") for _ in range(4))
+    (found,) = {each.id for each in await asyncio.gather(*asked)}
+    await helmr.workspaces.execs.wait(found, timeout=60)
+    assert b"".join([chunk.data async for chunk in helmr.workspaces.execs.output(found)]) == b"x\n"
+
+
+async def test_an_order_that_was_answered_too_late_is_not_followed(
+    platform: Platform, helmr: AsyncClient, workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execs = platform.workers[0].worker.execs
+    orders: asyncio.Queue[ExecOrder] = asyncio.Queue()
+
+    async def stall(order: ExecOrder) -> ExecState:
+        await orders.put(order)
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(exec_service, "_ACCEPT_TIMEOUT", 0.2)
+    monkeypatch.setattr(execs, "accept", stall)
+    with pytest.raises(Unavailable, match="does not answer"):
+        await helmr.workspaces.exec(workspace, ["touch", "late"])
+    monkeypatch.undo()
+    order = await orders.get()
+    with pytest.raises(Conflict):
+        await execs.accept(order)
+    assert (await helmr.workspaces.execs.get(order.id)).status == "failed"
+    assert (await helmr.workspaces.exec(workspace, ["ls", "late"])).exit_code != 0
+
+
 async def test_leaving_ends_it_and_a_detached_one_goes_on(helmr: AsyncClient, workspace: str) -> None:
     script = ["sh", "-c", "echo begun; sleep 600 & wait"]
     async with await helmr.workspaces.execs.open(workspace, script) as process:
@@ -228,7 +261,7 @@ async def test_execs_are_listed(helmr: AsyncClient, workspace: str) -> None:
     assert found[0].argv == ("echo", "listed")
 
 
-async def test_an_order_that_never_arrived_is_found_out(platform: Platform, helmr: AsyncClient, workspace: str) -> None:
+async def test_a_worker_that_is_stopping_begins_none(platform: Platform, helmr: AsyncClient, workspace: str) -> None:
     worker = platform.workers[0].worker
     worker.execs.refuse()
     try:
