@@ -43,6 +43,20 @@ def json_of(data: bytes, origin: str) -> Any:
         ) from error
 
 
+def metadata_of(text: str | None, *, example: str) -> dict[str, Any] | None:
+    """The object given with ``--metadata-json``; None when none was; ``example`` shows one that makes sense here.
+
+    Raises:
+        UsageError: it is not JSON, or no object.
+    """
+    if text is None:
+        return None
+    metadata = json_of(text.encode(), "--metadata-json")
+    if not isinstance(metadata, dict):
+        raise UsageError("--metadata-json is not an object", hint=f"e.g. '{example}'")
+    return metadata
+
+
 def _read(file: str, option: str) -> bytes:
     if file == "-":
         return sys.stdin.buffer.read()

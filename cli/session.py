@@ -10,7 +10,7 @@ import click
 from cli.follow import LogPrinter, conclude, fail_unless_succeeded, follow, goes_on, still_running
 from cli.options import DURATION, Choice, Flags, Group, ask, flags
 from cli.output import age, compact, json_line, json_value, line, moment, note, show, table, working
-from cli.payload import json_of, payload_of
+from cli.payload import metadata_of, payload_of
 from cli.references import SESSION, TASK, WORKSPACE
 from cli.session_streams import input_, output
 from cli.workspace_cp import bring, uploads_of
@@ -78,9 +78,7 @@ def start(
     if timeout is not None and not (wait or following):
         raise UsageError("--timeout is for --wait and --follow", hint="--ttl and --max-duration limit the run itself")
     options["payload"] = payload_of(pairs, payload_json, payload_file)
-    metadata = json_of(metadata_json.encode(), "--metadata-json") if metadata_json else None
-    if metadata is not None and not isinstance(metadata, dict):
-        raise UsageError("--metadata-json is not an object", hint='e.g. \'{"phase": "planning"}\'')
+    metadata = metadata_of(metadata_json, example='{"phase": "planning"}')
     given = flags()
     uploading = uploads_of(uploads)
     if uploading and options["external_id"] and not options["workspace"]:

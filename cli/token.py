@@ -8,9 +8,8 @@ import click
 
 from cli.options import DURATION, Choice, Group, ask, flags
 from cli.output import age, compact, json_value, line, moment, note, show, table, to_json
-from cli.payload import json_of, payload_of
+from cli.payload import metadata_of, payload_of
 from cli.references import RUN, SESSION, TOKEN
-from helmr.errors import UsageError
 from helmr.models import Token
 
 _STATUSES = ["pending", "completed", "cancelled", "expired"]
@@ -32,9 +31,7 @@ def create(timeout: float, tags: tuple[str, ...], metadata_json: str | None) -> 
 
     The secret is shown this once. A task waits for the token with tokens.get(id).wait().
     """
-    metadata = json_of(metadata_json.encode(), "--metadata-json") if metadata_json else {}
-    if not isinstance(metadata, dict):
-        raise UsageError("--metadata-json is not an object", hint='e.g. \'{"for": "ada"}\'')
+    metadata = metadata_of(metadata_json, example='{"for": "ada"}')
     made = ask(lambda client: client.tokens.create(timeout=timeout, tags=tags, metadata=metadata))
     if flags().json:
         json_value(made)

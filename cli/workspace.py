@@ -8,7 +8,7 @@ import click
 
 from cli.options import Group, ask, flags
 from cli.output import age, compact, json_value, line, moment, note, show, size, table, working
-from cli.payload import json_of
+from cli.payload import metadata_of
 from cli.references import SANDBOX, TASK, WORKSPACE
 from cli.workspace_cp import cp
 from cli.workspace_exec import exec_, shell
@@ -16,6 +16,8 @@ from cli.workspace_files import files, version_option
 from cli.workspace_pty import pty
 from helmr.errors import Conflict, UsageError
 from helmr.models import Workspace
+
+_METADATA = '{"owner": "ada"}'
 
 
 @click.group(cls=Group)
@@ -41,15 +43,18 @@ def list_(tag: str | None, limit: int) -> None:
 @workspace.command()
 @click.option("--task", type=TASK, help="Make it from the sandbox of this task.")
 @click.option("--sandbox", type=SANDBOX, help="Make it from this sandbox.")
-def create(task: str | None, sandbox: str | None) -> None:
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Can be given several times.")
+@click.option("--metadata-json", metavar="JSON", help="What else to say of it: an object.")
+def create(*, metadata_json: str | None, **given: Any) -> None:
     """Make a new, empty workspace, and print its id.
 
     \b
     Examples:
-        helmr workspace create --task fix
+        helmr workspace create --task fix --tag customer-7 --metadata-json '{"owner": "ada"}'
         helmr workspace cp . $(helmr workspace create --sandbox reviewer):
     """
-    _made(ask(lambda client: client.workspaces.create(task=task, sandbox=sandbox)))
+    metadata = metadata_of(metadata_json, example=_METADATA)
+    _made(ask(lambda client: client.workspaces.create(metadata=metadata, **given)))
 
 
 @workspace.command()
@@ -79,9 +84,7 @@ def update(workspace_id: str, *, metadata_json: str | None, **given: Any) -> Non
         helmr workspace update @last --untag customer-7 --metadata-json '{"owner": null}'
         helmr workspace update @last --task review
     """
-    metadata = json_of(metadata_json.encode(), "--metadata-json") if metadata_json else {}
-    if not isinstance(metadata, dict):
-        raise UsageError("--metadata-json is not an object", hint='e.g. \'{"owner": "ada"}\'')
+    metadata = metadata_of(metadata_json, example=_METADATA)
     if not metadata and not any(given.values()):
         raise UsageError("say what to change", hint="--tag, --untag, --metadata-json, --task or --sandbox")
     with working(f"updating {workspace_id}"):
@@ -159,13 +162,23 @@ def restore(workspace_id: str, version: str) -> None:
 @workspace.command()
 @click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
 @version_option()
-def fork(workspace_id: str, version: str | None) -> None:
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Instead of its tags. Can be given several times.")
+@click.option("--metadata-json", metavar="JSON", help="Instead of its metadata: an object.")
+def fork(workspace_id: str, version: str | None, tags: tuple[str, ...], metadata_json: str | None) -> None:
     """Make a new workspace that begins as a version of this one, and print its id.
 
+    It has the tags and the metadata that this one has now, unless others are given.
+
     \b
+    Examples:
         helmr session start fix --workspace $(helmr workspace fork @last)
+        helmr workspace fork @last --version 3 --tag experiment --metadata-json '{"owner": "ada"}'
     """
-    _made(ask(lambda client: client.workspaces.fork(workspace_id, version=version)))
+    metadata = metadata_of(metadata_json, example=_METADATA)
+    made = ask(
+        lambda client: client.workspaces.fork(workspace_id, version=version, tags=tags or None, metadata=metadata)
+    )
+    _made(made)
 
 
 @workspace.command()

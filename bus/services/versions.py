@@ -9,7 +9,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import zstandard
@@ -70,9 +70,11 @@ class ReadReply(msgspec.Struct, kw_only=True):
 
 
 class ForkRequest(VersionRef, kw_only=True):
-    """A new workspace of a version; a retry repeats ``request_id``."""
+    """A new workspace of a version, with the tags and metadata of its source unless given; a retry repeats ``request_id``."""
 
     request_id: str
+    tags: list[str] | None = None
+    metadata: dict[str, Any] | None = None
 
 
 class CollectRequest(msgspec.Struct, kw_only=True):
@@ -173,12 +175,15 @@ class WorkspaceVersions:
 
         Raises:
             NotFound: no such version, or none at all yet.
+            TooLarge: too many tags, or too much metadata.
         """
         event = await self._captured(scope, request)
+        source = (await self.log.present(WORKSPACE, scope, request.id)).state
+        draft = rules.fork(event, source, tags=request.tags, metadata=request.metadata)
         at_ms = ids.time_ms(request.request_id)
         fork_id = ids.derive("ws", *scope, "fork", request.request_id, at_ms=at_ms)
         with contextlib.suppress(Superseded):  # a retry: it stands already
-            await self.log.append(WORKSPACE, scope, fork_id, Position(0, None), rules.fork(event))
+            await self.log.append(WORKSPACE, scope, fork_id, Position(0, None), draft)
         return await self.workspaces.get(scope, WorkspaceRef(id=fork_id))
 
     async def collect(self, _scope: Scope, request: CollectRequest) -> Collected:

@@ -36,6 +36,8 @@ class CreateRequest(msgspec.Struct, kw_only=True):
     request_id: str
     task: str | None = None
     sandbox: str | None = None
+    tags: list[str] = []
+    metadata: dict[str, Any] = {}
 
 
 class UpdateRequest(WorkspaceRef, kw_only=True):
@@ -79,10 +81,12 @@ class Workspaces:
 
         Raises:
             NotFound: nothing is deployed, or no such task or sandbox.
+            TooLarge: too many tags, or too much metadata.
         """
         if not ids.is_id(request.request_id, "req"):
             raise UsageError(f"{request.request_id[:80]!r} is no request id", hint="use helmr.ids.new('req')")
-        draft = rules.create(**self._sandbox(scope, request.task, request.sandbox))
+        sandbox = self._sandbox(scope, request.task, request.sandbox)
+        draft = rules.create(**sandbox, tags=request.tags, metadata=request.metadata)
         at_ms = ids.time_ms(request.request_id)
         workspace_id = ids.derive("ws", *scope, "create", request.request_id, at_ms=at_ms)
         with contextlib.suppress(Superseded):  # a retry: it stands already

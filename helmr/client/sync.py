@@ -361,9 +361,9 @@ class Workspaces:
         """Run a program to its end; see :meth:`helmr.client.workspaces.Workspaces.exec` for the options."""
         return self._client.call(self._client.aio.workspaces.exec, workspace, argv, **options)
 
-    def create(self, *, task: str | None = None, sandbox: str | None = None) -> Workspace:
-        """A new, empty workspace, made from a sandbox of the current deployment."""
-        return self._client.call(self._client.aio.workspaces.create, task=task, sandbox=sandbox)
+    def create(self, *, task: str | None = None, sandbox: str | None = None, **said: Any) -> Workspace:
+        """A new, empty workspace of a sandbox of the current deployment; with ``tags`` and ``metadata``, if given."""
+        return self._client.call(self._client.aio.workspaces.create, task=task, sandbox=sandbox, **said)
 
     def upload(self, workspace: str | Workspace, source: Path | str, path: str = "", *, ignore: bool = True) -> LeftOut:
         """Copy a local folder, file or link into a workspace; returns what was left out."""
@@ -424,9 +424,9 @@ class Workspaces:
         """What the store of versions holds and no version needs; removed on request."""
         return self._client.call(self._client.aio.workspaces.collect, remove=remove)
 
-    def fork(self, workspace: str | Workspace, *, version: str | None = None) -> Workspace:
-        """A new workspace that begins as a version of this one."""
-        return self._client.call(self._client.aio.workspaces.fork, workspace, version=version)
+    def fork(self, workspace: str | Workspace, *, version: str | None = None, **said: Any) -> Workspace:
+        """A new workspace that begins as a version of this one; with its ``tags`` and ``metadata``, unless given."""
+        return self._client.call(self._client.aio.workspaces.fork, workspace, version=version, **said)
 
 
 class Queues:

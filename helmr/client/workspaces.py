@@ -80,13 +80,24 @@ class Workspaces:
         exit_code_of(ended)
         return ExecResult(exec=ended, stdout=bytes(written["stdout"]), stderr=bytes(written["stderr"]))
 
-    async def create(self, *, task: str | None = None, sandbox: str | None = None) -> Workspace:
+    async def create(
+        self,
+        *,
+        task: str | None = None,
+        sandbox: str | None = None,
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Workspace:
         """A new, empty workspace, made from a sandbox of the current deployment: that of a task, or one by name.
+
+        It has up to 10 ``tags`` of 128 characters, and ``metadata`` of up to 16 KiB of JSON.
 
         Raises:
             NotFound: nothing is deployed, or no such task or sandbox.
+            TooLarge: too many tags, or too much metadata.
         """
-        body = {"task": task, "sandbox": sandbox, "request_id": ids.new("req")}
+        body: dict[str, Any] = {"task": task, "sandbox": sandbox, "request_id": ids.new("req")}
+        body |= {"tags": [*tags], "metadata": dict(metadata or {})}
         return await self._client.wire.call("workspace", "create", body, Workspace)
 
     async def upload(
@@ -229,13 +240,25 @@ class Workspaces:
         body = {"id": await self._id(workspace), "version": version}
         return await self._client.wire.call("workspace", "restore", body, Workspace, timeout=_STOP_TIMEOUT)
 
-    async def fork(self, workspace: str | Workspace, *, version: str | None = None) -> Workspace:
+    async def fork(
+        self,
+        workspace: str | Workspace,
+        *,
+        version: str | None = None,
+        tags: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Workspace:
         """A new workspace that begins as a version of this one; default: the latest.
+
+        It has the tags of this one, as they are now, or those that are given instead, and likewise the metadata. To begin
+        without, give ``()`` and ``{}``.
 
         Raises:
             NotFound: no such version, or none yet.
+            TooLarge: too many tags, or too much metadata.
         """
-        body = {"id": await self._id(workspace), "version": version, "request_id": ids.new("req")}
+        body: dict[str, Any] = {"id": await self._id(workspace), "version": version, "request_id": ids.new("req")}
+        body |= {"tags": None if tags is None else [*tags], "metadata": None if metadata is None else dict(metadata)}
         return await self._call("fork", body, Workspace)
 
     async def delete(self, workspace: str | Workspace) -> Workspace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -101,10 +101,23 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: dict[str, str] | None = None
 
 
-def create(*, sandbox: str, fingerprint: str, deployment_id: str, mount_path: str) -> Draft:
-    """A new, empty workspace of a sandbox."""
+def create(
+    *,
+    sandbox: str,
+    fingerprint: str,
+    deployment_id: str,
+    mount_path: str,
+    tags: Iterable[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+) -> Draft:
+    """A new, empty workspace of a sandbox.
+
+    Raises:
+        TooLarge: too many tags, or too much metadata.
+    """
     data = {"sandbox": sandbox, "fingerprint": fingerprint, "deployment_id": deployment_id, "mount_path": mount_path}
-    return Draft(kind="created", data=data, message=f"created from sandbox {sandbox}")
+    said = _said(tags, metadata or {})
+    return Draft(kind="created", data=data | said, message=f"created from sandbox {sandbox}")
 
 
 def materialize(
@@ -199,14 +212,8 @@ def update(state: WorkspaceState, changes: Changes) -> Draft | None:
         Conflict: it would change its sandbox while it is live.
         TooLarge: too many tags, or too much metadata.
     """
-    data: dict[str, Any] = {}
-    tags = tuple(sorted(({*state.tags} - {*changes.untag}) | {*changes.tag}))
-    if tags != state.tags:
-        check_tags(tags, of="a workspace", hint="remove some")
-        data["tags"] = tags
-    metadata = {key: value for key, value in {**state.metadata, **changes.metadata}.items() if value is not None}
-    if metadata != state.metadata:
-        data["metadata"] = _checked_metadata(metadata)
+    said = _said(({*state.tags} - {*changes.untag}) | {*changes.tag}, {**state.metadata, **changes.metadata})
+    data = {name: value for name, value in said.items() if value != getattr(state, name)}
     if changes.sandbox is not None and needs_stop(state, changes.sandbox):
         if state.materialization is not None:
             raise Conflict(f"workspace {state.id} is live on {state.materialization.worker}", hint="stop it first")
@@ -224,14 +231,18 @@ def needs_stop(state: WorkspaceState, sandbox: dict[str, str]) -> bool:
     return any(getattr(state, name) != sandbox[name] for name in ("sandbox", "fingerprint", "mount_path"))
 
 
-def _checked_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    size = len(msgspec.json.encode(metadata))
+def _said(tags: Iterable[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags and metadata as a workspace has them: each tag once, no entry that is None, and within the limits."""
+    distinct = tuple(sorted({*tags}))
+    check_tags(distinct, of="a workspace", hint="leave some out")
+    entries = {key: value for key, value in metadata.items() if value is not None}
+    size = len(msgspec.json.encode(entries))
     if size > MAX_METADATA:
         raise TooLarge(
             f"the metadata would be {size} bytes of JSON; a workspace has at most {MAX_METADATA}",
             hint="keep the rest in a file of it",
         )
-    return metadata
+    return {"tags": distinct, "metadata": entries}
 
 
 def delete(state: WorkspaceState) -> Draft | None:
@@ -247,9 +258,23 @@ def delete(state: WorkspaceState) -> Draft | None:
     return Draft(kind="deleted", data={"host": state.host}, message="deleted")
 
 
-def fork(captured: WorkspaceEvent) -> Draft:
-    """A new workspace that begins as the version which this event made."""
+def fork(
+    captured: WorkspaceEvent,
+    source: WorkspaceState,
+    *,
+    tags: Iterable[str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Draft:
+    """A new workspace that begins as the version which this event made.
+
+    Of ``source``, as it is now, it takes the tags unless others are given, and likewise the metadata: they say whose it is,
+    which was so before and after that version.
+
+    Raises:
+        TooLarge: too many tags, or too much metadata.
+    """
     state, data = captured.state, captured.data
+    said = _said(source.tags if tags is None else tags, source.metadata if metadata is None else metadata)
     body = {
         "sandbox": state.sandbox,
         "fingerprint": state.fingerprint,
@@ -261,7 +286,9 @@ def fork(captured: WorkspaceEvent) -> Draft:
         "versions": 1,
     }
     version = {key: data[key] for key in ("version", "manifest", "files", "bytes") if key in data}
-    return Draft(kind="created", data=body | version, message=f"forked from {state.id}, version {data['version']}")
+    return Draft(
+        kind="created", data=body | version | said, message=f"forked from {state.id}, version {data['version']}"
+    )
 
 
 def stop(state: WorkspaceState, *, worker: str, reason: str) -> Draft | None:

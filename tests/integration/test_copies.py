@@ -101,7 +101,10 @@ async def test_on_the_command_line(platform: Platform, helmr: AsyncClient, tree:
     words = ("session", "start", "names", "--upload", ".", "--upload", "sub/tool:bin/", "--wait")
     stdout, stderr, code = await _helmr(platform, helmr, *words, cwd=tree)
     assert (stdout, code) == (b'[".gitignore","bin/tool","sub/link","sub/tool"]\n', 0), stderr
-    workspace = (await helmr.workspaces.create(task="names")).id
+    words = ("workspace", "create", "--task", "names", "--tag", "mine", "--metadata-json", '{"owner": "ada"}')
+    workspace = (await _helmr(platform, helmr, *words, cwd=tree))[0].decode().strip()
+    made = await helmr.workspaces.get(workspace)
+    assert (made.tags, made.metadata) == (("mine",), {"owner": "ada"})
     assert (await _helmr(platform, helmr, "workspace", "cp", "--all", ".", f"{workspace}:all", cwd=tree))[2] == 0
     assert (await _helmr(platform, helmr, "workspace", "cp", f"{workspace}:all/left.log", "back", cwd=tree))[2] == 0
     assert (tree / "back").read_text() == "left"

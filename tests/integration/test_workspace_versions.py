@@ -199,10 +199,13 @@ async def test_a_workspace_goes_back_to_a_version_and_loses_none(helmr: AsyncCli
 async def test_a_fork_goes_its_own_way(helmr: AsyncClient) -> None:
     run = await _do(helmr, "write", {"a": "first"})
     await _do(helmr, "write", {"a": "second"}, run.workspace_id)
+    await helmr.workspaces.update(run.workspace_id, tag=["mine"], metadata={"owner": "ada"})
     early, late = (
         await helmr.workspaces.fork(run.workspace_id, version="1"),
-        await helmr.workspaces.fork(run.workspace_id),
+        await helmr.workspaces.fork(run.workspace_id, tags=["experiment"]),
     )
+    assert (early.tags, early.metadata) == (("mine",), {"owner": "ada"})
+    assert (late.tags, late.metadata) == (("experiment",), {"owner": "ada"})
     assert len({run.workspace_id, early.id, late.id}) == 3
     assert await _content(helmr, early.id, "a") == b"first"
     assert (await _do(helmr, "write", {"b": "of the fork"}, late.id)).output == ["a", "b"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helmr.errors import Conflict, TooLarge
-from helmr.events import Draft, WorkspaceState
+from helmr.events import Draft, WorkspaceEvent, WorkspaceState
 from helmr.models import workspace_record
 from helmr.reducers import workspace as rules
 
@@ -114,6 +114,37 @@ def test_only_the_worker_it_is_live_on_stops_it(state: WorkspaceState) -> None:
 )
 def test_a_run_goes_where_the_files_are(state: WorkspaceState | None, alive: set[str], lane: str) -> None:
     assert rules.lane(state, group="default", alive=alive) == lane
+
+
+def test_a_workspace_can_begin_with_tags_and_metadata() -> None:
+    box: dict[str, Any] = {"sandbox": "box", "fingerprint": "f", "deployment_id": "dep_1", "mount_path": "/w"}
+    state = _after(None, rules.create(**box, tags=["b", "a", "b"], metadata={"owner": "ada", "n": None}))
+    assert (state.tags, state.metadata) == (("a", "b"), {"owner": "ada"})
+    with pytest.raises(TooLarge, match="at most 10 tags"):
+        rules.create(**box, tags=[*"abcdefghijk"])
+    with pytest.raises(TooLarge, match="a workspace has at most 16384"):
+        rules.create(**box, metadata={"text": "x" * 16 * 1024})
+
+
+@pytest.mark.parametrize(
+    ("given", "tags", "metadata"),
+    [
+        ({}, ("now",), {"owner": "ada"}),
+        ({"tags": ["mine"]}, ("mine",), {"owner": "ada"}),
+        ({"metadata": {"owner": "bob"}}, ("now",), {"owner": "bob"}),
+        ({"tags": [], "metadata": {}}, (), {}),
+    ],
+    ids=["nothing", "tags", "metadata", "none"],
+)
+def test_a_fork_has_what_is_said_of_its_source_now_unless_given(
+    given: dict[str, Any], tags: tuple[str, ...], metadata: dict[str, Any]
+) -> None:
+    then = _update(_live(), tag=("then",), metadata={"owner": "eve"})
+    made = {"version": "ver_1", "manifest": "m"}
+    event = WorkspaceEvent(cursor=3, id="evt_1", workspace_id="ws_1", kind="captured", at=_LATER, data=made, state=then)
+    source = _update(then, tag=("now",), untag=("then",), metadata={"owner": "ada"})
+    fork = _after(None, rules.fork(event, source, **given))
+    assert (fork.tags, fork.metadata, fork.version) == (tags, metadata, "ver_1")
 
 
 _OTHER = {"sandbox": "large", "fingerprint": "g", "deployment_id": "dep_2", "mount_path": "/work"}
