@@ -58,7 +58,8 @@ _MILESTONES = frozenset(RUN_KINDS) - JOURNAL_KINDS - {"started"}
 def dev(folder: Path | None, engine: str, slots: int | None, **server: str | None) -> None:
     """Run everything on this machine: NATS, control, the projector and a worker; deploy DIR whenever its files change.
 
-    DIR is a task project; default: the one at or above this folder. Ctrl-C stops everything, a second one at once; the
+    DIR is a task project; default: the one at or above this folder. Name what is not to be deployed in its .helmrignore,
+    above all files that change all the time, like logs. Ctrl-C stops everything, a second one at once; the
     state stays in HELMR_HOME.
     """
     given = flags()
@@ -106,6 +107,7 @@ class _Dev:
         self._url: str | None = None
         self._stop = Stop()
         self._failure: PartFailed | None = None
+        self._left_out: list[str] = []
         loud = ["--debug"] if given.debug else ["--verbose"] if given.verbose else []
         self._common = ["--json", "--home", str(self.home), *loud]
         self._worker_options = ["--engine", engine, *(["--slots", str(slots)] if slots else [])]
@@ -153,13 +155,17 @@ class _Dev:
         await first_of(self._server.ready, self._stop.asked)
         if self._stop.asked.is_set():
             return
-        dev_state.write(self.home, root=self.root, project=self.project, env=self.settings.env)
+        self._note_state()
         tasks.create_task(self._keep(self._worker))
         project = tasks.create_task(self._mind_project())
         try:
             await self._stop.asked.wait()
         finally:
             project.cancel()
+
+    def _note_state(self) -> None:
+        settings, left_out = self.settings, tuple(self._left_out)
+        dev_state.write(self.home, root=self.root, project=self.project, env=settings.env, left_out=left_out)
 
     async def _mind_project(self) -> None:
         from cli.redeploy import Redeployer
@@ -171,7 +177,7 @@ class _Dev:
             self._url, api_key=settings.api_key, project=self.project, env=settings.env, home=self.home
         )
         async with client, client.wire.subscribe(subjects.live(client.scope, "run"), self._on_event):
-            await Redeployer(client, self.root, self._on_deployed, self._on_failed).run()
+            await Redeployer(client, self.root, self._on_deployed, self._on_failed, self._on_left_out).run()
 
     async def _shut_down(self) -> None:
         if self._failure is None:
@@ -265,6 +271,17 @@ class _Dev:
         label = click.style("not deployed:", fg="red", bold=True) if colour(sys.stderr) else "not deployed:"
         hint = f"\n         hint: {error.hint}" if error.hint else ""
         self._tell("deploy_failed", f"{label} {error.message}{hint}", error=error.to_dict())
+
+    def _on_left_out(self, name: str) -> None:
+        from helmr.project import IGNORE_FILE
+
+        self._left_out.append(name)
+        self._note_state()
+        text = f"{name} keeps changing as soon as it is deployed: from now on it is deployed only together with other changes"
+        hint = (
+            f"if tasks do not need it, name it in {IGNORE_FILE}; if they do, start `helmr dev` again when it is at rest"
+        )
+        self._tell("left_out", f"{text}\n         hint: {hint}", file=name)
 
     def _on_event(self, msg: Msg) -> None:
         from helmr.events import RunEvent

@@ -15,17 +15,18 @@ _NAME = "dev.json"
 
 
 class DevState(msgspec.Struct, frozen=True, kw_only=True):
-    """The folder, the scope it is deployed in, and the process that does it."""
+    """The folder, the scope it is deployed in, the process that does it, and files whose changes alone it leaves be."""
 
     pid: int
     root: str
     project: str
     env: str
+    left_out: tuple[str, ...] = ()
 
 
-def write(home: Path, *, root: Path, project: str, env: str) -> None:
+def write(home: Path, *, root: Path, project: str, env: str, left_out: tuple[str, ...] = ()) -> None:
     """Say that this process keeps ``root`` deployed."""
-    state = DevState(pid=os.getpid(), root=str(root), project=project, env=env)
+    state = DevState(pid=os.getpid(), root=str(root), project=project, env=env, left_out=left_out)
     scratch = home / f".{_NAME}.{state.pid}"
     scratch.write_bytes(msgspec.json.encode(state))
     scratch.replace(home / _NAME)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.restless import Restless
 from helmr.config import load
 from helmr.errors import ConfigError, HelmrError, NotFound, TimedOut, Unavailable
 from helmr.index import FORMAT
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from watchfiles import Change
 
     from helmr.client.aio import AsyncClient
+    from helmr.config import Settings
     from helmr.models import Deployment
 
 #: Milliseconds in which changes are gathered: editors write a file in several steps.
@@ -27,20 +30,35 @@ _RETRY = 1.0
 
 Deployed = Callable[["Deployment", bool], None]
 Failed = Callable[[HelmrError], None]
+LeftOut = Callable[[str], None]
 
 
 class Redeployer:
     """Deploys ``root`` through ``client``; :meth:`run` does so for ever.
 
     ``deployed`` hears of every version that became current and whether it is new, ``failed`` of every state of the folder
-    that cannot be deployed: the deployment before stays the current one.
+    that cannot be deployed: the deployment before stays the current one. ``left_out`` hears of each file that changes for
+    ever, once: its changes alone lead to no deployment from then on; see :mod:`cli.restless`.
     """
 
-    def __init__(self, client: AsyncClient, root: Path, deployed: Deployed, failed: Failed) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        root: Path,
+        deployed: Deployed,
+        failed: Failed,
+        left_out: LeftOut,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client = client
         self._root = root
         self._deployed = deployed
         self._failed = failed
+        self._left_out = left_out
+        self._clock = clock
+        self._restless = Restless()
+        self._names: set[str] = set()
         self._changed = asyncio.Event()
         self._changed.set()
         self._seen: str | None = None
@@ -68,14 +86,19 @@ class Redeployer:
         )
         async for changes in watch:
             # What changed before the watcher had begun is in no set of changes: look once when it has.
-            if changes or not began:
+            names = {self._name(path) for _, path in changes} - self._restless.left_out
+            self._names |= names
+            if names or not began:
                 self._changed.set()
             began = True
+
+    def _name(self, path: str) -> str:
+        return Path(path).relative_to(self._root).as_posix()
 
     def _relevant(self) -> Callable[[Change, str], bool]:
         def relevant(_: Change, path: str) -> bool:
             try:
-                name = Path(path).relative_to(self._root).as_posix()
+                name = self._name(path)
                 return name == IGNORE_FILE or not Rules(self._root, load(self._root).ignore).ignores(name)
             except (HelmrError, OSError, ValueError):
                 return True  # the settings are broken at this moment: deploying will say how
@@ -99,10 +122,19 @@ class Redeployer:
                 return
 
     async def _deploy(self) -> None:
+        names, self._names = self._names, set()
         settings = load(self._root)
         archive = await asyncio.to_thread(pack, self._root, settings.ignore)
         if archive.digest == self._seen:
             return
+        for name in self._restless.begins(names, self._clock()):
+            self._left_out(name)
+        try:
+            await self._deploy_archive(settings, archive)
+        finally:
+            self._restless.ends(self._clock())
+
+    async def _deploy_archive(self, settings: Settings, archive: Archive) -> None:
         scope = self._client.scope
         if settings.require_project() != scope.project:
             raise ConfigError(

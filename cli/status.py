@@ -174,6 +174,7 @@ def _workers(control: dict[str, Any] | None) -> Part:
 
 async def _dev(client: AsyncClient, dev: dev_state.DevState) -> Part:
     from helmr.client.aio import AsyncClient
+    from helmr.project import IGNORE_FILE
 
     facts: dict[str, Any] = {"root": dev.root, "project": dev.project, "environment": dev.env, "pid": dev.pid}
     try:
@@ -188,6 +189,8 @@ async def _dev(client: AsyncClient, dev: dev_state.DevState) -> Part:
     except HelmrError as error:
         return Part(up=False, detail=f"{dev.root}: {error.message}", facts=facts)
     detail = f"{dev.root} is deployed" if current else f"{dev.root} is not deployed as it stands"
+    if dev.left_out and not current:
+        detail += f": {', '.join(dev.left_out)} keeps changing; name it in {IGNORE_FILE}"
     return Part(up=current, detail=detail, facts=facts)
 
 
