@@ -3,7 +3,7 @@
     .venv/bin/python -m bench.start --engine process --runs 200 --throughput 1000 --in-flight 16
     .venv/bin/python -m bench.start --engine docker --runs 50 --raw
 
-First one run after the other on a live workspace. The moment of the body is the task's own (the monotonic clock is the same
+First one run after the other on a live workspace, and one a second in fresh ones. The moment of the body is the task's own (the monotonic clock is the same
 for all processes of a machine); the first byte is taken at a live subscriber of the run's log subject. With ``--raw`` all of it
 in one interleaved loop with a fresh workspace and, on Docker, ``docker run`` and ``docker exec`` of the same image; fresh
 workspaces that found a container ready and those that had to wait for one are told apart. Then the steps of the preparation,
@@ -100,10 +100,14 @@ async def command(*argv: str) -> Sample:
     return Sample(first, first, (time.perf_counter() - began) * 1e3)
 
 
-async def alone(client: AsyncClient, follower: Follower, runs: int) -> dict[str, list[Sample]]:
-    """One run after the other on a live workspace."""
+async def alone(client: AsyncClient, follower: Follower, runs: int, fresh: int) -> dict[str, list[Sample]]:
+    """One run after the other on a live workspace; then ``fresh`` ones, a second apart: a machine is ready again by then."""
     _, live = await helmr(client, follower, None)
-    return {"live workspace": [(await helmr(client, follower, live))[0] for _ in range(runs)]}
+    samples = {"live workspace": [(await helmr(client, follower, live))[0] for _ in range(runs)]}
+    for _ in range(fresh):
+        await asyncio.sleep(1)
+        samples.setdefault("fresh workspace", []).append((await helmr(client, follower, None))[0])
+    return samples
 
 
 async def interleaved(client: AsyncClient, follower: Follower, engine: str, runs: int) -> dict[str, list[Sample]]:
@@ -216,6 +220,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("docker", "process"), default="docker")
     parser.add_argument("--runs", type=int, default=100, help="runs one after the other")
+    parser.add_argument("--fresh", type=int, default=20, help="without --raw: runs in fresh workspaces, a second apart")
     parser.add_argument("--raw", action="store_true", help="beside fresh workspaces and the engine's own commands")
     parser.add_argument("--throughput", type=int, default=600, help="runs in the throughput measurement; 0: none")
     parser.add_argument("--live", type=int, default=4, help="live workspaces in the throughput measurement")
@@ -236,7 +241,7 @@ async def main() -> None:
             if options.raw:
                 samples = await interleaved(place.client, follower, options.engine, options.runs)
             else:
-                samples = await alone(place.client, follower, options.runs)
+                samples = await alone(place.client, follower, options.runs, options.fresh)
             await report(place.client, samples)
             if options.throughput:
                 done = await throughput(place, follower, options.throughput, options.live, options.in_flight)
