@@ -3,12 +3,12 @@
     .venv/bin/python -m bench.start --engine process --runs 200 --throughput 1000 --in-flight 16
     .venv/bin/python -m bench.start --engine docker --runs 50 --raw
 
-First one run after the other on a live workspace, and one a second in fresh ones. The moment of the body is the task's own (the monotonic clock is the same
-for all processes of a machine); the first byte is taken at a live subscriber of the run's log subject. With ``--raw`` all of it
-in one interleaved loop with a fresh workspace and, on Docker, ``docker run`` and ``docker exec`` of the same image; fresh
-workspaces that found a container ready and those that had to wait for one are told apart. Then the steps of the preparation,
-and runs per second end to end over ``--live`` live workspaces, with the processor time of each part: a figure that holds on a
-busy machine, too.
+First one run after the other on a live workspace, and one a second in fresh ones. The moment of the body is the task's own
+(the monotonic clock is the same for all processes of a machine); the first byte is taken at a live subscriber of the run's log
+subject. With ``--raw`` all of it in one interleaved loop with a fresh workspace and, on Docker, ``docker run`` and
+``docker exec`` of the same image; fresh workspaces that found a container ready and those that had to wait for one are told
+apart. Then the steps of the preparation, and runs per second end to end over ``--live`` live workspaces, with the processor
+time of each part: a figure that holds on a busy machine, too.
 """
 
 from __future__ import annotations

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
-from bus.log import WORKSPACE, Log, Position
+from bus.log import WORKSPACE, Log
 from helmr.errors import Conflict, HelmrError
-from helmr.events import Draft, WorkspaceEvent, WorkspaceState
+from helmr.events import Draft, WorkspaceState
 from helmr.reducers import workspace as rules
 from helmr.subjects import Scope
 from worker.liveness import Liveness
+from worker.run_journal import STALE
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,18 @@ class Misplaced(Exception):
     def __init__(self, lane: str) -> None:
         super().__init__(f"the run belongs in lane {lane}")
         self.lane = lane
+
+
+class _Ahead:
+    """A claim that is made before anybody asks for it."""
+
+    def __init__(self, claiming: asyncio.Task[WorkspaceState]) -> None:
+        self.claiming = claiming
+        self._began = asyncio.get_running_loop().time()
+
+    def is_fresh(self) -> bool:
+        """Whether nobody can have taken it away since."""
+        return asyncio.get_running_loop().time() - self._began <= STALE
 
 
 class Claims:
@@ -41,23 +54,30 @@ class Claims:
         self._host = host
         self._isolated = isolated
         self._group = group
-        self._foreseen: dict[tuple[Scope, str], asyncio.Task[Position[WorkspaceEvent]]] = {}
+        self._ahead: dict[tuple[Scope, str], _Ahead] = {}
 
-    @contextlib.contextmanager
-    def foreseen(self, scope: Scope, workspace_id: str) -> Iterator[None]:
-        """For the length of a block: :meth:`claim` will be called, and what it has to know can be read in the meantime."""
-        if (scope, workspace_id) in self._foreseen:
+    @contextlib.asynccontextmanager
+    async def ahead(self, scope: Scope, workspace_id: str) -> AsyncIterator[None]:
+        """For the length of a block: :meth:`claim` will most likely be called, and is made in the meantime; else given up."""
+        key = (scope, workspace_id)
+        if key in self._ahead:
             yield
             return
-        reading = asyncio.create_task(self._log.last(WORKSPACE, scope, workspace_id))
-        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._foreseen[scope, workspace_id] = reading
+        ahead = self._ahead[key] = _Ahead(asyncio.create_task(self._claim(scope, workspace_id)))
         try:
             yield
         finally:
-            if self._foreseen.get((scope, workspace_id)) is reading:
-                del self._foreseen[scope, workspace_id]
-            reading.cancel()
+            if self._ahead.get(key) is ahead:
+                del self._ahead[key]
+                await asyncio.shield(self._withdraw(scope, workspace_id, ahead))
+
+    async def _withdraw(self, scope: Scope, workspace_id: str, ahead: _Ahead) -> None:
+        try:
+            await ahead.claiming
+        except (Misplaced, HelmrError) as error:
+            log.debug("workspace %s: %s", workspace_id, error)
+        else:
+            await self.give_up(scope, workspace_id, "what it was wanted for did not begin here")
 
     async def claim(self, scope: Scope, workspace_id: str) -> WorkspaceState:
         """Make the workspace live here; how it is now.
@@ -67,6 +87,14 @@ class Claims:
             Conflict: it is deleted.
         """
 
+        ahead = self._ahead.pop((scope, workspace_id), None)
+        if ahead is not None:
+            state = await ahead.claiming
+            if ahead.is_fresh():
+                return state
+        return await self._claim(scope, workspace_id)
+
+    async def _claim(self, scope: Scope, workspace_id: str) -> WorkspaceState:
         def decide(state: WorkspaceState) -> Draft:
             live = state.materialization
             gone = live.worker if live and not self._liveness.is_alive(live.worker) else None
@@ -74,14 +102,9 @@ class Claims:
                 state, worker=self._worker_id, host=self._host, ref="", evict=gone, isolated=self._isolated
             )
 
-        foreseen = self._foreseen.pop((scope, workspace_id), None)
-        read = await foreseen if foreseen is not None else None
-        known = read if read is not None and read.event is not None else None
         try:
-            position = await self._log.transact(WORKSPACE, scope, workspace_id, decide, known=known)
+            position = await self._log.transact(WORKSPACE, scope, workspace_id, decide)
         except Conflict as error:
-            if known is not None:  # what was read ahead may be old
-                return await self.claim(scope, workspace_id)
             state = (await self._log.present(WORKSPACE, scope, workspace_id)).state
             if state.status == "deleted":
                 raise

@@ -129,7 +129,11 @@ class Dispatches:
             log.warning("%s holds no event: %s", item.msg.subject, error)
             raise Stale from error
         self._intake.check()
-        with self._services.machines.foreseen(scope, dispatched.state.workspace_id):
+        if item.delivered > 1 or dispatched.state.dispatch_attempt > 0:
+            await self._lease_and_execute(scope, item, dispatched)
+            return
+        # Nobody has had this run yet: there is hardly a doubt that the lease will be ours, and the workspace be needed.
+        async with self._services.machines.foreseen(scope, dispatched.state.workspace_id):
             await self._lease_and_execute(scope, item, dispatched)
 
     async def _lease_and_execute(self, scope: Scope, item: Delivery, dispatched: RunEvent) -> None:

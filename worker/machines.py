@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -158,15 +158,14 @@ class Machines:
             entry.confirmed = asyncio.get_running_loop().time()
             entry.watcher = asyncio.create_task(self._watch(scope, workspace_id, machine))
 
-    @contextlib.contextmanager
-    def foreseen(self, scope: Scope, workspace_id: str) -> Iterator[None]:
-        """For the length of a block: :meth:`use` will be called, and what it has to know can be read in the meantime."""
-        entry = self._entries.get((scope, workspace_id))
-        if entry is not None and entry.machine is not None:
+    @asynccontextmanager
+    async def foreseen(self, scope: Scope, workspace_id: str) -> AsyncIterator[None]:
+        """For the length of a block: :meth:`use` will most likely be called. What is new to us is claimed in the meantime."""
+        if (scope, workspace_id) in self._entries:
             yield
-        else:
-            with self._claims.foreseen(scope, workspace_id):
-                yield
+            return
+        async with self._claims.ahead(scope, workspace_id):
+            yield
 
     def at_hand(self, scope: Scope, workspace_id: str, deployment: Deployment) -> bool:
         """Whether :meth:`use` would not have to wait for anything."""

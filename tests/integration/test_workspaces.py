@@ -10,6 +10,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from bus.host_rescue import HostRescue
+from bus.log import WORKSPACE
 from helmr.client import AsyncClient
 from helmr.errors import Conflict, NotFound
 from helmr.models import Run
@@ -70,6 +71,21 @@ async def test_files_stay_when_a_workspace_is_stopped(helmr: AsyncClient) -> Non
     assert (await helmr.workspaces.stop(workspace)).state == "stopped"
     assert await _count(helmr, workspace) == (workspace, 2)
     assert (await helmr.workspaces.get(workspace)).state == "live"
+
+
+async def test_a_workspace_is_claimed_once_ahead_of_its_first_run(platform: Platform, helmr: AsyncClient) -> None:
+    workspace, _ = await _count(helmr)
+    events = await platform.control.log.events(WORKSPACE, helmr.scope, workspace)
+    assert [event.kind for event in events if event.kind != "captured"] == ["created", "materialized"]
+
+
+async def test_a_workspace_that_was_claimed_for_nothing_is_given_up(platform: Platform, helmr: AsyncClient) -> None:
+    workspace = (await helmr.workspaces.create(task="count")).id
+    async with platform.workers[0].worker.machines.foreseen(helmr.scope, workspace):
+        pass
+    events = await platform.control.log.events(WORKSPACE, helmr.scope, workspace)
+    assert [event.kind for event in events] == ["created", "materialized", "stopped"]
+    assert await _count(helmr, workspace) == (workspace, 1)
 
 
 async def test_a_workspace_in_use_is_not_stopped(helmr: AsyncClient) -> None:
