@@ -5,6 +5,7 @@ Each worker holds a lock on a file of its own for as long as it lives, so that i
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import time
 from pathlib import Path
@@ -69,9 +70,16 @@ def living(home: Path) -> set[str]:
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         if _is_locked(path):
             found.add(path.name)
-        elif time.time() - path.stat().st_mtime > _FORGET_AFTER:
-            path.unlink(missing_ok=True)
+        else:
+            _forget(path)
     return found
+
+
+def _forget(mark: Path) -> None:
+    """Remove the mark of a dead worker, if it is old. It may be gone: its worker has just ended in good order."""
+    with contextlib.suppress(FileNotFoundError):
+        if time.time() - mark.stat().st_mtime > _FORGET_AFTER:
+            mark.unlink()
 
 
 def _known_dead(home: Path, worker_id: str) -> bool:
