@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -90,7 +92,7 @@ def _judge(error: duckdb.Error, path: Path) -> None:
         hint = "stop the other process that has it open"
         raise Conflict(f"{path} is in use: {told}", hint=hint) from error
     if disk_full(error):
-        raise Unavailable(f"the disk is full: {told}", hint=f"make room for {path.parent}") from error
+        raise Unavailable(_full(error), hint=f"make room on the disk of {path.parent}") from error
     if "permission denied" in told.lower():
         raise ConfigError(f"cannot open {path}: {told}", hint="fix its permissions") from error
 
@@ -166,8 +168,28 @@ def _carry_over(con: duckdb.DuckDBPyConnection, path: Path, alias: str, ddl: lis
 
 
 def disk_full(error: Exception) -> bool:
-    """Whether DuckDB failed for want of space."""
+    """Whether DuckDB, or the system, failed for want of space."""
     return any(words in str(error).lower() for words in _DISK_FULL)
+
+
+@contextmanager
+def telling_full_disk(hint: str) -> Iterator[None]:
+    """Say so when the block fails for want of space, in whichever words, and what to do.
+
+    Raises:
+        Unavailable: the disk is full.
+    """
+    try:
+        yield
+    except (duckdb.Error, OSError, Unavailable) as error:
+        if not disk_full(error):
+            raise
+        raise Unavailable(error.message if isinstance(error, Unavailable) else _full(error), hint=hint) from error
+
+
+def _full(error: Exception) -> str:
+    """What DuckDB says of the file that it could not write, without its advice to those who program with it."""
+    return f"the disk is full: {str(error).rpartition('Original error: ')[2]}"
 
 
 def damaged(error: BaseException) -> bool:

@@ -152,7 +152,8 @@ def main() -> int:
 def _report(error: BaseException) -> int:
     if isinstance(error, duckdb.Error) and files.disk_full(error):
         error = Unavailable(
-            f"the disk is full: {error}", hint="make room in the home folder, then start the projector again"
+            f"the disk is full: {error}",
+            hint="make room in the home folder: `helmr server` starts the projector again by itself",
         )
     if not isinstance(error, HelmrError):
         log.error("the history stopped", exc_info=error)

@@ -211,6 +211,11 @@ class LogSink:
         hot = [day for day in self.home.days() if self.day is None or day <= self.day]
         return sorted({*hot, *self.home.cold_days()})
 
+    def checkpoint(self) -> None:
+        """Bring what was written into the file of the day itself."""
+        if self.day is not None:
+            self._cursor.execute(f"CHECKPOINT logs_{self.day}")
+
     def close(self) -> None:
         """Let go of the files."""
         self._cursor.close()
@@ -252,6 +257,15 @@ class Store:
             cursor.execute("USE h")
         else:
             self.logs.use(cursor, day)
+
+    def checkpoint(self) -> None:
+        """Bring all that was written into the files themselves: closing them tries, and does not say whether it could.
+
+        Raises:
+            duckdb.Error: it could not be done, for instance because the disk is full.
+        """
+        self.cursor().execute("CHECKPOINT h")
+        self.logs.checkpoint()
 
     def close(self) -> None:
         """Checkpoint, close the files and give up the lock; closing twice is fine."""

@@ -62,13 +62,16 @@ async def export(root: Path, target: Path) -> Manifest:
     Raises:
         NotFound: there is no history.
         Conflict: ``target`` exists.
-        Unavailable: no copy could be taken, because too much is going on.
+        Unavailable: no copy could be taken, because too much is going on, or a disk is full.
     """
     if target.exists():
         raise Conflict(f"{target} exists already", hint="name a folder or file that does not")
     if not Home(root).history.exists():
         raise NotFound(f"there is no history in {root}")
-    with tempfile.TemporaryDirectory(prefix="export-", dir=root) as scratch:
+    hint = (
+        f"make room on the disks of {root}, where the history is copied first, and of {target}; export to another name"
+    )
+    with files.telling_full_disk(hint), tempfile.TemporaryDirectory(prefix="export-", dir=root) as scratch:
         copy = await copy_history(Home(root), Path(scratch) / "copy")
         folder = Path(scratch) / "made" if target.suffix == ".tar" else target
         manifest = await asyncio.to_thread(_export, copy, folder)
@@ -155,11 +158,12 @@ async def import_(url: str, root: Path, source: Path, *, token: str | None = Non
         NotFound: ``source`` is no export.
         ConfigError: it is of another version of Helmr, or goes with a part of this log only.
         Conflict: there is a history already, or a projector runs.
-        Unavailable: NATS does not answer.
+        Unavailable: NATS does not answer, or the disk is full.
     """
     home = Home(root)
     home.make()
-    with home.lock(), _unpacked(source, root) as folder:
+    hint = f"make room on the disk of {root}, and import again"
+    with home.lock(), files.telling_full_disk(hint), _unpacked(source, root) as folder:
         if home.history.exists():
             raise Conflict(f"there is a history in {root} already", hint="move it away first")
         manifest = _read_manifest(folder)
@@ -231,7 +235,10 @@ def _import(folder: Path, home: Home, manifest: Manifest, marks: Mapping[str, Ma
         for day in manifest.log_days:
             _import_logs(con, folder, home, day, marks if day == manifest.log_days[-1] else None)
         con.execute("USE h")
-        return 0 if marks else settle(con, manifest.exported_at)
+        ended = 0 if marks else settle(con, manifest.exported_at)
+        for alias in ("h", *(f"logs_{day}" for day in home.days())):
+            con.execute(f"CHECKPOINT {alias}")  # closing does so, too, but does not say when it could not
+        return ended
     finally:
         con.close()
 

@@ -100,6 +100,7 @@ async def fold_log(url: str, home: Home, *, token: str | None = None, until: Map
             await projector.check()
             async with projector.running():
                 await projector.fresh(logs=True, timeout=_PATIENCE)
+        await asyncio.to_thread(store.checkpoint)
     finally:
         store.close()
 
@@ -109,12 +110,13 @@ async def verify(url: str, root: Path, *, token: str | None = None) -> Verified:
 
     Raises:
         NotFound: there is no history.
-        Unavailable: NATS does not answer, or no copy could be taken.
+        Unavailable: NATS does not answer, no copy could be taken, or the disk is full.
     """
     home = Home(root)
     if not home.history.exists():
         raise NotFound(f"there is no history in {root}")
-    with tempfile.TemporaryDirectory(prefix="verify-", dir=root) as folder:
+    hint = f"make room on the disk of {root}: for the while, a comparison takes about twice what the history does"
+    with files.telling_full_disk(hint), tempfile.TemporaryDirectory(prefix="verify-", dir=root) as folder:
         copy = await copy_history(home, Path(folder) / "copy")
         fresh = Home(Path(folder) / "fresh")
         until = await asyncio.to_thread(watermarks, copy)
@@ -154,11 +156,12 @@ async def rebuild(url: str, root: Path, *, token: str | None = None, force: bool
 
     Raises:
         Conflict: a projector runs; or the history knows runs that the log has let go, and ``force`` is not given.
-        Unavailable: NATS does not answer.
+        Unavailable: NATS does not answer, or the disk is full; the history is as it was.
     """
     home = Home(root)
     home.make()
-    with home.lock(), ExitStack() as cleanup:
+    hint = f"make room on the disk of {root}, for a second history, and rebuild again; the present one is as it was"
+    with home.lock(), files.telling_full_disk(hint), ExitStack() as cleanup:
         fresh = Home(root / "rebuild")
         shutil.rmtree(fresh.root, ignore_errors=True)
         cleanup.callback(shutil.rmtree, fresh.root, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +26,20 @@ async def helmr(platform: Platform, request: pytest.FixtureRequest) -> AsyncClie
     """A client of the project that has the module's ``TASKS`` deployed."""
     name = request.module.__name__.rpartition(".")[2].removeprefix("test_").replace("_", "-")
     return await platform.project(name, request.module.TASKS)
+
+
+@pytest.fixture
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB, or of the size that the test is parametrized with."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    size = getattr(request, "param", "1m")
+    mounting = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True, check=False
+    )
+    if mounting.returncode != 0:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)

@@ -459,22 +459,6 @@ def test_what_cannot_be_started_says_why(tmp_path: Path, change: str, args: list
     assert helmr.processes() == {}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounting = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
-    )
-    if mounting.returncode != 0:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_a_home_without_room_is_refused(helmr: Helmr, small_disk: Path) -> None:
     home = small_disk / "home"
     assert "1 MiB free, too little to work with" in helmr("server", "--home", str(home), code=2).stderr

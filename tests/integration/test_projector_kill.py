@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from nats.aio.client import Client as Nats
 
 from bus import topology
 from bus.setup import ensure_topology
-from helmr.errors import Conflict, NotFound
+from helmr.errors import Conflict, NotFound, Unavailable
 from store.home import Home
+from store.transfer import export
 from store.verify import rebuild, verify
-from tests.integration.history import HistoryProcess, publish, publish_log
+from tests.integration.history import HistoryProcess, projecting, publish, publish_log
 from tests.kills import kill_again_and_again, load
 from tests.lives import lives
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.anyio
 #: More of them with HELMR_TEST_KILLS.
 KILLS = int(os.environ.get("HELMR_TEST_KILLS", "5"))
 #: The moments are the same again with HELMR_TEST_SEED, as far as the machine lets them be.
+_PARTS = {"history.db", "history.lock", "logs", "archive", "snapshots", "tmp"}
 SEED = int(os.environ.get("HELMR_TEST_SEED", "6"))
 
 
@@ -92,6 +95,32 @@ async def test_a_rebuild_does_not_lose_what_only_the_history_knows(
         await rebuild(nats_url, home)
     assert not Home(home / "rebuild").root.exists()
     assert (await rebuild(nats_url, home, force=True)).runs == 1
+
+
+@pytest.mark.parametrize("small_disk", ["12m"], indirect=True)
+async def test_a_full_disk_is_named_and_costs_nothing(
+    log: Nats, nats_url: str, small_disk: Path, tmp_path: Path
+) -> None:
+    home = Home(small_disk / "h")
+    for life in lives(8):
+        await publish(log, life.published())
+        await publish_log(log, life.id, b"line\n")
+    async with projecting(log, home.root) as projector:
+        await projector.fresh(logs=True)
+    before = home.history.read_bytes()
+    for room in (0, 700 * 1024):  # what is written fits, at last, but not into the files themselves
+        (small_disk / "rest").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+        for what in (verify, rebuild):
+            with pytest.raises(Unavailable, match=r"the disk is full: .*No space left") as told:
+                await what(nats_url, home.root)
+            assert (told.value.hint or "").startswith(f"make room on the disk of {home.root}")
+        with pytest.raises(Unavailable, match="the disk is full: "):
+            await export(home.root, tmp_path / "export.tar")
+        (small_disk / "rest").unlink()
+        assert home.history.read_bytes() == before
+        assert {path.name for path in home.root.iterdir()} <= _PARTS
+    assert (await verify(nats_url, home.root)).same
+    assert (await rebuild(nats_url, home.root)).runs == 8
 
 
 async def test_verify_finds_what_was_tampered_with(
