@@ -93,12 +93,14 @@ class Redeployer:
             began = True
 
     def _name(self, path: str) -> str:
-        return Path(path).relative_to(self._root).as_posix()
+        """Relative to the folder; where the system tells of it by another path than ours, that one as it is."""
+        found = Path(path)
+        return (found.relative_to(self._root) if found.is_relative_to(self._root) else found).as_posix()
 
     def _relevant(self) -> Callable[[Change, str], bool]:
         def relevant(_: Change, path: str) -> bool:
             try:
-                name = self._name(path)
+                name = Path(path).relative_to(self._root).as_posix()
                 return name == IGNORE_FILE or not Rules(self._root, load(self._root).ignore).ignores(name)
             except (HelmrError, OSError, ValueError):
                 return True  # the settings are broken at this moment: deploying will say how

@@ -252,10 +252,11 @@ def test_the_format_follows_from_where_the_rows_go(given: str | None, as_json: b
 
 def test_what_dev_deploys_is_known_while_it_runs(tmp_path: Path) -> None:
     assert dev_state.read(tmp_path) is None
-    dev_state.write(tmp_path, root=tmp_path, project="agents", env="dev")
+    dev_state.write(tmp_path, root=tmp_path, project="agents", env="dev", left_out=("dev.out",))
     state = dev_state.read(tmp_path)
     assert state is not None
     assert (state.project, state.env, state.root) == ("agents", "dev", str(tmp_path))
+    assert state.left_out == ("dev.out",)
     dev_state.remove(tmp_path)
     assert dev_state.read(tmp_path) is None
 
