@@ -204,8 +204,9 @@ class Planner:
     async def _check_secrets(self, scope: Scope, task_id: str, names: tuple[str, ...]) -> None:
         missing = await self.vault.missing(scope, names)
         if missing:
+            others = f"; nor is {', '.join(missing[1:])}" if len(missing) > 1 else ""
             raise UsageError(
-                f"task {task_id} needs the secret {missing[0]}, which is not set",
+                f"task {task_id} needs the secret {missing[0]}, which is not set{others}",
                 hint=hint_to_set(missing[0]),
                 details={"missing": missing},
             )

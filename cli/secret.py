@@ -32,9 +32,9 @@ def set_(name: str, exact: bool) -> None:
         helmr secret set OPENAI_API_KEY < key.txt
     """
     value = _read(name, exact=exact)
+    stored = ask(lambda client: client.secrets.set(name, value))
     if len(value) < _MIN_MASKED:
         note(f"this value is too short to be masked in logs: that takes {_MIN_MASKED} characters")
-    stored = ask(lambda client: client.secrets.set(name, value))
     if flags().json:
         json_value(stored)
     else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 #: What is in a workspace; a local path of this form can be written with ./ before it.
 _REMOTE = re.compile(r"(@last|ws_[0-9a-z]*):(.*)", re.DOTALL)
+
+#: Seconds; an exec whose client has left is ended at once, but its workspace may be large to look through.
+_COPY_ENDS_WITHIN = 30.0
 
 
 @click.command(cls=Command)
@@ -41,6 +46,11 @@ def cp(source: str, target: str, everything: bool) -> None:
     if bool(inward) == bool(outward):
         raise UsageError(
             "one of the two must be in a workspace, and the other not", hint="helmr workspace cp src @last:src"
+        )
+    if "-" in {source, target}:
+        raise UsageError(
+            "- stands for no file here",
+            hint="./- does; a file to standard output: helmr workspace files cat, or helmr workspace exec WS -- cat FILE",
         )
     with working(f"copying {source}"):
         if inward:
@@ -66,20 +76,39 @@ async def bring(
 ) -> AsyncIterator[str | None]:
     """Copy files into a workspace, for a start in the block: into the given one, or one made for the task.
 
-    That one is deleted again if the copy fails, or the start is refused.
+    That one is deleted again if the copy fails or is interrupted, or the start is refused.
     """
     if not uploads:
         yield workspace
         return
+    from helmr.client.copies import check_source
+
+    for path, _ in uploads:
+        check_source(Path(path))
     target = workspace or (await client.workspaces.create(task=task)).id
+    copied = False
     try:
         for path, dest in uploads:
             _tell(await client.workspaces.upload(target, path, dest))
+        copied = True
         yield target
-    except HelmrError as error:
-        if workspace is None and not isinstance(error, Unavailable | TimedOut):  # then the start may have been made
-            await client.workspaces.delete(target)
+    except (HelmrError, asyncio.CancelledError) as error:
+        may_have_started = copied and isinstance(error, Unavailable | TimedOut | asyncio.CancelledError)
+        if workspace is None and not may_have_started:
+            await _take_back(client, target)
         raise
+
+
+async def _take_back(client: AsyncClient, made: str) -> None:
+    """Delete a workspace that was made for a start, once the copy into it has ended: while that goes on, it is refused."""
+    try:
+        for each in await client.workspaces.execs.list(workspace=made):
+            await client.workspaces.execs.wait(each.id, timeout=_COPY_ENDS_WITHIN)
+        await client.workspaces.delete(made)
+    except HelmrError as error:  # what went wrong before it is to be told, too
+        note(
+            f"workspace {made}, made for this start, stays: {error.message}. `helmr workspace delete {made}` deletes it"
+        )
 
 
 def _tell(left_out: list[str]) -> None:

@@ -66,7 +66,7 @@ def exec_() -> None:
 @click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 @click.option("--detach", is_flag=True, help="Have it go on by itself; prints its id.")
-@click.option("--cwd", metavar="DIR", help="The folder to run in; default: that of the workspace.")
+@click.option("--cwd", metavar="DIR", help="The folder to run in, from that of the workspace on; default: that one.")
 @click.option("--env", "pairs", multiple=True, metavar="KEY=VALUE", help="A variable of its environment.")
 @click.option("--tty", "-t", is_flag=True, help="Give it a terminal: for editors, top, and the like.")
 @click.option("--no-stdin", "-n", is_flag=True, help="Leave standard input alone: its own is empty.")
@@ -115,7 +115,7 @@ def run(
 @click.command(cls=Command)
 @click.argument("workspace_id", metavar="WORKSPACE", type=WORKSPACE)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
-@click.option("--cwd", metavar="DIR", help="The folder to begin in; default: that of the workspace.")
+@click.option("--cwd", metavar="DIR", help="The folder to begin in, from that of the workspace on; default: that one.")
 @click.option("--env", "pairs", multiple=True, metavar="KEY=VALUE", help="A variable of its environment.")
 def shell(workspace_id: str, command: tuple[str, ...], cwd: str | None, pairs: tuple[str, ...]) -> None:
     """Open a terminal in a workspace; its shell, or a program of your choice.

@@ -40,7 +40,7 @@ def pty() -> None:
 @click.option(
     "--columns", type=_LENGTH, default=_SIZE[1], show_default=True, help="Its width, until somebody connects."
 )
-@click.option("--cwd", metavar="DIR", help="The folder to begin in; default: that of the workspace.")
+@click.option("--cwd", metavar="DIR", help="The folder to begin in, from that of the workspace on; default: that one.")
 @click.option("--env", "pairs", multiple=True, metavar="KEY=VALUE", help="A variable of its environment.")
 @click.option("--idempotency-key", metavar="KEY", help="The same terminal with the same key is made only once.")
 def create(

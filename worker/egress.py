@@ -138,10 +138,14 @@ class Egress:
 
         Raises:
             Refused: it has some, but none that may.
-            OSError: it has none.
+            Unavailable: its name leads to none.
         """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise Unavailable(f"{host} cannot be resolved: {error.strerror or error}") from error
         allowed, refusals = [], []
-        for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        for info in found:
             try:
                 self._rules.check_address(str(info[4][0]), port)
                 allowed.append(str(info[4][0]))

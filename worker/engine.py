@@ -125,7 +125,7 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     secrets: dict[str, str] = {}
     secret_files: tuple[SecretFile, ...] = ()
-    cwd: str | None = None  #: default: the workspace's mount path
+    cwd: str | None = None  #: from the workspace's mount path on, which is the default
     source: str | None = None  #: name of a source tree that :meth:`Machine.put_source` delivered
     task: dict[str, Any] = {}  #: handed to the runner as it is
     preload: tuple[str, ...] = ()  #: modules that the process should find imported

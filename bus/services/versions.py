@@ -6,6 +6,7 @@ Files are read from versions, so that no container is started, and none is distu
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -38,6 +39,7 @@ MAX_LISTED = 2000
 #: Events of one workspace that are looked through for its versions.
 _MAX_EVENTS = 100_000
 _MANIFESTS, _PACKS = 8, 4
+_HOW_MADE = "a run, an exec or a copy makes one when it ends, if files have changed"
 
 
 class VersionRef(msgspec.Struct, kw_only=True):
@@ -116,8 +118,7 @@ class WorkspaceVersions:
         Raises:
             NotFound: no such version, or folder.
         """
-        manifest = await self._manifest(scope, request)
-        folder = _find(manifest, request.path)
+        manifest, folder = await self._at(scope, request)
         if folder is not None and folder.kind != "folder":
             return [_file(folder)]
         found = manifest.below(folder.path if folder else b"", deep=request.recursive)
@@ -129,7 +130,7 @@ class WorkspaceVersions:
 
     async def stat(self, scope: Scope, request: ReadRequest) -> FileEntry:
         """What is at a path."""
-        entry = _find(await self._manifest(scope, request), request.path)
+        _, entry = await self._at(scope, request)
         if entry is None:
             raise UsageError("say which file or folder")
         return _file(entry)
@@ -141,8 +142,7 @@ class WorkspaceVersions:
             NotFound: no such version, or file.
             UsageError: it is no file.
         """
-        manifest = await self._manifest(scope, request)
-        entry = _find(manifest, request.path)
+        manifest, entry = await self._at(scope, request)
         if entry is None or entry.kind != "file":
             what = "a folder" if entry is None else f"a {entry.kind}"
             raise UsageError(f"{request.path or 'the workspace'} is {what}, and no file")
@@ -206,7 +206,7 @@ class WorkspaceVersions:
             raise Conflict(f"workspace {state.id} is deleted")
         wanted = request.version or state.version
         if wanted is None:
-            raise NotFound(f"workspace {request.id} has no version yet", hint="a run makes one when it ends")
+            raise NotFound(f"workspace {request.id} has no version yet", hint=_HOW_MADE)
         found = [event for event in events if _matches(event, wanted)]
         if len(found) > 1:
             raise Conflict(f"{wanted} is the beginning of several versions", hint="write more of it")
@@ -216,9 +216,15 @@ class WorkspaceVersions:
             )
         return found[0]
 
-    async def _manifest(self, scope: Scope, request: VersionRef) -> Manifest:
-        digest = (await self._captured(scope, request)).data["manifest"]
-        return await self._manifests.get(digest, self.versions.manifest)
+    async def _at(self, scope: Scope, request: FilesRequest | ReadRequest) -> tuple[Manifest, Entry | None]:
+        """A version, and what is at the path in it; None stands for the workspace itself.
+
+        Raises:
+            NotFound: no such version, or nothing is there.
+        """
+        captured = await self._captured(scope, request)
+        manifest = await self._manifests.get(captured.data["manifest"], self.versions.manifest)
+        return manifest, _find(manifest, request.path, mounted_at=captured.state.mount_path)
 
     async def _chunk(self, manifest: Manifest, digest: bytes, length: int) -> bytes:
         if digest == ZEROS:
@@ -250,19 +256,24 @@ def _matches(event: WorkspaceEvent, wanted: str) -> bool:
     return str(event.state.versions) == wanted or (wanted.startswith("ver_") and version.startswith(wanted))
 
 
-def _find(manifest: Manifest, path: str) -> Entry | None:
-    """What is at a path; None stands for the workspace itself.
+def _find(manifest: Manifest, path: str, *, mounted_at: str) -> Entry | None:
+    """What is at a path, be it from the workspace's folder on or, as the programs in it see it, from the place of that on.
 
     Raises:
         NotFound: nothing is there.
     """
-    wanted = path.strip("/")
+    wanted = posixpath.normpath(path)
+    if f"{wanted}/".startswith(f"{mounted_at}/"):
+        wanted = wanted[len(mounted_at) :]
+    wanted = wanted.strip("/")
     if wanted in {"", "."}:
         return None
     for entry in manifest.entries:
         if shown(entry.path) == wanted:
             return entry
-    raise NotFound(f"there is no {path} in this version")
+    raise NotFound(
+        f"there is no {path} in this version", hint="see `helmr workspace files ls`; later changes are in none"
+    )
 
 
 def _record(event: WorkspaceEvent) -> WorkspaceVersion:

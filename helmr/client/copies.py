@@ -29,15 +29,34 @@ def name_of(path: str) -> str | None:
     return None if last in {"", ".", ".."} else last
 
 
+def check_source(source: Path) -> None:
+    """Look whether there is something to copy, before a workspace comes to life for it.
+
+    Raises:
+        NotFound: there is nothing.
+    """
+    if not os.path.lexists(source):
+        raise NotFound(f"there is no {source}")
+
+
+def place_of(target: Path) -> tuple[Path, str]:
+    """A folder that is there, and the path in it at which a copy is to be made: none to keep its name.
+
+    Raises:
+        NotFound: there is no such folder.
+    """
+    root, path = (target, "") if target.is_dir() else (target.parent, target.name)
+    if not root.is_dir():
+        raise NotFound(f"there is no folder {root}")
+    return root, path
+
+
 async def upload(process: ExecHandle, source: Path, *, ignore: bool) -> list[str]:
     """Send a tree to an exec that receives it; returns what was left out.
 
     Raises:
-        NotFound: there is nothing at ``source``.
         HelmrError: it cannot be read here, or not be written there.
     """
-    if not os.path.lexists(source):
-        raise NotFound(f"there is no {source}")
     chosen = Ignored(source).chosen if ignore and source.is_dir() else None
 
     def pack(out: BinaryIO) -> list[str]:
@@ -61,15 +80,12 @@ async def upload(process: ExecHandle, source: Path, *, ignore: bool) -> list[str
     return left_out + _left_out(complaints)
 
 
-async def download(process: ExecHandle, target: Path, name: str | None) -> list[str]:
-    """Make what an exec sends at ``target``, or in it, if that is a folder; returns what was left out.
+async def download(process: ExecHandle, root: Path, path: str, name: str | None) -> list[str]:
+    """Make what an exec sends at a :func:`place <place_of>`; returns what was left out.
 
     Raises:
         HelmrError: it cannot be read there, or not be written here; it would have to be written elsewhere.
     """
-    root, path = (target, "") if target.is_dir() else (target.parent, target.name)
-    if not root.is_dir():
-        raise NotFound(f"there is no folder {root}")
 
     def unpack(source: BinaryIO) -> list[str]:
         return transfer.unpack(source, str(root), path, name, careful=True)

@@ -62,9 +62,9 @@ class Execs:
     ) -> ExecHandle:
         """A handle that starts ``argv`` in a workspace when it is entered: ``async with await execs.open(…) as process``.
 
-        The workspace comes to life if it is not. ``cwd`` is the workspace's folder unless said otherwise; ``terminal`` (rows,
-        columns) gives it one, in the place of stdin, stdout and stderr; with ``idempotency_key`` the same call finds what it
-        started before. (``transfer`` copies files, and is for :meth:`Workspaces.upload`.)
+        The workspace comes to life if it is not. ``cwd`` is a path from the workspace's folder on, and that folder by
+        default; ``terminal`` (rows, columns) gives it one, in the place of stdin, stdout and stderr; with ``idempotency_key``
+        the same call finds what it started before. (``transfer`` copies files, and is for :meth:`Workspaces.upload`.)
 
         Raises:
             NotFound: no such workspace.

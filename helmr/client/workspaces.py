@@ -115,6 +115,7 @@ class Workspaces:
         """
         from helmr.client import copies
 
+        copies.check_source(Path(source))
         task = {"op": "receive", "path": path, "name": copies.name_of(str(source))}
         async with await self.execs.open(workspace, transfer=task) as process:
             return await copies.upload(process, Path(source), ignore=ignore)
@@ -126,13 +127,15 @@ class Workspaces:
         what was.
 
         Raises:
+            NotFound: there is no folder for it.
             HelmrError: it cannot be read, or not be written, or ``path`` leads out of the workspace.
         """
         from helmr.client import copies
 
+        place = copies.place_of(Path(target).absolute())
         task = {"op": "send", "path": path}
         async with await self.execs.open(workspace, transfer=task, input=False) as process:
-            return await copies.download(process, Path(target).absolute(), copies.name_of(path))
+            return await copies.download(process, *place, copies.name_of(path))
 
     async def materialize(self, workspace: str | Workspace) -> Workspace:
         """Bring a workspace to life without a run; it stays until it has been idle for a while, or is stopped.

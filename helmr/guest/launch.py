@@ -149,7 +149,7 @@ def _enter(order: dict[str, Any], settings: Settings) -> None:
     for variables in (order.get("env") or {}, order.get("secrets") or {}):
         for name, value in variables.items():
             os.environ[name] = value
-    folder = order.get("cwd") or settings.workspace
+    folder = os.path.join(settings.workspace, order.get("cwd") or "")
     try:
         os.chdir(folder)
     except OSError as error:

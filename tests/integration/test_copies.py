@@ -105,8 +105,14 @@ async def test_on_the_command_line(platform: Platform, helmr: AsyncClient, tree:
     workspace = (await _helmr(platform, helmr, *words, cwd=tree))[0].decode().strip()
     made = await helmr.workspaces.get(workspace)
     assert (made.tags, made.metadata) == (("mine",), {"owner": "ada"})
+    for upload, said in (("missing", b"there is no missing"), (".:../up", b"leads out of what is copied")):
+        _, stderr, _ = await _helmr(platform, helmr, "session", "start", "names", "--upload", upload, cwd=tree)
+        assert said in stderr
+        assert b"stays" not in stderr, "what was made for a start that did not come about is deleted"
     assert (await _helmr(platform, helmr, "workspace", "cp", "--all", ".", f"{workspace}:all", cwd=tree))[2] == 0
     assert (await _helmr(platform, helmr, "workspace", "cp", f"{workspace}:all/left.log", "back", cwd=tree))[2] == 0
     assert (tree / "back").read_text() == "left"
     _, stderr, code = await _helmr(platform, helmr, "workspace", "cp", "a", "b", cwd=tree)
     assert (code, b"one of the two" in stderr) == (2, True)
+    _, stderr, code = await _helmr(platform, helmr, "workspace", "cp", f"{workspace}:all/left.log", "-", cwd=tree)
+    assert (code, b"helmr workspace files cat" in stderr) == (2, True)

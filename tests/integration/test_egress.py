@@ -155,6 +155,12 @@ async def test_anything_else_is_refused_and_told_why(
     assert (found, says in text) == (status, True), text
 
 
+async def test_a_name_that_leads_nowhere_is_named(opened: Opened) -> None:
+    opened.egress._rules = Rules(None, Neighbourhood.of({}))
+    found, text = await opened.ask("CONNECT", "nowhere.invalid:443")
+    assert (found, "nowhere.invalid cannot be resolved: " in text) == (502, True), text
+
+
 async def test_what_is_no_request_is_refused(opened: Opened) -> None:
     for head in (b"\x16\x03\x01 hello\r\n\r\n", b"GET /\r\n\r\n", b"x" * 200_000):
         reader, writer = await asyncio.open_connection("127.0.0.1", opened.port)

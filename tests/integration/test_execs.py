@@ -64,7 +64,8 @@ async def test_environment_and_folder(helmr: AsyncClient, workspace: str) -> Non
     first = await helmr.workspaces.exec(workspace, ["sh", "-c", script], env={"COLOUR": "blue"})
     folder, colour = first.stdout.decode().splitlines()
     assert (Path(folder).name, colour) == ("sub", "blue")
-    assert (await helmr.workspaces.exec(workspace, ["pwd"], cwd=folder)).stdout.decode().strip() == folder
+    for cwd in (folder, "sub"):
+        assert (await helmr.workspaces.exec(workspace, ["pwd"], cwd=cwd)).stdout.decode().strip() == folder
 
 
 async def test_what_cannot_be_started_says_why(helmr: AsyncClient, workspace: str) -> None:

@@ -137,6 +137,8 @@ async def test_a_secret_that_is_missing_is_refused_before_a_run_exists(platform:
     with pytest.raises(UsageError, match="task fail needs the secret TOKEN, which is not set") as refused:
         await helmr.sessions.start("fail")
     assert refused.value.hint == "store it: helmr secret set TOKEN"
+    with pytest.raises(UsageError, match="needs the secret TOKEN, which is not set; nor is PIP_TOKEN"):
+        await helmr.sessions.start("in-a-built-image")
 
 
 async def test_a_secret_that_an_image_is_built_with_is_needed_at_start_and_not_given_to_the_task(

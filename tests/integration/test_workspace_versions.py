@@ -165,6 +165,9 @@ async def test_versions_are_listed_and_looked_into_without_a_container(platform:
     assert await _content(helmr, workspace, "large") == b"x" * 5_000_000
     stat = await helmr.workspaces.stat(workspace, "d/e/b")
     assert (stat.kind, stat.size, stat.target) == ("file", 1, None)
+    for path in ("/workspace/d/e/b", "d//e/./b", "/d/e/b"):
+        assert (await helmr.workspaces.stat(workspace, path)).path == "d/e/b"
+    assert await helmr.workspaces.files(workspace, "/workspace") == await helmr.workspaces.files(workspace)
     assert "materialized" not in (await _kinds(platform, helmr, workspace))[-2:]
     for path, version, error in (
         ("no", None, NotFound),
