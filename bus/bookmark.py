@@ -135,11 +135,12 @@ async def _chunks(
     last = [await stored_message(js, topology.LOGS, subject) for subject in wanted[:-1]]
     # Behind what was the last of this one, and before the barrier, there may be chunks that were just being stored.
     last.append(await _last_before(js, wanted[-1], earlier, barrier))
-    ours = {
-        stream: (message, mark)
-        for stream, message in zip(STREAMS, last, strict=True)
-        if message is not None and not _is_grave(message) and (mark := _mark(message)).execution in {execution, 0}
-    }
+    ours = {}
+    for stream, subject, message in zip(STREAMS, wanted, last, strict=True):
+        if message is not None and _mark(message).execution not in {execution, 0}:
+            message = await _last_of(js, subject, execution, barrier)  # noqa: PLW2901
+        if message is not None and not _is_grave(message):
+            ours[stream] = (message, _mark(message))
     if not all(mark.execution and mark.whole for _, mark in ours.values()):
         raise Torn("its worker knew what stands nowhere else")
     if ours:
@@ -164,6 +165,23 @@ async def _last_before(
         if message is None or (message.seq or 0) >= barrier:
             return known
         known = message
+
+
+async def _last_of(js: JetStreamContext, subject: str, execution: int, barrier: int) -> RawStreamMsg | None:
+    """The last message of an execution before a sequence, though there is one of another execution behind it.
+
+    Ours has said nothing here, then; or the other one is an earlier one, whose worker was stopped for a while, and stored what
+    it had before it heard that the run is not its own any more.
+    """
+    found, after = None, 0
+    for _ in range(_MOST):
+        message = await stored_message(js, topology.LOGS, subject, after=after)
+        if message is None or (message.seq or 0) >= barrier:
+            return found
+        after = message.seq or 0
+        if _mark(message).execution == execution:
+            found = message
+    raise Torn("what it wrote last may be too far back to be looked for")
 
 
 async def _check(js: JetStreamContext, subject: str, ours: list[tuple[RawStreamMsg, Mark]], barrier: int) -> None:

@@ -45,6 +45,12 @@ class Stored:
         fields = headers(offset=offset, dispatch=1, at=events.now(), mark=mark)
         self.landed = (await self.js.publish(subjects.log(_SCOPE, self.run, 1, stream), data, headers=fields)).seq
 
+    async def put_foreign(self, stream: str) -> None:
+        """A chunk of an earlier execution, of another worker."""
+        mark = Mark(execution=_EXECUTION - 2, position=9, offset=9, number=1, landed=0)
+        fields = headers(offset=0, dispatch=0, at=events.now(), mark=mark)
+        await self.js.publish(subjects.log(_SCOPE, self.run, 1, stream), b"123456789", headers=fields)
+
     async def find(self) -> dict[str, LogEnd]:
         found = await bookmark.find(self.js, _SCOPE, self.run, execution=_EXECUTION, attempt=1, dispatch=2)
         assert (found.events, found.waiting, found.began) == (0, 0, False)
@@ -65,6 +71,29 @@ async def test_each_stream_goes_on_at_its_last_mark(log: Stored) -> None:
     await log.put("log", b"line\n", offset=0, at=(7, 5))
     await log.put("stdout", b"***", offset=4, at=(4, 4))  # a value that is masked, cut off before its end
     assert await log.find() == {"stdout": LogEnd(4, 3), "stderr": LogEnd(), "log": LogEnd(7)}
+
+
+async def test_what_an_earlier_execution_stores_late_hides_nothing(log: Stored) -> None:
+    await log.put("stdout", b"0123", offset=0, at=(4, 4))
+    await log.put("log", b"line\n", offset=0, at=(7, 5))
+    await log.put_foreign("stdout")
+    await log.put_foreign("log")
+    assert await log.find() == {"stdout": LogEnd(4), "stderr": LogEnd(), "log": LogEnd(7)}
+
+
+async def test_what_earlier_executions_stored_is_not_taken_for_ours(log: Stored) -> None:
+    await log.put_foreign("stderr")
+    assert (await log.find())["stderr"] == LogEnd()
+
+
+async def test_too_much_of_another_execution_is_not_looked_through(
+    log: Stored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookmark, "_MOST", 3)
+    for _ in range(4):
+        await log.put_foreign("stdout")
+    with pytest.raises(Torn, match="too far back"):
+        await log.find()
 
 
 async def test_a_grave_dug_by_control_keeps_the_mark(log: Stored) -> None:
