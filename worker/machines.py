@@ -34,6 +34,8 @@ IDLE_STOP = 300.0
 _LAST_CAPTURE = 20.0
 #: Idle machines beyond this number are stopped, least recently used first.
 MAX_IDLE = 16
+#: Seconds that one too many may idle all the same: whoever comes right after shall have the processors.
+_CALM = 0.5
 
 
 class _Entry:
@@ -226,6 +228,7 @@ class Machines:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(self._next_due()):
                     await self._idle_changed.wait()
+                    await asyncio.sleep(_CALM)
 
     async def stop_unused(self) -> None:
         """Stop every machine that nobody uses, however short its rest."""
