@@ -21,7 +21,6 @@ from helmr.errors import Unavailable
 from helmr.reducers.queue import Room
 from tests.integration import worker_process
 from worker.log_pump import LogPump
-from worker.process_engine import ProcessEngine
 from worker.run_journal import RunJournal
 
 #: Header of an event: ``<worker>@<cursor of the lease>`` of whoever appended it under a lease.
@@ -90,15 +89,6 @@ def lost_chunks() -> None:
     LogPump._publish = careless  # type: ignore[method-assign]
 
 
-def leftovers() -> None:
-    """What a dead worker left running is left running."""
-
-    async def spare(*_: Any, **__: Any) -> list[str]:
-        return []
-
-    ProcessEngine._remove_leftover = spare  # type: ignore[method-assign]
-
-
 def one_too_many() -> None:
     """A queue has one slot more than it says."""
     fits = Room.fits
@@ -118,7 +108,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "fence": no_fence,
     "ttl-cancel": no_ttl_cancel,
     "log-chunks": lost_chunks,
-    "leftovers": leftovers,
     "admission": one_too_many,
 }
 
