@@ -263,7 +263,7 @@ class Log:
         try:
             seq = await self._patiently(subject, body, expected | (headers or {}))
         except Superseded:
-            last = await self.last(kind, scope, entity_id)
+            last = await self._last_patiently(kind, scope, entity_id)
             if last.event is not None and last.event.id == event.id:
                 return last
             raise
@@ -323,6 +323,17 @@ class Log:
         while True:
             try:
                 return await self._publish(subject, body, headers)
+            except Unavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await self._until_connected(deadline)
+
+    async def _last_patiently(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> Position[E]:
+        """The latest event, asked for again when the server does not answer: whether ours is stored has to be known."""
+        deadline = asyncio.get_running_loop().time() + self._patience
+        while True:
+            try:
+                return await self.last(kind, scope, entity_id)
             except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
                     raise

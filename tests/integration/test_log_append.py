@@ -151,6 +151,31 @@ async def test_an_unknown_outcome_is_resolved(log: Log, monkeypatch: pytest.Monk
     assert after.state.cursor == 3
 
 
+async def test_it_is_resolved_although_the_question_is_not_answered_at_first(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    position = await _running(log)
+    publish, last, silences = log._publish, log.last, ["publish", "last", "last"]
+
+    async def twice(subject: str, body: bytes, headers: dict[str, str]) -> int:
+        seq = await publish(subject, body, headers)
+        if "publish" in silences:
+            silences.remove("publish")
+            raise Unavailable("the answer was lost")
+        return seq
+
+    async def slow(*arguments: object) -> object:
+        if "last" in silences:
+            silences.remove("last")
+            raise Unavailable("NATS does not answer")
+        return await last(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(log, "_publish", twice)
+    monkeypatch.setattr(log, "last", slow)
+    appended = await log.append(RUN, _SCOPE, position.state.id, position, _output(1))
+    assert (silences, appended.event and appended.event.data) == ([], {"n": 1})
+
+
 async def test_an_append_outlasts_a_restart_of_the_server(log: Log, nats_server: EmbeddedServer) -> None:
     position = await _running(log)
     keeping = asyncio.create_task(nats_server.supervise())
