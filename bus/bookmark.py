@@ -136,9 +136,9 @@ async def _chunks(
     # Behind what was the last of this one, and before the barrier, there may be chunks that were just being stored.
     last.append(await _last_before(js, wanted[-1], earlier, barrier))
     ours = {}
-    for stream, subject, message in zip(STREAMS, wanted, last, strict=True):
-        if message is not None and _mark(message).execution not in {execution, 0}:
-            message = await _last_of(js, subject, execution, barrier)  # noqa: PLW2901
+    for stream, subject, latest in zip(STREAMS, wanted, last, strict=True):
+        foreign = latest is not None and _mark(latest).execution not in {execution, 0}
+        message = await _last_of(js, subject, execution, barrier) if foreign else latest
         if message is not None and not _is_grave(message):
             ours[stream] = (message, _mark(message))
     if not all(mark.execution and mark.whole for _, mark in ours.values()):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -76,6 +76,7 @@ class _Event(Protocol):
 
 S = TypeVar("S", bound=_State)
 E = TypeVar("E", bound=_Event)
+T = TypeVar("T")
 
 
 class Kind(Generic[S, E]):
@@ -263,7 +264,8 @@ class Log:
         try:
             seq = await self._patiently(subject, body, expected | (headers or {}))
         except Superseded:
-            last = await self._last_patiently(kind, scope, entity_id)
+            # Whether it is ours has to be known, even if the server does not answer that at once, either.
+            last = await self._insist(lambda: self.last(kind, scope, entity_id))
             if last.event is not None and last.event.id == event.id:
                 return last
             raise
@@ -319,21 +321,14 @@ class Log:
 
     async def _patiently(self, subject: str, body: bytes, headers: dict[str, str]) -> int:
         """Publish, again when the server does not answer; what was stored and not acknowledged is stored twice, or refused."""
-        deadline = asyncio.get_running_loop().time() + self._patience
-        while True:
-            try:
-                return await self._publish(subject, body, headers)
-            except Unavailable:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await self._until_connected(deadline)
+        return await self._insist(lambda: self._publish(subject, body, headers))
 
-    async def _last_patiently(self, kind: Kind[S, E], scope: Scope, entity_id: str) -> Position[E]:
-        """The latest event, asked for again when the server does not answer: whether ours is stored has to be known."""
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the server, and again while it does not answer and our patience lasts."""
         deadline = asyncio.get_running_loop().time() + self._patience
         while True:
             try:
-                return await self.last(kind, scope, entity_id)
+                return await ask()
             except Unavailable:
                 if asyncio.get_running_loop().time() > deadline:
                     raise

@@ -86,7 +86,6 @@ class Claims:
             Misplaced: another worker has it, or another host its files.
             Conflict: it is deleted.
         """
-
         ahead = self._ahead.pop((scope, workspace_id), None)
         if ahead is not None:
             state = await ahead.claiming

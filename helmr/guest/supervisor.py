@@ -38,8 +38,9 @@ _FAREWELL = 1.0
 #: Seconds after an end until spare processes are forked: at once would slow down the one that is starting (measured, back to
 #: back: first byte 2.5 ms with this, 3.7 when forked at the end of the one before, 5 without a spare; with 3 ms between runs
 #: 1.0 ms).
-#: And seconds after a start: what ends before that leaves a shim, which saves a fork, and has had the processors for itself.
-_SPARE_DELAY, _SPARE_DELAY_AFTER_START = 0.001, 0.02
+_SPARE_AFTER_END = 0.001
+#: And after a start: what ends before that leaves a shim, which saves a fork, and has had the processors for itself.
+_SPARE_AFTER_START = 0.02
 
 
 class Supervisor:
@@ -248,7 +249,7 @@ class Supervisor:
         self.next_number = max(self.next_number, number + 1)
         self.take_note_of_company(child)
         self.shims.prepare(child)
-        self.spare_at = self.spare_at or time.monotonic() + _SPARE_DELAY_AFTER_START
+        self.spare_at = self.spare_at or time.monotonic() + _SPARE_AFTER_START
         self.place_secrets(child, spec)
         if child.alive:
             if key is not None and child.shim is not None and child.shim.key != key:
@@ -350,4 +351,4 @@ class Supervisor:
         exited["oom"] = bool(hit and cgroup.oom_kills() > child.oom_kills)
         child.journal.append(protocol.EXITED, json.dumps(exited).encode())
         if not self.stopping:
-            self.spare_at = time.monotonic() + _SPARE_DELAY
+            self.spare_at = time.monotonic() + _SPARE_AFTER_END

@@ -42,17 +42,25 @@ async def test_it_is_started_again_when_it_is_killed_while_it_starts(
     await keeping
 
 
-async def test_it_is_given_up_when_it_never_gets_as_far_as_answering(
-    nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    broken = tmp_path / "nats-server"
+def _break(monkeypatch: pytest.MonkeyPatch, folder: Path, *, delay: float) -> None:
+    """Have every further start fail, and the first of them be followed by another one after ``delay`` seconds."""
+    broken = folder / "nats-server"
     broken.write_text("#!/bin/sh\necho no room >&2\nexit 7\n")
     broken.chmod(0o755)
     monkeypatch.setattr(module, "find_binary", lambda: broken)
-    monkeypatch.setattr(module, "_RESTART_DELAY", 0.001)
-    pid = nats_server.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
+    monkeypatch.setattr(module, "_RESTART_DELAY", delay)
+
+
+def _kill(server: EmbeddedServer) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+
+
+async def test_it_is_given_up_when_it_never_gets_as_far_as_answering(
+    nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _break(monkeypatch, tmp_path, delay=0.001)
+    _kill(nats_server)
     with pytest.raises(Unavailable, match=r"(?s)ended with 7.*no room"):
         async with asyncio.timeout(30):
             await nats_server.supervise()
@@ -61,15 +69,9 @@ async def test_it_is_given_up_when_it_never_gets_as_far_as_answering(
 async def test_it_stays_stopped_when_it_is_stopped_between_two_starts(
     nats_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = tmp_path / "nats-server"
-    broken.write_text("#!/bin/sh\nexit 7\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(module, "find_binary", lambda: broken)
-    monkeypatch.setattr(module, "_RESTART_DELAY", 3600.0)
-    pid = nats_server.pid
-    assert pid is not None
+    _break(monkeypatch, tmp_path, delay=3600.0)
     keeping = asyncio.create_task(nats_server.supervise())
-    os.kill(pid, signal.SIGKILL)
+    _kill(nats_server)
     async with asyncio.timeout(30):
         while "starting it again in" not in caplog.text:  # noqa: ASYNC110  # a line in the log is all there is
             await asyncio.sleep(0.01)
