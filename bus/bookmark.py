@@ -9,7 +9,8 @@ keeps the dead one from adding events; that it adds no chunks :func:`silence` ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import math
+from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple
 
 import nats.errors
@@ -155,16 +156,32 @@ async def _put_barrier(js: JetStreamContext, subject: str, run_id: str, attempt:
     return await publish(js, subject, b"", fields)
 
 
+async def _stored(
+    js: JetStreamContext, subject: str, *, after: int, before: int, most: float = math.inf
+) -> AsyncIterator[RawStreamMsg]:
+    """The messages under a subject between two sequences, oldest first.
+
+    Raises:
+        Torn: there may be more than ``most`` of them.
+    """
+    count = 0
+    while count < most:
+        message = await stored_message(js, topology.LOGS, subject, after=after)
+        if message is None or (message.seq or 0) >= before:
+            return
+        yield message
+        after = message.seq or 0
+        count += 1
+    raise Torn("what it wrote last is too far back to be looked through")
+
+
 async def _last_before(
     js: JetStreamContext, subject: str, known: RawStreamMsg | None, barrier: int
 ) -> RawStreamMsg | None:
     """The last message under a subject before a sequence; ``known`` was the last one a moment before."""
-    while True:
-        after = (known.seq or 0) if known is not None else 0
-        message = await stored_message(js, topology.LOGS, subject, after=after)
-        if message is None or (message.seq or 0) >= barrier:
-            return known
+    async for message in _stored(js, subject, after=(known.seq or 0) if known else 0, before=barrier):
         known = message
+    return known
 
 
 async def _last_of(js: JetStreamContext, subject: str, execution: int, barrier: int) -> RawStreamMsg | None:
@@ -173,15 +190,10 @@ async def _last_of(js: JetStreamContext, subject: str, execution: int, barrier: 
     Ours has said nothing here, then; or the other one is an earlier one, whose worker was stopped for a while, and stored what
     it had before it heard that the run is not its own any more.
     """
-    found, after = None, 0
-    for _ in range(_MOST):
-        message = await stored_message(js, topology.LOGS, subject, after=after)
-        if message is None or (message.seq or 0) >= barrier:
-            return found
-        after = message.seq or 0
-        if _mark(message).execution == execution:
-            found = message
-    raise Torn("what it wrote last may be too far back to be looked for")
+    found = None
+    async for message in _stored(js, subject, after=0, before=barrier, most=_MOST):
+        found = message if _mark(message).execution == execution else found
+    return found
 
 
 async def _check(js: JetStreamContext, subject: str, ours: list[tuple[RawStreamMsg, Mark]], barrier: int) -> None:
@@ -189,17 +201,11 @@ async def _check(js: JetStreamContext, subject: str, ours: list[tuple[RawStreamM
     dispatch = max(_dispatch(message) for message, _ in ours)
     latest = max((mark for message, mark in ours if _dispatch(message) == dispatch), key=lambda mark: mark.number)
     numbers: set[int] = set()
-    first, after = 1, max(latest.landed - 1, 0)
-    for _ in range(_MOST):
-        message = await stored_message(js, topology.LOGS, subject, after=after)
-        if message is None or (message.seq or 0) >= barrier:
-            break
-        after = message.seq or 0
+    first = 1
+    async for message in _stored(js, subject, after=max(latest.landed - 1, 0), before=barrier, most=_MOST):
         if _dispatch(message) == dispatch:
             numbers.add(_mark(message).number)
-            first = _mark(message).number if after == latest.landed else first
-    else:
-        raise Torn("what it wrote last is too far back to be looked through")
+            first = _mark(message).number if message.seq == latest.landed else first
     if not numbers >= set(range(first, latest.number + 1)):
         raise Torn("a part of what it wrote was lost with its worker")
 
